@@ -1,3 +1,10 @@
 """A Lightning-style trainer for PyTorch, right for closures and non-smooth penalties."""
 
-__version__ = "0.1.0"
+from framework._version import __version__
+from framework.callback import Callback
+from framework.closure import Closure
+from framework.module import Module
+from framework.replay import seed_everything
+from framework.trainer import Trainer
+
+__all__ = ["Callback", "Closure", "Module", "Trainer", "__version__", "seed_everything"]

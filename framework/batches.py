@@ -1,0 +1,84 @@
+"""A data loader as the loop reads it: cut to a limit, and moved to the device."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+
+from framework.checks import check_loader
+
+
+class Batches:
+    """The first ``limit`` batches of a loader, on a device.
+
+    Args:
+        loader: A `DataLoader`, a `TensorLoader` or any iterable of batches.
+        limit: How many batches (int) or which share of them (float) to read; None means all.
+        device: Where the batches shall be. A loader with a method ``to`` is moved as a whole, once.
+        name: What to call the loader in errors.
+    """
+
+    def __init__(self, loader: Any, *, limit: int | float | None, device: torch.device, name: str) -> None:
+        check_loader(loader, name)
+        self.loader = loader.to(device) if hasattr(loader, "to") else loader
+        self._name = name
+        self.limit = limit
+        # On the CPU nothing needs to be moved, and the move costs as much as a small batch.
+        self._device = None if device.type == "cpu" or hasattr(loader, "to") else device
+        self.epoch = 0
+
+    @property
+    def limit(self) -> int | float | None:
+        """The limit as it was given; -1 means all, like None."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int | float | None) -> None:
+        self._limit = None if limit == -1 else limit
+        length = len(self.loader) if hasattr(self.loader, "__len__") else math.inf
+        self.num_batches = _limited(length, self._limit, self._name)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches of ``self.epoch``: the same ones, in the same order, as often as they are read with one seed."""
+        for owner in (self.loader, *(getattr(self.loader, name, None) for name in ("sampler", "batch_sampler"))):
+            if hasattr(owner, "set_epoch"):
+                owner.set_epoch(self.epoch)
+        batches: Iterator[Any] = iter(self.loader)
+        if self._limit is not None:
+            batches = itertools.islice(batches, int(self.num_batches))
+        if self._device is not None:
+            batches = (move_data_to_device(batch, self._device) for batch in batches)
+        return batches
+
+    def hold(self) -> None:
+        """Read the batches once and repeat exactly these from now on (``overfit_batches``)."""
+        self.loader, self._device = list(self), None
+        self.limit = None
+
+    def generators(self) -> list[torch.Generator]:
+        """The generators that the order is drawn from, besides the global ones and those of a ``set_epoch``."""
+        owners = (self.loader, getattr(self.loader, "sampler", None))
+        found = {id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
+        return list(found.values())
+
+
+def _limited(num_batches: float, limit: int | float | None, name: str) -> float:
+    if limit is None or (isinstance(limit, float) and limit == 1.0):
+        return num_batches
+    if isinstance(limit, float) and not isinstance(limit, bool):
+        if not 0 <= limit <= 1:
+            raise ValueError(f"the limit on {name} is {limit}; a share lies between 0.0 and 1.0, a number is an int")
+        if num_batches == math.inf:
+            raise ValueError(f"the limit on {name} is the share {limit}, but it has no length: give a number (int)")
+        limited = int(num_batches * limit)
+        if limited == 0 and limit > 0:
+            raise ValueError(f"{limit} of the {num_batches} batches of {name} is none: use at least {1 / num_batches}")
+        return limited
+    if limit < 0:
+        raise ValueError(f"the limit on {name} is {limit}; it must be at least 0")
+    return min(num_batches, limit)

@@ -1,0 +1,205 @@
+"""Callbacks, and the one timeline of when each hook fires.
+
+``Trainer.fit`` fires, in this order (callbacks in the order given, checkpoints last of all; then the module's own
+hook of the same name, without the arguments ``trainer`` and ``module``)::
+
+    setup("fit")
+    on_fit_start
+    on_sanity_check_start, (the validation hooks), on_sanity_check_end
+    on_train_start
+    every epoch:
+        on_train_epoch_start
+        every optimizer step:
+            on_train_batch_start
+            on_after_backward           after each evaluation with gradients
+            on_before_optimizer_step    before clipping; optimizers that evaluate once only
+            (optimizer.step, schedulers by step)
+            on_train_batch_end
+            (on every log_every_n_steps-th step: the loggers get its values)
+        when validation is due:
+            on_validation_start, on_validation_epoch_start
+            every batch: on_validation_batch_start, on_validation_batch_end
+            on_validation_epoch_end, (the epoch's means are published), on_validation_end
+        (schedulers by epoch; the epoch's means are published)
+        on_train_epoch_end
+    on_train_end
+    on_fit_end
+    teardown("fit")
+
+``validate``, ``test`` and ``predict`` fire ``setup``, their own ``on_<stage>_...`` hooks and ``teardown``. An exception
+fires ``on_exception`` and then ``teardown``. ``on_save_checkpoint`` and ``on_load_checkpoint`` fire when they say so.
+
+A *step* of ``accumulate_grad_batches=k`` evaluates k batches, perhaps several times: its two batch hooks fire once, and
+``batch`` is the list of them; with ``"epoch"`` it is the data loader itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from framework.module import Module
+
+if TYPE_CHECKING:
+    from framework.trainer import Trainer
+
+
+class Callback:
+    """Things to do at given moments of a run. Override what you need; the module's docstring says when each fires."""
+
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        """A run begins; ``stage`` is "fit", "validate", "test" or "predict"."""
+
+    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+        """A run is over, also after an exception."""
+
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
+        """The module is on its device, the optimizer is made, the checkpoint (if any) is loaded."""
+
+    def on_fit_end(self, trainer: Trainer, module: Module) -> None:
+        """Training is over; loggers are still open."""
+
+    def on_sanity_check_start(self, trainer: Trainer, module: Module) -> None:
+        """A few validation batches are about to be tried before training."""
+
+    def on_sanity_check_end(self, trainer: Trainer, module: Module) -> None:
+        """The validation batches were tried; their metrics are dropped."""
+
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        """The first epoch is about to start."""
+
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        """The last epoch is over, or the run was stopped in the middle of one."""
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        """An epoch is about to start."""
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """An epoch is over, validation and schedulers included."""
+
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
+        """An optimizer step is about to start."""
+
+    def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """An optimizer step is over; ``outputs`` is a mapping with "loss": what `training_step` returned first."""
+
+    def on_after_backward(self, trainer: Trainer, module: Module) -> None:
+        """The gradients of the whole group of batches lie in the parameters."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
+        """The gradients are final but for clipping."""
+
+    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+        """Validation begins."""
+
+    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+        """Validation is over, its metrics are published."""
+
+    def on_validation_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        """The validation data are about to be read."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """The validation data are read; what is logged here still counts."""
+
+    def on_validation_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
+        """Before `validation_step`."""
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After `validation_step`; ``outputs`` is what it returned."""
+
+    def on_test_start(self, trainer: Trainer, module: Module) -> None:
+        """Testing begins."""
+
+    def on_test_end(self, trainer: Trainer, module: Module) -> None:
+        """Testing is over, its metrics are published."""
+
+    def on_test_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        """The test data are about to be read."""
+
+    def on_test_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """The test data are read; what is logged here still counts."""
+
+    def on_test_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
+        """Before `test_step`."""
+
+    def on_test_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After `test_step`; ``outputs`` is what it returned."""
+
+    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
+        """Prediction begins."""
+
+    def on_predict_end(self, trainer: Trainer, module: Module) -> None:
+        """Prediction is over."""
+
+    def on_predict_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        """The data are about to be read."""
+
+    def on_predict_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """The data are read."""
+
+    def on_predict_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
+        """Before `predict_step`."""
+
+    def on_predict_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After `predict_step`; ``outputs`` is the prediction."""
+
+    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+        """Something was raised; it is raised again after this."""
+
+    def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is about to be written; entries may be added (numbers, strings, tensors, lists, mappings)."""
+
+    def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint was read and is about to be restored."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this callback."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_") or name in ("setup", "teardown"))
+
+
+class Hooks:
+    """For every hook, the list of those who overrode it, bound to their arguments: ``hooks.on_fit_start`` is a list.
+
+    Built once at the start of a run, so that a hook nobody overrides costs nothing.
+    """
+
+    def __init__(self, trainer: Trainer, module: Module, callbacks: Sequence[Callback]) -> None:
+        for owner in (*callbacks, module):
+            refuse_unknown_hooks(owner)
+        self._listeners: dict[str, list[Callable[..., None]]] = {}
+        for name in HOOKS:
+            listeners = [partial(getattr(c, name), trainer, module) for c in callbacks if _overrides(c, name)]
+            if callable(own := getattr(module, name, None)):
+                listeners.append(own)
+            self._listeners[name] = listeners
+
+    def __getattr__(self, name: str) -> list[Callable[..., None]]:
+        return self._listeners[name]
+
+    def call(self, name: str, *args: Any) -> None:
+        """Fire one hook."""
+        for listener in self._listeners[name]:
+            listener(*args)
+
+
+def refuse_unknown_hooks(owner: Callback | Module) -> None:
+    """Raise a ValueError for a method called ``on_...`` that no moment of a run would call."""
+    for name in dir(type(owner)):
+        if name.startswith("on_") and name not in HOOKS and callable(getattr(type(owner), name)):
+            near = difflib.get_close_matches(name, HOOKS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "rename it, so that it does not start with 'on_'"
+            raise ValueError(f"{type(owner).__name__}.{name} is no hook and would never be called: {hint}")
+
+
+def _overrides(callback: Callback, name: str) -> bool:
+    return getattr(type(callback), name) is not getattr(Callback, name)

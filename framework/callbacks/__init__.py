@@ -1,0 +1,33 @@
+"""Ready callbacks, one per file."""
+
+from collections.abc import Sequence
+
+from framework.callback import Callback
+from framework.callbacks.early_stopping import EarlyStopping
+from framework.callbacks.model_checkpoint import ModelCheckpoint
+from framework.callbacks.model_summary import ModelSummary
+from framework.callbacks.progress_bar import ProgressBar
+
+__all__ = ["EarlyStopping", "ModelCheckpoint", "ModelSummary", "ProgressBar"]
+
+
+def default_callbacks(
+    given: Callback | Sequence[Callback] | None,
+    *,
+    summary: bool,
+    progress_bar: bool,
+    checkpointing: bool,
+    fast_dev_run: bool,
+) -> list[Callback]:
+    """The callbacks of a trainer: those given, the defaults they do not replace, and checkpoints last."""
+    callbacks = [given] if isinstance(given, Callback) else list(given or [])
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks has {type(callback).__name__}, which is no framework.Callback")
+    wanted = ((summary, ModelSummary), (progress_bar, ProgressBar), (checkpointing, ModelCheckpoint))
+    for want, kind in wanted:
+        if want and not any(isinstance(callback, kind) for callback in callbacks):
+            callbacks.append(kind())
+    if fast_dev_run:
+        callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
+    return sorted(callbacks, key=lambda callback: isinstance(callback, ModelCheckpoint))

@@ -1,0 +1,63 @@
+"""Stop when a metric no longer improves."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from framework.callbacks.monitor import Monitor
+from framework.module import Module
+
+if TYPE_CHECKING:
+    from framework.trainer import Trainer
+
+
+class EarlyStopping(Monitor):
+    """End training when a metric has not improved for a while. Looks at the end of every epoch with a new value.
+
+    Args:
+        monitor: The name of the metric, such as "val/loss".
+        min_delta: By how much a value must be better than the best one to count.
+        patience: Stop at this many values in a row without improvement.
+        mode: "min" if less is better, "max" if more is.
+        check_finite: Stop at once when the metric is NaN or infinite.
+        stopping_threshold: Stop at once when the metric is better than this.
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        *,
+        min_delta: float = 0.0,
+        patience: int = 3,
+        mode: str = "min",
+        check_finite: bool = True,
+        stopping_threshold: float | None = None,
+    ) -> None:
+        super().__init__(monitor, mode, min_delta)
+        self.patience = patience
+        self.check_finite = check_finite
+        self.stopping_threshold = stopping_threshold
+        self.wait_count = 0
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        value = self.new_value(trainer.metrics)
+        if value is None or trainer.fast_dev_run:
+            return
+        self.wait_count = 0 if self.improves(value) else self.wait_count + 1
+        sign = 1 if self.mode == "min" else -1
+        if self.check_finite and not math.isfinite(value):
+            trainer.stop(f"early_stopping: {self.monitor} is {value}")
+        elif self.stopping_threshold is not None and sign * value < sign * self.stopping_threshold:
+            trainer.stop(f"early_stopping: {self.monitor} reached {value:g}")
+        elif self.wait_count >= self.patience:
+            trainer.stop(
+                f"early_stopping: {self.monitor} has not improved on {self.best:g} for {self.wait_count} checks"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "wait_count": self.wait_count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.wait_count = state_dict["wait_count"]

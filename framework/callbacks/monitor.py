@@ -1,0 +1,66 @@
+"""What early stopping and checkpoints share: a metric that they watch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from framework.callback import Callback
+from framework.metrics import Metrics
+
+
+class Monitor(Callback):
+    """A callback that looks at a metric whenever it has a new value.
+
+    Args:
+        monitor: The name of the metric, such as "val/loss".
+        mode: "min" if less is better, "max" if more is.
+        min_delta: By how much a value must be better than the best one to count.
+
+    Attributes:
+        best: The best value so far; None before the first.
+    """
+
+    def __init__(self, monitor: str | None, mode: str, min_delta: float = 0.0) -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode={mode!r} of {type(self).__name__}; it must be 'min' or 'max'")
+        self.monitor = monitor
+        self.mode = mode
+        self.min_delta = min_delta
+        self.best: float | None = None
+        self._seen = 0
+
+    def new_value(self, metrics: Metrics) -> float | None:
+        """The value of the metric, if it is news.
+
+        Raises:
+            ValueError: The metric was never logged; those that were are named.
+        """
+        assert self.monitor is not None
+        if self.monitor not in metrics.updated:
+            raise ValueError(
+                f"{type(self).__name__} monitors {self.monitor!r}, which was never logged; logged so far: "
+                f"{', '.join(sorted(metrics.callback_metrics)) or 'nothing'}"
+            )
+        if metrics.updated[self.monitor] == self._seen:
+            return None
+        self._seen = metrics.updated[self.monitor]
+        return metrics.callback_metrics[self.monitor]
+
+    def improves(self, value: float) -> bool:
+        """Whether the value is better than all before; then it becomes the best."""
+        if not math.isfinite(value):
+            return False
+        sign = 1 if self.mode == "min" else -1
+        better = self.best is None or sign * value < sign * self.best - self.min_delta
+        if better:
+            self.best = value
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"monitor": self.monitor, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # The best value of one metric says nothing of another.
+        if state_dict["monitor"] == self.monitor:
+            self.best = state_dict["best"]

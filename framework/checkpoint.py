@@ -1,0 +1,170 @@
+"""What a checkpoint holds, how it is written so that a crash cannot spoil it, and how it is read without running code.
+
+A checkpoint is one mapping of tensors, numbers, strings and containers of them:
+
+=====================  ===================================================================================
+``version``            of this package
+``progress``           epochs completed, batches of the next one done, optimizer steps (`Progress`)
+``closure_evaluations``
+``state_dict``         the module's parameters and buffers
+``optimizer``          its ``state_dict()``
+``lr_schedulers``      their ``state_dict()``, in order
+``callbacks``          their ``state_dict()``, by class name and position
+``rng``                the global random generators
+=====================  ===================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from framework._version import __version__
+from framework.callback import Callback
+from framework.module import Module
+from framework.replay import rng_state, set_rng_state
+
+if TYPE_CHECKING:
+    from framework.trainer import Trainer
+
+_NEEDED = ("progress", "closure_evaluations", "state_dict", "optimizer", "lr_schedulers", "callbacks", "rng")
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: The index of the epoch under way.
+        epochs_completed: The same, plus one at the end of an epoch, when checkpoints are written.
+        batch_idx: How many batches of the next epoch are done.
+        global_step: Optimizer steps taken.
+        epoch_rng: The random generators at the start of the epoch under way, to draw its order of batches again.
+    """
+
+    epoch: int = 0
+    epochs_completed: int = 0
+    batch_idx: float = 0
+    global_step: int = 0
+    epoch_rng: dict[str, Any] = field(default_factory=dict)
+
+
+def save(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Write a checkpoint: to a temporary file beside it first, so that ``path`` always holds a whole one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
+    try:
+        with file:
+            torch.save(dict(checkpoint), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
+    except BaseException:
+        os.unlink(file.name)
+        raise
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU. Nothing in the file is executed (``weights_only=True``).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is truncated, no checkpoint of a trainer, or would run code.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors and would run code when loaded, or is no checkpoint"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is truncated or no checkpoint: {str(error).splitlines()[0]}") from error
+    missing = [key for key in _NEEDED if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise ValueError(f"{path} is no checkpoint of a Trainer: it lacks {', '.join(missing)}")
+    return checkpoint
+
+
+def load_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Load parameters and buffers into a module, all or nothing.
+
+    Raises:
+        ValueError: They belong to another model; the entries that differ are named, and the module is unchanged.
+    """
+    own = module.state_dict()
+    wrong = [f"{name} is missing" for name in own.keys() - state_dict.keys()]
+    wrong += [f"{name} is unknown to the model" for name in state_dict.keys() - own.keys()]
+    wrong += [
+        f"{name} has shape {tuple(state_dict[name].shape)} for {tuple(own[name].shape)}"
+        for name in own.keys() & state_dict.keys()
+        if isinstance(own[name], torch.Tensor) and state_dict[name].shape != own[name].shape
+    ]
+    if wrong:
+        listed = "; ".join(sorted(wrong)[:5]) + ("; ..." if len(wrong) > 5 else "")
+        raise ValueError(f"{path} is from another model than this {type(module).__name__}: {listed}")
+    module.load_state_dict(dict(state_dict))
+
+
+def collect(trainer: Trainer) -> dict[str, Any]:
+    """The state of a run, everything that `restore` needs."""
+    checkpoint: dict[str, Any] = {
+        "version": __version__,
+        "progress": {**vars(trainer.progress), "epoch": trainer.progress.epochs_completed},
+        "closure_evaluations": trainer.closure.evaluations,
+        "state_dict": trainer.module.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "lr_schedulers": [config.state_dict() for config in trainer.schedulers],
+        "callbacks": {name: state for name, c in _named_callbacks(trainer) if (state := c.state_dict())},
+        "rng": rng_state(),
+    }
+    trainer.call("on_save_checkpoint", checkpoint)
+    return checkpoint
+
+
+def restore(trainer: Trainer, path: str | Path) -> None:
+    """Put a run that is set up but not started into the state of a checkpoint.
+
+    Raises:
+        ValueError: The file is no good, or from another model or optimizer.
+        FileNotFoundError: There is no such file.
+    """
+    checkpoint = load(path)
+    trainer.call("on_load_checkpoint", checkpoint)
+    load_weights(trainer.module, checkpoint["state_dict"], path)
+    if len(checkpoint["lr_schedulers"]) != len(trainer.schedulers):
+        raise ValueError(
+            f"{path} has {len(checkpoint['lr_schedulers'])} schedulers, this run {len(trainer.schedulers)}: "
+            "continue with the configuration of the run that wrote it"
+        )
+    try:
+        trainer.optimizer.load_state_dict(checkpoint["optimizer"])
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} does not fit the optimizer {type(trainer.optimizer).__name__}: {error}") from error
+    for config, state in zip(trainer.schedulers, checkpoint["lr_schedulers"], strict=True):
+        config.load_state_dict(state)
+    for name, callback in _named_callbacks(trainer):
+        if name in checkpoint["callbacks"]:
+            callback.load_state_dict(checkpoint["callbacks"][name])
+    trainer.progress = Progress(**checkpoint["progress"])
+    trainer.closure.evaluations = checkpoint["closure_evaluations"]
+    set_rng_state(checkpoint["rng"])
+
+
+def _named_callbacks(trainer: Trainer) -> Iterator[tuple[str, Callback]]:
+    """Each callback with a name that is the same in the next run: its class, numbered from the second on."""
+    count: Counter[str] = Counter()
+    for callback in trainer.callbacks:
+        name = type(callback).__name__
+        count[name] += 1
+        yield name if count[name] == 1 else f"{name}-{count[name]}", callback

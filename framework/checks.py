@@ -1,0 +1,132 @@
+"""What a run refuses: bad settings and bad input, found once, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from framework.module import Module
+
+
+def check_module(module: Any) -> None:
+    """Refuse what is no `Module`.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not isinstance(module, Module):
+        raise TypeError(
+            f"model is {_describe(module)}; pass a framework.Module: subclass it and define training_step(batch, "
+            "batch_idx) and configure_optimizers()"
+        )
+
+
+def check_loader(loader: Any, name: str) -> None:
+    """Refuse what cannot be iterated, and a loader without batches.
+
+    Raises:
+        TypeError: It is not iterable, or several loaders are given.
+        ValueError: Its length is 0.
+    """
+    if isinstance(loader, Mapping | list | tuple) and any(hasattr(part, "dataset") for part in loader):
+        raise TypeError(f"{name} holds several loaders; a Trainer takes one: concatenate the datasets")
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise TypeError(f"{name} is {_describe(loader)}; pass a DataLoader, a TensorLoader or any iterable of batches")
+    if hasattr(loader, "__len__") and len(loader) == 0:
+        raise ValueError(f"{name} has no batches: is the dataset empty, or smaller than a batch with drop_last=True?")
+
+
+def check_param_groups(module: Module, optimizer: Optimizer) -> None:
+    """Every trainable parameter in exactly one group, and every group saying whether it is penalized, if one does.
+
+    Raises:
+        ValueError: Otherwise; the parameters and groups are named.
+    """
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    optimized = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    if missing := [name for parameter, name in names.items() if parameter.requires_grad and parameter not in optimized]:
+        raise ValueError(
+            f"in no parameter group of {type(optimizer).__name__}: {', '.join(missing)}. "
+            "Add them to param_groups(), or freeze them by requires_grad_(False)"
+        )
+    _check_penalized(module.param_groups(), needed=module.penalty is not None)
+    _check_penalized(optimizer.param_groups, needed=False)
+
+
+def _check_penalized(groups: list[dict[str, Any]], *, needed: bool) -> None:
+    said = ["penalized" in group for group in groups]
+    if not all(said) and (needed or any(said)):
+        raise ValueError(
+            f"parameter group {said.index(False)} does not say whether it is penalized: "
+            'add "penalized": True, False, or a boolean mask of the parameter\'s shape'
+        )
+    for index, group in enumerate(groups):
+        mask = group.get("penalized")
+        if isinstance(mask, Tensor):
+            params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+            if mask.dtype != torch.bool or any(mask.shape != p.shape for p in params):
+                raise ValueError(
+                    f'the "penalized" mask of parameter group {index} is {mask.dtype} of shape {tuple(mask.shape)}; it '
+                    f"must be boolean, of the shape of its parameter: {[tuple(p.shape) for p in params]}"
+                )
+        elif mask not in (None, True, False):
+            raise ValueError(f'parameter group {index} has "penalized": {mask!r}; True, False or a mask is allowed')
+
+
+def check_reevaluation(optimizer: Optimizer, gradient_clip_val: float | None, *, fp16: bool) -> None:
+    """Refuse settings under which value and gradient of a re-evaluated objective would disagree.
+
+    Raises:
+        ValueError: Clipping or a gradient scaler, for an optimizer that evaluates more than once per step.
+    """
+    name = type(optimizer).__name__
+    if gradient_clip_val:
+        raise ValueError(
+            f"gradient_clip_val={gradient_clip_val} with {name}, which evaluates its closure many times per step: "
+            "clipped gradients would disagree with the values. Drop gradient_clip_val, or use another optimizer"
+        )
+    if fp16:
+        raise ValueError(
+            f"precision='16-mixed' with {name}, which evaluates its closure many times per step: scaled gradients "
+            "would disagree with the values. Use precision='bf16-mixed' or '32-true', or another optimizer"
+        )
+
+
+def check_output(module: Module, output: Any) -> None:
+    """Refuse what `training_step` may not return; synchronizes with the device, so it is asked once per fit.
+
+    Raises:
+        TypeError: It is not a tensor, a pair of tensors, or a mapping with "loss".
+        ValueError: The loss is not a finite scalar with a gradient, or a penalty is returned twice.
+    """
+    step = f"{type(module).__name__}.training_step"
+    allowed = 'return a scalar loss, (loss, penalty), or a mapping with "loss" and optionally "penalty"'
+    parts = output
+    if isinstance(output, Mapping):
+        parts = tuple(output[key] for key in ("loss", "penalty") if output.get(key) is not None)
+    if isinstance(parts, Tensor):
+        parts = (parts,)
+    if not isinstance(parts, tuple | list) or len(parts) not in (1, 2) or not all(isinstance(p, Tensor) for p in parts):
+        raise TypeError(f"{step} returned {_describe(output)}; {allowed}")
+    if isinstance(output, Mapping) and "loss" not in output:
+        raise TypeError(f"{step} returned a mapping without 'loss', only {sorted(output)}; {allowed}")
+    if len(parts) == 2 and module.penalty is not None:
+        raise ValueError(
+            f"{step} returned a penalty, and the module has a penalty object too: it would count twice. "
+            "Return the loss alone, or set the module's penalty to None"
+        )
+    for part in parts:
+        if part.numel() != 1:
+            raise ValueError(f"{step} returned a tensor of shape {tuple(part.shape)}; take its mean(): {allowed}")
+        if not torch.isfinite(part).all():
+            raise ValueError(f"{step} returned {part.item()} at the first step: are there NaNs in the data?")
+    if torch.is_grad_enabled() and not parts[0].requires_grad:
+        raise ValueError(f"{step} returned a loss that depends on no parameter: is it detached, or made by item()?")
+
+
+def _describe(value: Any) -> str:
+    return f"{type(value).__name__}" + (f" ({value!r:.60})" if value is not None else "")

@@ -1,0 +1,232 @@
+"""What one optimizer step evaluates: f, or f + g, over a group of micro-batches, as often as the optimizer asks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from framework.batches import Batches
+from framework.checks import check_output
+from framework.metrics import Metrics, num_samples
+from framework.module import Module
+from framework.replay import Replay
+
+
+class Closure:
+    """The objective of the current step, as ``optimizer.step`` receives it.
+
+    The trainer brackets every step by `begin` and `end`. In between, each evaluation sees the same function: the same
+    batches, dropout masks, augmentations and buffers. The first evaluation is the one that counts: it is logged, and
+    its batch-norm statistics and its random draws are those that `end` commits.
+
+    Whether the value is f or f + g is decided by the optimizer's class: ``handles_penalty = True`` means f.
+
+    Attributes:
+        evaluations: How many evaluations there were, with and without gradients.
+        reevaluates: Whether the optimizer evaluates more than once per step.
+        handles_penalty: Whether the optimizer applies g by its prox, and is given f alone.
+        loss: f at the first evaluation of the step, detached.
+        penalty: g there; None where there is none, or where neither the optimizer nor a log needs it.
+        objective: f + g there (f where there is no g).
+        penalized_groups: The groups that g sums over.
+        outputs: What `training_step` returned there, as a mapping with "loss"; a list of them for several batches.
+    """
+
+    def __init__(
+        self,
+        module: Module,
+        optimizer: Optimizer,
+        metrics: Metrics,
+        *,
+        forward: Callable[[Any, int], Any] | None = None,
+        backward: Callable[[Tensor], None] = Tensor.backward,
+        on_after_backward: Iterable[Callable[[], None]] = (),
+    ) -> None:
+        self.evaluations = 0
+        self.reevaluates = reevaluates(optimizer)
+        self.handles_penalty = getattr(type(optimizer), "handles_penalty", False)
+        self.loss: Tensor | None = None
+        self.penalty: Tensor | None = None
+        self.objective: Tensor | None = None
+        self.outputs: Any = None
+
+        self._module = module
+        self._optimizer = optimizer
+        self._metrics = metrics
+        self._forward = forward or module.training_step
+        self._backward = backward
+        self._on_after_backward = list(on_after_backward)
+        self.penalized_groups = penalized_groups(module, optimizer)
+        self._batches: Iterable[Any] = ()
+        self._batch_idx = 0
+        self._needs_penalty = False
+        self._value: Tensor | None = None
+        self._value_returned = False
+        self._before: Replay | None = None
+        self._after: Replay | None = None
+
+    def begin(self, batches: Iterable[Any], batch_idx: int, *, log: bool = False) -> None:
+        """Take the micro-batches of the next step; ``batch_idx`` is the first one's, ``log`` says that g is wanted."""
+        self._batches, self._batch_idx = batches, batch_idx
+        self._needs_penalty = log or not self.handles_penalty
+        self._value, self._value_returned = None, False
+        if self.reevaluates:
+            self._before, self._after = self._state_now(), None
+
+    def __call__(self) -> Tensor:
+        """Zero the gradients, evaluate, backpropagate; return the value, detached. With gradients also in `no_grad`."""
+        if self._value is not None and not self.reevaluates:
+            return self._value_once()
+        for group in self._optimizer.param_groups:
+            for param in group["params"]:
+                param.grad = None
+        with torch.enable_grad():
+            value = self._evaluate(differentiate=True)
+        for hook in self._on_after_backward:
+            hook()
+        return value
+
+    def value(self) -> Tensor:
+        """The value alone: no backward; gradients, logs, buffers and random state stay as they are."""
+        if self._value is not None and not self.reevaluates:
+            return self._value_once()
+        muted, self._metrics.muted = self._metrics.muted, True
+        with torch.no_grad():
+            value = self._evaluate(differentiate=False)
+        self._metrics.muted = muted
+        return value
+
+    def end(self) -> None:
+        """The step is over: commit the buffers and random draws of its first evaluation."""
+        if self._after is not None:
+            self._after.restore()
+        self._metrics.muted = False
+
+    def _evaluate(self, *, differentiate: bool) -> Tensor:
+        """One pass over the group, weighted by samples; on the first of a step, keep what is logged and committed."""
+        first = self._value is None
+        if not first:
+            assert self._before is not None
+            self._before.restore()
+            self._metrics.muted = True
+        self.evaluations += 1
+
+        f, g, outputs = self._accumulate(differentiate)
+        value = f if g is None or self.handles_penalty else f + g
+        if first:
+            self._value = value
+            self.loss, self.penalty, self.objective = f, g, f if g is None else f + g
+            self.outputs = outputs[0] if len(outputs) == 1 else outputs
+            if self.reevaluates:
+                self._after = self._state_now()
+        return value
+
+    def _accumulate(self, differentiate: bool) -> tuple[Tensor, Tensor | None, list[Any]]:
+        """f and g as means over the samples of the group, with their gradients if asked for."""
+        outputs = []
+        first_size, total_weight = 0, 0.0
+        f = g = None
+        for batch_idx, batch in enumerate(self._batches, self._batch_idx):
+            # Weights relative to the first batch: 1 for all but a short last one, so that one batch needs no scaling.
+            size = num_samples(batch)
+            first_size = first_size or size
+            weight = size / first_size
+            total_weight += weight
+
+            self._metrics.batch = batch
+            output = self._forward(batch, batch_idx)
+            loss, penalty = self._split(output)
+            objective = loss if penalty is None or self.handles_penalty else loss + penalty
+            if differentiate:
+                self._backward(_times(objective, weight))
+
+            loss = loss.detach()
+            f = _times(loss, weight) if f is None else f + _times(loss, weight)
+            if penalty is not None:
+                penalty = _times(penalty.detach(), weight)
+                g = penalty if g is None else g + penalty
+            outputs.append({**output, "loss": loss} if isinstance(output, Mapping) else {"loss": loss})
+
+        assert f is not None, "a step needs at least one batch"
+        if total_weight != 1:
+            f = f / total_weight
+            g = None if g is None else g / total_weight
+            if differentiate:
+                self._scale_gradients(1 / total_weight)
+        return f, g, outputs
+
+    def _split(self, output: Any) -> tuple[Tensor, Tensor | None]:
+        """f and g from what `training_step` returned; g from the module's penalty object where there is one."""
+        if self.evaluations == 1:
+            check_output(self._module, output)
+        penalty = None
+        if isinstance(output, Tensor):
+            loss = output
+        elif isinstance(output, Mapping):
+            loss, penalty = output["loss"], output.get("penalty")
+        else:
+            loss, penalty = output
+        if self._module.penalty is not None and self._needs_penalty:
+            penalty = penalty_value(self._module, self.penalized_groups)
+        return loss, penalty
+
+    def _state_now(self) -> Replay:
+        generators = self._batches.generators() if isinstance(self._batches, Batches) else ()
+        return Replay(self._module, generators)
+
+    def _scale_gradients(self, factor: float) -> None:
+        for group in self._optimizer.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    param.grad.mul_(factor)
+
+    def _value_once(self) -> Tensor:
+        """The value that the trainer computed before the step of an optimizer that evaluates once."""
+        assert self._value is not None
+        if self._value_returned:
+            name = type(self._optimizer).__name__
+            raise RuntimeError(
+                f"{name} evaluates its closure more than once per step. Say so by `reevaluates = True` on the class "
+                f"{name}: then every evaluation of a step sees the same function."
+            )
+        self._value_returned = True
+        return self._value
+
+
+def reevaluates(optimizer: Optimizer) -> bool:
+    """Whether an optimizer evaluates more than once per step: its class says so, or its step requires a closure."""
+    cls = type(optimizer)
+    if hasattr(cls, "reevaluates"):
+        return bool(cls.reevaluates)
+    # The class's own function: schedulers replace the instance's by a wrapper.
+    closure = inspect.signature(cls.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def penalized_groups(module: Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The groups whose parameters g sums over: the optimizer's where they say ``penalized``, else the module's."""
+    groups = optimizer.param_groups
+    if not all("penalized" in group for group in groups):
+        groups = module.param_groups()
+    return [group for group in groups if group.get("penalized", False) is not False]
+
+
+def penalty_value(module: Module, groups: Iterable[dict[str, Any]]) -> Tensor:
+    """g: the module's penalty, summed over the penalized groups, as a scalar tensor."""
+    assert module.penalty is not None
+    total = torch.zeros((), device=module.device)
+    for group in groups:
+        lam = group.get("happy_lambda", module.happy_lambda)
+        mask = group["penalized"]
+        for param in group["params"]:
+            total = total + module.penalty.value(param, lam if mask is True else lam * mask)
+    return total
+
+
+def _times(value: Tensor, weight: float) -> Tensor:
+    return value if weight == 1 else value * weight

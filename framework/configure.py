@@ -1,0 +1,139 @@
+"""From what ``configure_optimizers`` returned to one optimizer and its schedulers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from framework.metrics import Metrics
+
+
+@dataclass
+class SchedulerConfig:
+    """A learning-rate scheduler and when it is stepped; the names and defaults are Lightning's.
+
+    Attributes:
+        scheduler: The scheduler itself.
+        interval: "epoch" or "step" (an optimizer step, whatever the number of batches in it).
+        frequency: Step it on every so many-th interval.
+        monitor: The metric that `ReduceLROnPlateau` is given.
+        strict: Whether a monitored metric that was never logged is an error, or the scheduler waits for it.
+        name: Accepted for compatibility; learning rates are logged as ``lr/<group>``.
+    """
+
+    scheduler: Any
+    interval: str = "epoch"
+    frequency: int = 1
+    monitor: str | None = None
+    strict: bool = True
+    name: str | None = None
+    _seen: int = 0
+
+    def __post_init__(self) -> None:
+        kind = type(self.scheduler).__name__
+        if not hasattr(self.scheduler, "step"):
+            raise TypeError(f"configure_optimizers returned {kind} as a scheduler, which has no step()")
+        if self.interval not in ("epoch", "step"):
+            raise ValueError(f"the interval of {kind} is {self.interval!r}; it must be 'epoch' or 'step'")
+        if not isinstance(self.frequency, int) or self.frequency < 1:
+            raise ValueError(f"the frequency of {kind} is {self.frequency!r}; it must be a positive integer")
+        if isinstance(self.scheduler, ReduceLROnPlateau) and self.monitor is None:
+            raise ValueError(
+                "ReduceLROnPlateau needs the metric to watch: return "
+                '{"optimizer": ..., "lr_scheduler": {"scheduler": ..., "monitor": "val/loss"}}'
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scheduler's own state, and how many values of its metric it has seen."""
+        return {"scheduler": self.scheduler.state_dict(), "seen": self._seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.scheduler.load_state_dict(state_dict["scheduler"])
+        self._seen = state_dict["seen"]
+
+    def step(self, metrics: Metrics) -> None:
+        """Step the scheduler; `ReduceLROnPlateau` only when its metric has a value that it was not given before."""
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
+            return
+        assert self.monitor is not None
+        if self.monitor not in metrics.updated:
+            if not self.strict:
+                return
+            raise ValueError(
+                f"ReduceLROnPlateau monitors {self.monitor!r}, which was never logged; logged so far: "
+                f"{', '.join(sorted(metrics.callback_metrics)) or 'nothing'}"
+            )
+        if metrics.updated[self.monitor] != self._seen:
+            self._seen = metrics.updated[self.monitor]
+            self.scheduler.step(metrics.callback_metrics[self.monitor])
+
+
+def parse_optimizers(configured: Any) -> tuple[Optimizer, list[SchedulerConfig]]:
+    """One optimizer and its schedulers from any form that Lightning accepts (``Module.configure_optimizers``).
+
+    Raises:
+        TypeError: It is none of these forms.
+        ValueError: There is not exactly one optimizer, or a scheduler is configured wrongly.
+    """
+    optimizers: Any = configured
+    schedulers: Any = []
+    if _is_list(configured) and len(configured) == 2 and all(map(_is_list, configured)):
+        optimizers, schedulers = configured
+    if isinstance(optimizers, Mapping | Optimizer):
+        optimizers = [optimizers]
+    if not _is_list(optimizers):
+        raise TypeError(
+            f"configure_optimizers returned {type(configured).__name__}; it must return an optimizer, "
+            '{"optimizer": ..., "lr_scheduler": ...} or ([optimizer], [schedulers])'
+        )
+    if len(optimizers) != 1:
+        raise ValueError(
+            f"configure_optimizers returned {len(optimizers)} optimizers; a Trainer runs exactly one. "
+            "Give its parameter groups different options instead"
+        )
+    optimizer = optimizers[0]
+    if isinstance(optimizer, Mapping):
+        _check_keys("optimizer", optimizer, {"optimizer", "lr_scheduler", "frequency", "monitor"})
+        if "lr_scheduler" in optimizer and optimizer["lr_scheduler"] is not None:
+            scheduler = optimizer["lr_scheduler"]
+            if "monitor" in optimizer and not isinstance(scheduler, Mapping):
+                scheduler = {"scheduler": scheduler, "monitor": optimizer["monitor"]}
+            schedulers = [scheduler]
+        optimizer = optimizer.get("optimizer")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"configure_optimizers returned {type(optimizer).__name__} where an optimizer was expected")
+    return optimizer, [_parse_scheduler(scheduler) for scheduler in schedulers]
+
+
+def _parse_scheduler(scheduler: Any) -> SchedulerConfig:
+    if not isinstance(scheduler, Mapping):
+        return SchedulerConfig(scheduler)
+    known = {f.name for f in fields(SchedulerConfig) if not f.name.startswith("_")}
+    _check_keys("lr_scheduler", scheduler, known | {"reduce_on_plateau"})
+    if "scheduler" not in scheduler:
+        raise ValueError(f'the lr_scheduler dictionary has no "scheduler", only {sorted(scheduler)}')
+    return SchedulerConfig(**{key: value for key, value in scheduler.items() if key in known})
+
+
+def _check_keys(what: str, given: Mapping[str, Any], known: set[str]) -> None:
+    if unknown := set(given) - known:
+        raise ValueError(f"the {what} dictionary has {sorted(unknown)}; it may have {sorted(known)}")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """The learning rate of every group that has one, as ``lr/<name>``, or ``lr/<index>`` for a group without a name."""
+    return {
+        f"lr/{group.get('name', index)}": float(group["lr"])
+        for index, group in enumerate(optimizer.param_groups)
+        if "lr" in group
+    }

@@ -1,0 +1,81 @@
+"""A module and its optimizer as Fabric places them: device, precision, processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.fabric import Fabric
+from lightning.fabric.plugins import Precision
+from lightning.fabric.strategies import SingleDeviceStrategy
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
+from torch.optim import Optimizer
+
+from framework.module import Module
+
+
+class Engine:
+    """What a run calls instead of the module and the optimizer themselves.
+
+    One device at full precision needs none of Fabric's wrappers, which cost as much as a small step: there, everything
+    is the raw module, optimizer and ``loss.backward()``.
+
+    Attributes:
+        optimizer: The optimizer, wrapped where there is need of it.
+        grad_scaler: The gradient scaler of fp16, else None.
+    """
+
+    optimizer: Optimizer
+
+    def __init__(self, fabric: Fabric, module: Module) -> None:
+        self._fabric, self._module = fabric, module
+        self._wrapped = fabric.setup_module(module)
+        self._precision = fabric.strategy.precision
+        self._plain = type(fabric.strategy) is SingleDeviceStrategy and type(self._precision) is Precision
+        self.grad_scaler = getattr(self._precision, "scaler", None)
+
+    def set_up_optimizer(self, optimizer: Optimizer) -> None:
+        """Take the optimizer of the module."""
+        self._raw_optimizer = optimizer
+        self.optimizer = optimizer if self._plain else self._fabric.setup_optimizers(optimizer)  # type: ignore[assignment]
+
+    def forward(self, name: str) -> Callable[[Any, int], Any]:
+        """A step method of the module, such as "training_step"."""
+        if self._plain:
+            return getattr(self._module, name)
+        self._wrapped.mark_forward_method(name)
+        method, precision = getattr(self._wrapped, name), self._precision
+
+        def forward(batch: Any, batch_idx: int) -> Any:
+            with precision.forward_context():
+                return method(precision.convert_input(batch), batch_idx)
+
+        return forward
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to those in the parameters."""
+        if self._plain:
+            loss.backward()
+        else:
+            self._fabric.backward(loss)
+
+    def gradient_norm(self) -> Tensor:
+        """The 2-norm of all gradients together."""
+        gradients = [
+            p.grad for group in self._raw_optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        return get_total_norm(gradients)
+
+    def clip_gradients(self, clip_val: float | None, algorithm: str, *, measure: bool) -> Tensor | None:
+        """Unscale the gradients if need be and clip them; return their norm before clipping, if it is to be measured."""
+        if not (clip_val or measure):
+            return None
+        self._precision.unscale_gradients(self._raw_optimizer)
+        norm = self.gradient_norm() if measure else None
+        parameters = [p for group in self._raw_optimizer.param_groups for p in group["params"]]
+        if clip_val and algorithm == "norm":
+            clip_grad_norm_(parameters, clip_val)
+        elif clip_val:
+            clip_grad_value_(parameters, clip_val)
+        return norm

@@ -1,0 +1,134 @@
+"""The class that users subclass: a network, what one batch costs, and what is optimized how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from framework.trainer import Trainer
+
+
+class Penalty(Protocol):
+    """A non-smooth function g of one parameter, with its proximal operator."""
+
+    def value(self, param: Tensor, lam: float | Tensor) -> Tensor:
+        """g(param) as a scalar; ``lam`` is its weight, a number or one per entry."""
+
+    def prox(self, u: Tensor, step: float | Tensor, lam: float | Tensor) -> Tensor:
+        """argmin over x of ||x - u||^2 / (2 step) + g(x); ``step`` is a number or one per entry."""
+
+
+class Module(nn.Module):
+    """A model that a `Trainer` can train: override `training_step` and `configure_optimizers`.
+
+    Hooks of `Callback` may be defined here too, without their first two arguments.
+
+    Attributes:
+        penalty: If set, the trainer adds g, the sum of ``penalty.value(param, happy_lambda)`` over the penalized
+            groups, to the loss that `training_step` returns.
+        happy_lambda: The weight of the penalty; a group's own ``"happy_lambda"`` goes before it.
+    """
+
+    penalty: Penalty | None = None
+    happy_lambda: float = 0.0
+    _trainer: Trainer | None = None
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer that runs this module, or ran it last."""
+        if self._trainer is None:
+            raise RuntimeError(f"{type(self).__name__} has no trainer yet: it gets one in Trainer.fit and its kin")
+        return self._trainer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter lies; the CPU for a module without parameters."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | tuple[Tensor, Tensor] | Mapping[str, Any]:
+        """The smooth part f of the objective, a scalar, as a mean over the samples of the batch.
+
+        Returns:
+            f, or ``(f, penalty)``, or a mapping with ``"loss"`` and optionally ``"penalty"``. With a `penalty` object
+            on the module, return f alone: the trainer adds the penalty.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define training_step(batch, batch_idx)")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        """What to do with one validation batch, usually ``self.log("val/loss", ...)``."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        """What to do with one test batch."""
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """The prediction for one batch. Default: the module called on the batch, or on its first element."""
+        return self(batch[0] if isinstance(batch, tuple | list) else batch)
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Torch parameter groups, each with ``"penalized"``: True, False, or a boolean mask of the parameter's shape.
+
+        Default: one unpenalized group of all parameters that require gradients.
+        """
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "penalized": False}]
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer, with its schedulers if any, in any of the forms that Lightning accepts.
+
+        They are: an optimizer; a list of one; ``([optimizer], [schedulers])``; a dictionary with ``"optimizer"`` and
+        optionally ``"lr_scheduler"``; a list of one such dictionary. A scheduler may be a dictionary of ``"scheduler"``
+        and any of ``"interval"``, ``"frequency"``, ``"monitor"``, ``"strict"``, ``"name"``.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define configure_optimizers, for example: "
+            "return torch.optim.Adam(self.param_groups(), lr=1e-3)"
+        )
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        *,
+        prog_bar: bool = False,
+        logger: bool = True,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: str = "mean",
+        batch_size: int | None = None,
+    ) -> None:
+        """Log a scalar (or a `torchmetrics.Metric`) under a name; outside a trainer, do nothing.
+
+        Args:
+            name: Its tag in TensorBoard, such as ``"val/loss"``.
+            value: A number, a tensor of one element, or a `torchmetrics.Metric`. Never synchronizes the device here.
+            prog_bar: Also show it in the progress bar.
+            logger: Send it to the loggers.
+            on_step: Log the value of this step. Default: True in training, False in evaluation. With both, the names
+                get the endings ``_step`` and ``_epoch``.
+            on_epoch: Log the reduction over the epoch. Default: the opposite of ``on_step``'s.
+            reduce_fx: ``"mean"`` (weighted by ``batch_size``), ``"sum"``, ``"min"`` or ``"max"``.
+            batch_size: The weight in the mean. Default: the length of the batch's first tensor.
+        """
+        if self._trainer is not None:
+            self._trainer.metrics.log(
+                name,
+                value,
+                prog_bar=prog_bar,
+                logger=logger,
+                on_step=on_step,
+                on_epoch=on_epoch,
+                reduce_fx=reduce_fx,
+                batch_size=batch_size,
+            )
+
+    def log_dict(self, values: Mapping[str, Any], **options: Any) -> None:
+        """Log every entry of a mapping; the options are those of `log`."""
+        for name, value in values.items():
+            self.log(name, value, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the trainer behind."""
+        return {**self.__dict__, "_trainer": None}

@@ -1,0 +1,501 @@
+"""The Trainer: fit, validate, test, predict. It owns the loop and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+from torch.optim import Optimizer
+
+from framework import checkpoint as checkpoints
+from framework.batches import Batches
+from framework.callback import Callback, Hooks
+from framework.callbacks import ModelCheckpoint, default_callbacks
+from framework.checks import check_module, check_param_groups, check_reevaluation
+from framework.closure import Closure
+from framework.configure import SchedulerConfig, parse_optimizers
+from framework.engine import Engine
+from framework.interrupt import on_signals
+from framework.loggers import Logger, make_loggers
+from framework.metrics import Metrics
+from framework.module import Module
+from framework.monitor import step_values
+from framework.replay import rng_state, set_rng_state
+from framework.settings import check_settings, parse_max_time, resolve_max_epochs
+
+Limit = int | float | None
+
+
+class Trainer:
+    """Trains a `Module`. Argument names and defaults are Lightning's wherever Lightning has the argument.
+
+    Args:
+        accelerator: "auto", "cpu", "gpu", ...: passed to Fabric, as are strategy, devices, num_nodes, precision.
+        strategy: "auto", "ddp", ... or a Fabric strategy.
+        devices: How many devices, or which.
+        num_nodes: How many machines.
+        precision: "32-true", "bf16-mixed", "16-mixed", "64-true", ...
+        logger: True for TensorBoard under ``default_root_dir``, False for none, a Fabric logger or several.
+        callbacks: One or several. A model summary, a progress bar and a checkpoint at the end are added by default.
+        fast_dev_run: True or a number of batches: try everything on that many, log and save nothing.
+        max_epochs: Stop after so many epochs; -1 for no limit. Default: 1000 if nothing else limits the run.
+        max_steps: Stop after so many optimizer steps; -1 for no limit.
+        max_time: Stop after this time: "DD:HH:MM:SS", a `timedelta` or its arguments as a mapping.
+        limit_train_batches: How many batches of an epoch (int), or which share of them (float), to train on.
+        limit_val_batches: The same for validation.
+        limit_test_batches: The same for `test`.
+        limit_predict_batches: The same for `predict`.
+        overfit_batches: Train on the same first so many batches (int), or share of them (float), in every epoch.
+        check_val_every_n_epoch: Validate after every so many epochs.
+        num_sanity_val_steps: Validation batches to try before training; -1 for all.
+        log_every_n_steps: Log on steps 0, n, 2n, ...; the values are those at the point before the step.
+        enable_checkpointing: Whether a `ModelCheckpoint` is added to the callbacks.
+        enable_progress_bar: Whether a progress bar is shown.
+        enable_model_summary: Whether the layers and parameter groups are printed first.
+        accumulate_grad_batches: How many batches make the objective of one step; "epoch": the whole loader.
+        gradient_clip_val: Clip gradients to this, for optimizers that evaluate once per step.
+        gradient_clip_algorithm: "norm" (of all gradients together) or "value".
+        inference_mode: Evaluate under `torch.inference_mode` rather than `torch.no_grad`.
+        default_root_dir: Where logs and checkpoints go. Default: the current folder.
+
+    Attributes:
+        current_epoch: The index of the epoch under way, which is the number of those completed.
+        global_step: Optimizer steps taken.
+        stopped_because: Why the last `fit` ended: "max_epochs", "max_steps", "max_time", or what `stop` was told.
+        metrics: What was logged (`Metrics`).
+        fabric, module, optimizer, schedulers, loggers, train_batches, val_batches: Those of the run.
+    """
+
+    module: Module
+    optimizer: Optimizer
+    schedulers: list[SchedulerConfig]
+    train_batches: Batches
+    val_batches: Batches | None
+
+    def __init__(
+        self,
+        *,
+        accelerator: Any = "auto",
+        strategy: Any = "auto",
+        devices: Any = "auto",
+        num_nodes: int = 1,
+        precision: Any = "32-true",
+        logger: bool | Logger | Sequence[Logger] = True,
+        callbacks: Callback | Sequence[Callback] | None = None,
+        fast_dev_run: int | bool = False,
+        max_epochs: int | None = None,
+        max_steps: int = -1,
+        max_time: str | timedelta | Mapping[str, int] | None = None,
+        limit_train_batches: Limit = None,
+        limit_val_batches: Limit = None,
+        limit_test_batches: Limit = None,
+        limit_predict_batches: Limit = None,
+        overfit_batches: int | float = 0.0,
+        check_val_every_n_epoch: int = 1,
+        num_sanity_val_steps: int = 2,
+        log_every_n_steps: int = 50,
+        enable_checkpointing: bool = True,
+        enable_progress_bar: bool = True,
+        enable_model_summary: bool = True,
+        accumulate_grad_batches: int | str = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str = "norm",
+        inference_mode: bool = True,
+        default_root_dir: str | Path | None = None,
+    ) -> None:
+        if fast_dev_run:
+            limit_train_batches = limit_val_batches = limit_test_batches = limit_predict_batches = int(fast_dev_run)
+            max_epochs, max_steps, num_sanity_val_steps = 1, int(fast_dev_run), 0
+            logger = enable_checkpointing = False
+        self.max_steps = max_steps
+        self.max_time = parse_max_time(max_time)
+        self.max_epochs = resolve_max_epochs(max_epochs, max_steps, self.max_time)
+        self.fast_dev_run = fast_dev_run
+        self.limit_train_batches = limit_train_batches
+        self.limit_val_batches = limit_val_batches
+        self.limit_test_batches = limit_test_batches
+        self.limit_predict_batches = limit_predict_batches
+        self.overfit_batches = overfit_batches
+        self.check_val_every_n_epoch = check_val_every_n_epoch
+        self.num_sanity_val_steps = num_sanity_val_steps
+        self.log_every_n_steps = log_every_n_steps
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.inference_mode = inference_mode
+        self.default_root_dir = Path(default_root_dir or ".")
+        check_settings(self)
+
+        self.fabric = Fabric(
+            accelerator=accelerator, strategy=strategy, devices=devices, num_nodes=num_nodes, precision=precision
+        )
+        self.fabric.launch()
+        self.loggers = make_loggers(logger, self.default_root_dir)
+        self.callbacks = default_callbacks(
+            callbacks,
+            summary=enable_model_summary,
+            progress_bar=enable_progress_bar,
+            checkpointing=enable_checkpointing,
+            fast_dev_run=bool(fast_dev_run),
+        )
+        self.metrics = Metrics()
+        self.progress = checkpoints.Progress()
+        self.should_stop = False
+        self.stopped_because: str | None = None
+        self.sanity_checking = False
+        self._deadline = math.inf
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def fit(
+        self, model: Module, train_dataloaders: Any, val_dataloaders: Any = None, ckpt_path: str | Path | None = None
+    ) -> None:
+        """Train a module; return when a limit is reached, a callback stops it, or at Ctrl-C or SIGTERM.
+
+        The loop, in short (`framework.callback` says where the hooks are)::
+
+            while no limit is reached:
+                for batches in train_dataloaders:      # as many as accumulate_grad_batches says
+                    closure.begin(batches)
+                    optimizer.step(closure)            # zero_grad, training_step, backward, as often as it asks
+                    closure.end()
+                    step the schedulers of interval "step"; log on every log_every_n_steps-th step
+                validate
+                step the schedulers of interval "epoch"
+
+        Args:
+            model: The module to train.
+            train_dataloaders: A `DataLoader`, a `TensorLoader` or any iterable of batches that can be read again.
+            val_dataloaders: The same, for validation.
+            ckpt_path: A checkpoint to continue from, or "last" or "best" of this trainer's `ModelCheckpoint`.
+
+        Raises:
+            ValueError: Bad input or settings that contradict each other; the message names the remedy.
+            TypeError: The same, where the type is wrong.
+            FileNotFoundError: There is no such checkpoint.
+        """
+        with self._running(model, "fit"):
+            self._set_up_fit(train_dataloaders, val_dataloaders, ckpt_path)
+            self.call("on_fit_start")
+            self._sanity_check()
+            self.call("on_train_start")
+            while not self._is_over():
+                self._train_epoch()
+            self.call("on_train_end")
+            self.call("on_fit_end")
+
+    def _train_epoch(self) -> None:
+        """One pass over the training data, or what is left of it, and what follows an epoch."""
+        hooks, closure, progress, engine = self._hooks, self.closure, self.progress, self._engine
+        optimizer = engine.optimizer
+        step_schedulers = [s for s in self.schedulers if s.interval == "step"]
+        # A gradient scaler decides itself whether to step, and takes no closure.
+        step_args = () if engine.grad_scaler else (closure,)
+        hooks.call("on_train_epoch_start")
+        for batch_idx, next_idx, batches in self._groups():
+            batch = batches if self.accumulate_grad_batches != 1 else batches[0]
+            for hook in hooks.on_train_batch_start:
+                hook(batch, batch_idx)
+
+            log = progress.global_step % self.log_every_n_steps == 0
+            closure.begin(batches, batch_idx, log=log)
+            if not closure.reevaluates:
+                # Evaluated before the step, so that also an optimizer that ignores its closure finds gradients.
+                closure()
+                for hook in hooks.on_before_optimizer_step:
+                    hook(self.optimizer)
+                norm = engine.clip_gradients(self.gradient_clip_val, self.gradient_clip_algorithm, measure=log)
+            optimizer.step(*step_args)
+            closure.end()
+            progress.global_step += 1
+            progress.batch_idx = next_idx
+
+            for scheduler in step_schedulers:
+                if progress.global_step % scheduler.frequency == 0:
+                    scheduler.step(self.metrics)
+            for hook in hooks.on_train_batch_end:
+                hook(closure.outputs, batch, batch_idx)
+            if log:
+                self._log_step(engine.gradient_norm() if closure.reevaluates else norm)
+            if self._is_over():
+                break
+        else:
+            progress.batch_idx = self.train_batches.num_batches
+        if not self._interrupted:
+            self._end_epoch(complete=progress.batch_idx >= self.train_batches.num_batches)
+
+    def _groups(self) -> Iterator[tuple[int, float, Iterable[Any]]]:
+        """The batches of every step of this epoch, with the index of the first and of the one after the last."""
+        progress = self.progress
+        self.train_batches.epoch = progress.epoch
+        if self.accumulate_grad_batches == "epoch":
+            yield 0, self.train_batches.num_batches, self.train_batches
+            return
+        now = rng_state()
+        if progress.batch_idx == 0:
+            progress.epoch_rng = now
+        # A resumed run draws the order of its epoch again and skips what it was trained on.
+        set_rng_state(progress.epoch_rng)
+        batches = iter(self.train_batches)
+        start = int(progress.batch_idx)
+        if sum(1 for _ in itertools.islice(batches, start)):
+            set_rng_state(now)
+        while group := list(itertools.islice(batches, int(self.accumulate_grad_batches))):
+            yield start, start + len(group), group
+            start += len(group)
+
+    def _log_step(self, gradient_norm: Tensor | None) -> None:
+        """Send the values of the step just taken to the loggers. Synchronizes with the device."""
+        assert gradient_norm is not None
+        values = step_values(self.closure, self.optimizer, self.global_step - 1)
+        values |= {"grad_norm": float(gradient_norm), "epoch": float(self.current_epoch)}
+        self._send(self.metrics.log_step(values), self.global_step - 1)
+
+    def _end_epoch(self, *, complete: bool) -> None:
+        """Validate, publish the epoch's means, step the schedulers of interval "epoch"."""
+        epoch = self.current_epoch + 1
+        if self.val_batches is not None and epoch % self.check_val_every_n_epoch == 0:
+            self._validate()
+        self._send(self.metrics.log_epoch(), self.global_step)
+        if complete:
+            for scheduler in self.schedulers:
+                if scheduler.interval == "epoch" and epoch % scheduler.frequency == 0:
+                    scheduler.step(self.metrics)
+            self.progress.epochs_completed, self.progress.batch_idx = epoch, 0
+        self.call("on_train_epoch_end")
+        self._send(self.metrics.log_epoch(), self.global_step)
+        self.progress.epoch = self.progress.epochs_completed
+
+    def _is_over(self) -> bool:
+        """Whether a limit is reached or somebody asked to stop."""
+        if self.stopped_because is None:
+            if self.should_stop:
+                self.stopped_because = "should_stop"
+            elif self.global_step == self.max_steps:
+                self.stopped_because = "max_steps"
+            elif self.current_epoch == self.max_epochs:
+                self.stopped_because = "max_epochs"
+            elif time.monotonic() >= self._deadline:
+                self.stopped_because = "max_time"
+        return self.stopped_because is not None
+
+    def stop(self, reason: str) -> None:
+        """End training after the step under way; ``reason`` becomes `stopped_because`."""
+        self.should_stop, self.stopped_because = True, self.stopped_because or reason
+
+    def _interrupt(self, signum: signal.Signals) -> None:
+        self._interrupted = True
+        self.stop(f"interrupted by {signum.name}")
+
+    # ---------------------------------------------------------------------------------------------- evaluation
+
+    def validate(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[dict[str, float]]:
+        """Run `validation_step` over the data; return what was logged, in a list of one mapping."""
+        with self._running(model, "validate"):
+            self._set_up_evaluation(ckpt_path)
+            return [self._evaluate(self._batches(dataloaders, self.limit_val_batches, "dataloaders"), "validation")[0]]
+
+    def test(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[dict[str, float]]:
+        """Run `test_step` over the data; return what was logged, in a list of one mapping."""
+        with self._running(model, "test"):
+            self._set_up_evaluation(ckpt_path)
+            return [self._evaluate(self._batches(dataloaders, self.limit_test_batches, "dataloaders"), "test")[0]]
+
+    def predict(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[Any]:
+        """Run `predict_step` over the data; return its results, one per batch."""
+        with self._running(model, "predict"):
+            self._set_up_evaluation(ckpt_path)
+            return self._evaluate(self._batches(dataloaders, self.limit_predict_batches, "dataloaders"), "predict")[1]
+
+    def _evaluate(self, batches: Batches, stage: str) -> tuple[dict[str, float], list[Any]]:
+        """One pass in evaluation mode: the reduced metrics, and what the steps of "predict" returned."""
+        module, metrics, call = self.module, self.metrics, self.call
+        batch_start = getattr(self._hooks, f"on_{stage}_batch_start")
+        batch_end = getattr(self._hooks, f"on_{stage}_batch_end")
+        step = self._engine.forward(f"{stage}_step")
+        modes = [(part, part.training) for part in module.modules()]
+        module.eval()
+        metrics.stage = stage
+        outputs = []
+        with torch.inference_mode() if self.inference_mode else torch.no_grad():
+            call(f"on_{stage}_start")
+            call(f"on_{stage}_epoch_start")
+            for batch_idx, batch in enumerate(batches):
+                for hook in batch_start:
+                    hook(batch, batch_idx)
+                metrics.batch = batch
+                output = step(batch, batch_idx)
+                if stage == "predict":
+                    outputs.append(output)
+                for hook in batch_end:
+                    hook(output, batch, batch_idx)
+                if self._interrupted:
+                    break
+            call(f"on_{stage}_epoch_end")
+        values = metrics.log_epoch()
+        if not self.sanity_checking:
+            self._send(values, self.global_step)
+        call(f"on_{stage}_end")
+        metrics.stage = "train"
+        for part, mode in modes:
+            part.training = mode
+        return values, outputs
+
+    def _validate(self) -> None:
+        """Evaluate on the validation data; training goes on as if nothing had been drawn."""
+        assert self.val_batches is not None
+        state = rng_state()
+        self._evaluate(self.val_batches, "validation")
+        set_rng_state(state)
+
+    def _sanity_check(self) -> None:
+        """Try a few validation batches, so that a mistake there does not wait for the end of the first epoch."""
+        if self.val_batches is None or not self.num_sanity_val_steps:
+            return
+        self.sanity_checking = True
+        self.call("on_sanity_check_start")
+        limit, self.val_batches.limit = self.val_batches.limit, self.num_sanity_val_steps
+        self._validate()
+        self.val_batches.limit = limit
+        self.metrics.forget()
+        self.call("on_sanity_check_end")
+        self.sanity_checking = False
+
+    # --------------------------------------------------------------------------------------------------- set-up
+
+    @contextmanager
+    def _running(self, model: Module, stage: str) -> Iterator[None]:
+        """The frame of every run: signals, the first and the last hooks, and loggers closed whatever happens."""
+        check_module(model)
+        self.module, model._trainer = model, self
+        self._hooks = Hooks(self, model, self.callbacks)
+        self._interrupted = False
+        status = "failed"
+        try:
+            with on_signals(self._interrupt):
+                self.call("setup", stage)
+                yield
+            status = "success"
+        except BaseException as error:
+            self.call("on_exception", error)
+            raise
+        finally:
+            self.call("teardown", stage)
+            for logger in self.loggers:
+                logger.finalize(status)
+
+    def _set_up_fit(self, train_dataloaders: Any, val_dataloaders: Any, ckpt_path: str | Path | None) -> None:
+        """Data, module, optimizer and closure, each checked; then the checkpoint."""
+        self.progress, self.metrics = checkpoints.Progress(), Metrics()
+        self.should_stop, self.stopped_because = False, None
+        self._deadline = time.monotonic() + self.max_time
+
+        self.train_batches = self._batches(
+            train_dataloaders, self.overfit_batches or self.limit_train_batches, "train_dataloaders"
+        )
+        self.val_batches = None
+        val_limit = self.overfit_batches or self.limit_val_batches
+        if val_dataloaders is not None and val_limit != 0:
+            self.val_batches = self._batches(val_dataloaders, val_limit, "val_dataloaders")
+        if self.overfit_batches:
+            self.train_batches.hold()
+
+        self._engine = Engine(self.fabric, self.module)
+        self.optimizer, self.schedulers = parse_optimizers(self.module.configure_optimizers())
+        check_param_groups(self.module, self.optimizer)
+        self._engine.set_up_optimizer(self.optimizer)
+        self.closure = Closure(
+            self.module,
+            self.optimizer,
+            self.metrics,
+            forward=self._engine.forward("training_step"),
+            backward=self._engine.backward,
+            on_after_backward=self._hooks.on_after_backward,
+        )
+        if self.closure.reevaluates:
+            check_reevaluation(self.optimizer, self.gradient_clip_val, fp16=self._engine.grad_scaler is not None)
+        if ckpt_path is not None:
+            checkpoints.restore(self, self._resolve(ckpt_path))
+
+    def _batches(self, loader: Any, limit: Limit, name: str) -> Batches:
+        return Batches(loader, limit=limit, device=self.fabric.device, name=name)
+
+    def _set_up_evaluation(self, ckpt_path: str | Path | None) -> None:
+        self._engine = Engine(self.fabric, self.module)
+        if ckpt_path is not None:
+            path = self._resolve(ckpt_path)
+            checkpoints.load_weights(self.module, checkpoints.load(path)["state_dict"], path)
+
+    def _resolve(self, ckpt_path: str | Path) -> str | Path:
+        """ "last" and "best" are those of this trainer's `ModelCheckpoint`."""
+        if ckpt_path not in ("last", "best"):
+            return ckpt_path
+        for callback in self.callbacks:
+            if isinstance(callback, ModelCheckpoint) and (path := getattr(callback, f"{ckpt_path}_model_path")):
+                return path
+        raise ValueError(f"ckpt_path={ckpt_path!r}, but no ModelCheckpoint of this trainer has written one")
+
+    def call(self, hook: str, *args: Any) -> None:
+        """Fire a hook of all callbacks and of the module."""
+        self._hooks.call(hook, *args)
+
+    def save_checkpoint(self, path: str | Path) -> None:
+        """Write everything that `fit` needs to continue from here as if it had not been interrupted."""
+        if self.fabric.is_global_zero:
+            checkpoints.save(checkpoints.collect(self), path)
+
+    def _send(self, values: dict[str, float], step: int) -> None:
+        if values:
+            for logger in self.loggers:
+                logger.log_metrics(values, step)
+
+    # ------------------------------------------------------------------------------------------------ questions
+
+    @property
+    def current_epoch(self) -> int:
+        return self.progress.epoch
+
+    @property
+    def global_step(self) -> int:
+        return self.progress.global_step
+
+    @property
+    def closure_evaluations(self) -> int:
+        """How many times the objective was evaluated in this run, with and without gradients."""
+        return self.closure.evaluations
+
+    @property
+    def callback_metrics(self) -> dict[str, float]:
+        """The last value of every metric."""
+        return self.metrics.callback_metrics
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """The metrics that the progress bar shows; another mapping when there is news."""
+        return self.metrics.progress_bar_metrics
+
+    @property
+    def estimated_stepping_batches(self) -> float:
+        """How many optimizer steps the run will take, if nothing stops it: what a one-cycle schedule needs to know."""
+        epoch = 1.0
+        if self.accumulate_grad_batches != "epoch":
+            epoch = self.train_batches.num_batches / int(self.accumulate_grad_batches)
+            epoch = epoch if epoch == math.inf else math.ceil(epoch)
+        epochs = epoch * self.max_epochs if self.max_epochs != -1 else math.inf
+        return min(epochs, math.inf if self.max_steps == -1 else self.max_steps)
+
+    @property
+    def log_dir(self) -> Path:
+        """The folder of the first logger that has one, else ``default_root_dir``."""
+        directories = (getattr(logger, "log_dir", None) for logger in self.loggers)
+        return next((Path(directory) for directory in directories if directory), self.default_root_dir)
