@@ -1,0 +1,3 @@
+"""Data for training: tensor-resident batching, image augmentation, toy functions, Fashion-MNIST."""
+
+from framework.data.loader import TensorLoader as TensorLoader
