@@ -2,3 +2,7 @@
 
 from framework.data.augment import ImageTransform as ImageTransform
 from framework.data.loader import TensorLoader as TensorLoader
+from framework.data.toy import cubic as cubic
+from framework.data.toy import cubic_function as cubic_function
+from framework.data.toy import sine as sine
+from framework.data.toy import xor as xor
