@@ -1,0 +1,9 @@
+"""Data for training: tensor-resident batching, image augmentation, toy functions, Fashion-MNIST."""
+
+from framework.data.augment import ImageTransform as ImageTransform
+from framework.data.fashion_mnist import fashion_mnist as fashion_mnist
+from framework.data.loader import TensorLoader as TensorLoader
+from framework.data.toy import cubic as cubic
+from framework.data.toy import cubic_function as cubic_function
+from framework.data.toy import sine as sine
+from framework.data.toy import xor as xor
