@@ -174,11 +174,14 @@ class Hooks:
     """
 
     def __init__(self, trainer: Trainer, module: Module, callbacks: Sequence[Callback]) -> None:
-        for owner in (*callbacks, module):
-            refuse_unknown_hooks(owner)
+        for callback in callbacks:
+            refuse_unknown_hooks(callback)
+        refuse_unknown_hooks(module)
         self._listeners: dict[str, list[Callable[..., None]]] = {}
         for name in HOOKS:
-            listeners = [partial(getattr(c, name), trainer, module) for c in callbacks if _overrides(c, name)]
+            listeners: list[Callable[..., None]] = [
+                partial(getattr(c, name), trainer, module) for c in callbacks if _overrides(c, name)
+            ]
             if callable(own := getattr(module, name, None)):
                 listeners.append(own)
             self._listeners[name] = listeners

@@ -152,7 +152,8 @@ class Closure:
                 g = penalty if g is None else g + penalty
             outputs.append({**output, "loss": loss} if isinstance(output, Mapping) else {"loss": loss})
 
-        assert f is not None, "a step needs at least one batch"
+        if f is None:
+            raise ValueError("the data loader yielded no batch: is it empty, or a generator that was read before?")
         if total_weight != 1:
             f = f / total_weight
             g = None if g is None else g / total_weight

@@ -62,20 +62,19 @@ class Engine:
 
     def gradient_norm(self) -> Tensor:
         """The 2-norm of all gradients together."""
-        gradients = [
-            p.grad for group in self._raw_optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
-        return get_total_norm(gradients)
+        return get_total_norm([p.grad for p in self._parameters() if p.grad is not None])
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self._raw_optimizer.param_groups for p in group["params"]]
 
     def clip_gradients(self, clip_val: float | None, algorithm: str, *, measure: bool) -> Tensor | None:
-        """Unscale the gradients if need be and clip them; return their norm before clipping, if it is to be measured."""
+        """Unscale the gradients if need be and clip them; return their norm before that, if it is to be measured."""
         if not (clip_val or measure):
             return None
         self._precision.unscale_gradients(self._raw_optimizer)
         norm = self.gradient_norm() if measure else None
-        parameters = [p for group in self._raw_optimizer.param_groups for p in group["params"]]
         if clip_val and algorithm == "norm":
-            clip_grad_norm_(parameters, clip_val)
+            clip_grad_norm_(self._parameters(), clip_val)
         elif clip_val:
-            clip_grad_value_(parameters, clip_val)
+            clip_grad_value_(self._parameters(), clip_val)
         return norm

@@ -21,15 +21,16 @@ def step_values(closure: Closure, optimizer: Optimizer, global_step: int) -> dic
     Raises:
         ValueError: The objective is not finite.
     """
-    assert closure.loss is not None and closure.objective is not None
+    assert closure.loss is not None
+    assert closure.objective is not None
     values = {"train/loss": closure.loss.item(), "train/objective": closure.objective.item()}
     if closure.penalty is not None:
         values["train/penalty"] = closure.penalty.item()
     for name, value in values.items():
         if not math.isfinite(value):
             raise ValueError(
-                f"{name} is {value} at global_step {global_step}: the run has diverged. Lower the learning rate or clip "
-                "the gradients (gradient_clip_val), and look for NaNs in the data. Checkpoints written before are kept"
+                f"{name} is {value} at global_step {global_step}: the run has diverged. Lower the learning rate or "
+                "clip the gradients (gradient_clip_val), and look for NaNs in the data. Older checkpoints are kept"
             )
     values["closure_evaluations"] = closure.evaluations
     return values | learning_rates(optimizer) | sparsities(closure)

@@ -16,13 +16,10 @@ from framework.module import Module
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of torch's, numpy's and Python's global generators, as ``torch.load(weights_only=True)`` can load it."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
-        "python": random.getstate(),
-    }
+    """The state of torch's, numpy's and Python's global generators, loadable with ``weights_only=True``."""
+    numpy_state: Any = np.random.get_state(legacy=False)
+    numpy_state["state"]["key"] = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
+    state = {"torch": torch.get_rng_state(), "numpy": numpy_state, "python": random.getstate()}
     if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
@@ -31,8 +28,8 @@ def rng_state() -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any]) -> None:
     """Put the global generators back into a state that `rng_state` gave."""
     torch.set_rng_state(state["torch"])
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    key = state["numpy"]["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": key}})
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
     if "cuda" in state:
@@ -61,8 +58,8 @@ class Replay:
             for name, value in state.items():
                 setattr(metric, name, _copy(value))
             metric._update_count, metric._computed = update_count, None
-        for generator, state in self._generators:
-            generator.set_state(state)
+        for generator, saved in self._generators:
+            generator.set_state(saved)
 
 
 def _copy(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:

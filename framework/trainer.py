@@ -6,13 +6,12 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
@@ -25,6 +24,7 @@ from framework.checks import check_module, check_param_groups, check_reevaluatio
 from framework.closure import Closure
 from framework.configure import SchedulerConfig, parse_optimizers
 from framework.engine import Engine
+from framework.evaluation import evaluate
 from framework.interrupt import on_signals
 from framework.loggers import Logger, make_loggers
 from framework.metrics import Metrics
@@ -72,13 +72,18 @@ class Trainer:
         current_epoch: The index of the epoch under way, which is the number of those completed.
         global_step: Optimizer steps taken.
         stopped_because: Why the last `fit` ended: "max_epochs", "max_steps", "max_time", or what `stop` was told.
+        interrupted: Whether a signal ended the run.
         metrics: What was logged (`Metrics`).
-        fabric, module, optimizer, schedulers, loggers, train_batches, val_batches: Those of the run.
+        fabric, module, optimizer, schedulers, closure, callbacks, loggers: Those of the run.
+        train_batches, val_batches: The data as the loop reads them (`Batches`).
     """
 
     module: Module
     optimizer: Optimizer
     schedulers: list[SchedulerConfig]
+    closure: Closure
+    engine: Engine
+    hooks: Hooks
     train_batches: Batches
     val_batches: Batches | None
 
@@ -152,7 +157,7 @@ class Trainer:
         self.progress = checkpoints.Progress()
         self.should_stop = False
         self.stopped_because: str | None = None
-        self.sanity_checking = False
+        self.sanity_checking = self.interrupted = False
         self._deadline = math.inf
 
     # ------------------------------------------------------------------------------------------------ training
@@ -196,14 +201,14 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         """One pass over the training data, or what is left of it, and what follows an epoch."""
-        hooks, closure, progress, engine = self._hooks, self.closure, self.progress, self._engine
+        hooks, closure, progress, engine = self.hooks, self.closure, self.progress, self.engine
         optimizer = engine.optimizer
         step_schedulers = [s for s in self.schedulers if s.interval == "step"]
         # A gradient scaler decides itself whether to step, and takes no closure.
         step_args = () if engine.grad_scaler else (closure,)
         hooks.call("on_train_epoch_start")
         for batch_idx, next_idx, batches in self._groups():
-            batch = batches if self.accumulate_grad_batches != 1 else batches[0]
+            batch = batches[0] if self.accumulate_grad_batches == 1 else batches
             for hook in hooks.on_train_batch_start:
                 hook(batch, batch_idx)
 
@@ -230,25 +235,30 @@ class Trainer:
             if self._is_over():
                 break
         else:
+            if progress.batch_idx == 0:
+                raise ValueError(
+                    "train_dataloaders yielded no batch: is it empty, or a generator that was read before?"
+                )
             progress.batch_idx = self.train_batches.num_batches
-        if not self._interrupted:
+        if not self.interrupted:
             self._end_epoch(complete=progress.batch_idx >= self.train_batches.num_batches)
 
-    def _groups(self) -> Iterator[tuple[int, float, Iterable[Any]]]:
+    def _groups(self) -> Iterator[tuple[int, float, Any]]:
         """The batches of every step of this epoch, with the index of the first and of the one after the last."""
         progress = self.progress
         self.train_batches.epoch = progress.epoch
         if self.accumulate_grad_batches == "epoch":
             yield 0, self.train_batches.num_batches, self.train_batches
             return
-        now = rng_state()
-        if progress.batch_idx == 0:
+        start, now = int(progress.batch_idx), rng_state()
+        if start == 0:
             progress.epoch_rng = now
-        # A resumed run draws the order of its epoch again and skips what it was trained on.
-        set_rng_state(progress.epoch_rng)
-        batches = iter(self.train_batches)
-        start = int(progress.batch_idx)
-        if sum(1 for _ in itertools.islice(batches, start)):
+            batches = iter(self.train_batches)
+        else:
+            # A resumed run draws the order of its epoch again and skips what it was trained on.
+            set_rng_state(progress.epoch_rng)
+            batches = iter(self.train_batches)
+            next(itertools.islice(batches, start, start), None)
             set_rng_state(now)
         while group := list(itertools.islice(batches, int(self.accumulate_grad_batches))):
             yield start, start + len(group), group
@@ -259,21 +269,21 @@ class Trainer:
         assert gradient_norm is not None
         values = step_values(self.closure, self.optimizer, self.global_step - 1)
         values |= {"grad_norm": float(gradient_norm), "epoch": float(self.current_epoch)}
-        self._send(self.metrics.log_step(values), self.global_step - 1)
+        self.log_metrics(self.metrics.log_step(values), self.global_step - 1)
 
     def _end_epoch(self, *, complete: bool) -> None:
         """Validate, publish the epoch's means, step the schedulers of interval "epoch"."""
         epoch = self.current_epoch + 1
         if self.val_batches is not None and epoch % self.check_val_every_n_epoch == 0:
             self._validate()
-        self._send(self.metrics.log_epoch(), self.global_step)
+        self.log_metrics(self.metrics.log_epoch())
         if complete:
             for scheduler in self.schedulers:
                 if scheduler.interval == "epoch" and epoch % scheduler.frequency == 0:
                     scheduler.step(self.metrics)
             self.progress.epochs_completed, self.progress.batch_idx = epoch, 0
         self.call("on_train_epoch_end")
-        self._send(self.metrics.log_epoch(), self.global_step)
+        self.log_metrics(self.metrics.log_epoch())
         self.progress.epoch = self.progress.epochs_completed
 
     def _is_over(self) -> bool:
@@ -294,68 +304,38 @@ class Trainer:
         self.should_stop, self.stopped_because = True, self.stopped_because or reason
 
     def _interrupt(self, signum: signal.Signals) -> None:
-        self._interrupted = True
+        self.interrupted = True
         self.stop(f"interrupted by {signum.name}")
 
     # ---------------------------------------------------------------------------------------------- evaluation
 
     def validate(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[dict[str, float]]:
         """Run `validation_step` over the data; return what was logged, in a list of one mapping."""
-        with self._running(model, "validate"):
-            self._set_up_evaluation(ckpt_path)
-            return [self._evaluate(self._batches(dataloaders, self.limit_val_batches, "dataloaders"), "validation")[0]]
+        return [self._run_evaluation(model, dataloaders, "validation", self.limit_val_batches, ckpt_path)[0]]
 
     def test(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[dict[str, float]]:
         """Run `test_step` over the data; return what was logged, in a list of one mapping."""
-        with self._running(model, "test"):
-            self._set_up_evaluation(ckpt_path)
-            return [self._evaluate(self._batches(dataloaders, self.limit_test_batches, "dataloaders"), "test")[0]]
+        return [self._run_evaluation(model, dataloaders, "test", self.limit_test_batches, ckpt_path)[0]]
 
     def predict(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[Any]:
         """Run `predict_step` over the data; return its results, one per batch."""
-        with self._running(model, "predict"):
-            self._set_up_evaluation(ckpt_path)
-            return self._evaluate(self._batches(dataloaders, self.limit_predict_batches, "dataloaders"), "predict")[1]
+        return self._run_evaluation(model, dataloaders, "predict", self.limit_predict_batches, ckpt_path)[1]
 
-    def _evaluate(self, batches: Batches, stage: str) -> tuple[dict[str, float], list[Any]]:
-        """One pass in evaluation mode: the reduced metrics, and what the steps of "predict" returned."""
-        module, metrics, call = self.module, self.metrics, self.call
-        batch_start = getattr(self._hooks, f"on_{stage}_batch_start")
-        batch_end = getattr(self._hooks, f"on_{stage}_batch_end")
-        step = self._engine.forward(f"{stage}_step")
-        modes = [(part, part.training) for part in module.modules()]
-        module.eval()
-        metrics.stage = stage
-        outputs = []
-        with torch.inference_mode() if self.inference_mode else torch.no_grad():
-            call(f"on_{stage}_start")
-            call(f"on_{stage}_epoch_start")
-            for batch_idx, batch in enumerate(batches):
-                for hook in batch_start:
-                    hook(batch, batch_idx)
-                metrics.batch = batch
-                output = step(batch, batch_idx)
-                if stage == "predict":
-                    outputs.append(output)
-                for hook in batch_end:
-                    hook(output, batch, batch_idx)
-                if self._interrupted:
-                    break
-            call(f"on_{stage}_epoch_end")
-        values = metrics.log_epoch()
-        if not self.sanity_checking:
-            self._send(values, self.global_step)
-        call(f"on_{stage}_end")
-        metrics.stage = "train"
-        for part, mode in modes:
-            part.training = mode
-        return values, outputs
+    def _run_evaluation(
+        self, model: Module, dataloaders: Any, stage: str, limit: Limit, ckpt_path: str | Path | None
+    ) -> tuple[dict[str, float], list[Any]]:
+        with self._running(model, "validate" if stage == "validation" else stage):
+            self.engine = Engine(self.fabric, model)
+            if ckpt_path is not None:
+                path = self._resolve(ckpt_path)
+                checkpoints.load_weights(model, checkpoints.load(path)["state_dict"], path)
+            return evaluate(self, self._batches(dataloaders, limit, "dataloaders"), stage)
 
     def _validate(self) -> None:
         """Evaluate on the validation data; training goes on as if nothing had been drawn."""
         assert self.val_batches is not None
         state = rng_state()
-        self._evaluate(self.val_batches, "validation")
+        evaluate(self, self.val_batches, "validation")
         set_rng_state(state)
 
     def _sanity_check(self) -> None:
@@ -378,8 +358,8 @@ class Trainer:
         """The frame of every run: signals, the first and the last hooks, and loggers closed whatever happens."""
         check_module(model)
         self.module, model._trainer = model, self
-        self._hooks = Hooks(self, model, self.callbacks)
-        self._interrupted = False
+        self.hooks = Hooks(self, model, self.callbacks)
+        self.interrupted = False
         status = "failed"
         try:
             with on_signals(self._interrupt):
@@ -410,31 +390,25 @@ class Trainer:
         if self.overfit_batches:
             self.train_batches.hold()
 
-        self._engine = Engine(self.fabric, self.module)
+        self.engine = Engine(self.fabric, self.module)
         self.optimizer, self.schedulers = parse_optimizers(self.module.configure_optimizers())
         check_param_groups(self.module, self.optimizer)
-        self._engine.set_up_optimizer(self.optimizer)
+        self.engine.set_up_optimizer(self.optimizer)
         self.closure = Closure(
             self.module,
             self.optimizer,
             self.metrics,
-            forward=self._engine.forward("training_step"),
-            backward=self._engine.backward,
-            on_after_backward=self._hooks.on_after_backward,
+            forward=self.engine.forward("training_step"),
+            backward=self.engine.backward,
+            on_after_backward=self.hooks.on_after_backward,
         )
         if self.closure.reevaluates:
-            check_reevaluation(self.optimizer, self.gradient_clip_val, fp16=self._engine.grad_scaler is not None)
+            check_reevaluation(self.optimizer, self.gradient_clip_val, fp16=self.engine.grad_scaler is not None)
         if ckpt_path is not None:
             checkpoints.restore(self, self._resolve(ckpt_path))
 
     def _batches(self, loader: Any, limit: Limit, name: str) -> Batches:
         return Batches(loader, limit=limit, device=self.fabric.device, name=name)
-
-    def _set_up_evaluation(self, ckpt_path: str | Path | None) -> None:
-        self._engine = Engine(self.fabric, self.module)
-        if ckpt_path is not None:
-            path = self._resolve(ckpt_path)
-            checkpoints.load_weights(self.module, checkpoints.load(path)["state_dict"], path)
 
     def _resolve(self, ckpt_path: str | Path) -> str | Path:
         """ "last" and "best" are those of this trainer's `ModelCheckpoint`."""
@@ -447,17 +421,18 @@ class Trainer:
 
     def call(self, hook: str, *args: Any) -> None:
         """Fire a hook of all callbacks and of the module."""
-        self._hooks.call(hook, *args)
+        self.hooks.call(hook, *args)
 
     def save_checkpoint(self, path: str | Path) -> None:
         """Write everything that `fit` needs to continue from here as if it had not been interrupted."""
         if self.fabric.is_global_zero:
             checkpoints.save(checkpoints.collect(self), path)
 
-    def _send(self, values: dict[str, float], step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Send values to all loggers; ``step`` defaults to `global_step`."""
         if values:
             for logger in self.loggers:
-                logger.log_metrics(values, step)
+                logger.log_metrics(dict(values), self.global_step if step is None else step)
 
     # ------------------------------------------------------------------------------------------------ questions
 

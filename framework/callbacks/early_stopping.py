@@ -51,9 +51,7 @@ class EarlyStopping(Monitor):
         elif self.stopping_threshold is not None and sign * value < sign * self.stopping_threshold:
             trainer.stop(f"early_stopping: {self.monitor} reached {value:g}")
         elif self.wait_count >= self.patience:
-            trainer.stop(
-                f"early_stopping: {self.monitor} has not improved on {self.best:g} for {self.wait_count} checks"
-            )
+            trainer.stop(f"early_stopping: {self.monitor} is no better than {self.best} after {self.wait_count} checks")
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "wait_count": self.wait_count}

@@ -105,6 +105,10 @@ class TensorLoader:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed},{epoch}".encode()))
         return torch.randperm(self.num_samples, generator=generator).to(self.tensors[0].device)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next `iter()` be the start of this epoch: the same batches, however often they are read."""
+        self._position = _Position(epoch)
+
     def to(self, device: torch.device | str) -> Self:
         """This loader, its held tensors moved to `device`; the order of the batches stays the same."""
         self.tensors = tuple(tensor.to(device) for tensor in self.tensors)

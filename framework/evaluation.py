@@ -1,0 +1,52 @@
+"""One pass over data without training: validation, test, prediction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from framework.batches import Batches
+
+if TYPE_CHECKING:
+    from framework.trainer import Trainer
+
+
+def evaluate(trainer: Trainer, batches: Batches, stage: str) -> tuple[dict[str, float], list[Any]]:
+    """Run ``<stage>_step`` over the batches, in evaluation mode and without gradients.
+
+    Args:
+        trainer: Whose module, hooks, metrics and loggers take part.
+        batches: The data.
+        stage: "validation", "test" or "predict".
+
+    Returns:
+        The reduced metrics, and for "predict" what the steps returned.
+    """
+    module, hooks, metrics = trainer.module, trainer.hooks, trainer.metrics
+    step = trainer.engine.forward(f"{stage}_step")
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    metrics.stage = stage
+    outputs = []
+    with torch.inference_mode() if trainer.inference_mode else torch.no_grad():
+        hooks.call(f"on_{stage}_start")
+        hooks.call(f"on_{stage}_epoch_start")
+        for batch_idx, batch in enumerate(batches):
+            hooks.call(f"on_{stage}_batch_start", batch, batch_idx)
+            metrics.batch = batch
+            output = step(batch, batch_idx)
+            if stage == "predict":
+                outputs.append(output)
+            hooks.call(f"on_{stage}_batch_end", output, batch, batch_idx)
+            if trainer.interrupted:
+                break
+        hooks.call(f"on_{stage}_epoch_end")
+    values = metrics.log_epoch()
+    if not trainer.sanity_checking:
+        trainer.log_metrics(values)
+    hooks.call(f"on_{stage}_end")
+    metrics.stage = "train"
+    for part, mode in modes:
+        part.training = mode
+    return values, outputs
