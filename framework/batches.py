@@ -31,6 +31,8 @@ class Batches:
         # On the CPU nothing needs to be moved, and the move costs as much as a small batch.
         self._device = None if device.type == "cpu" or hasattr(loader, "to") else device
         self.epoch = 0
+        # Such a loader draws the order of an epoch from the epoch's number, others from the random generators.
+        self.has_epochs = hasattr(loader, "set_epoch")
 
     @property
     def limit(self) -> int | float | None:

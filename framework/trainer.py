@@ -250,13 +250,15 @@ class Trainer:
         if self.accumulate_grad_batches == "epoch":
             yield 0, self.train_batches.num_batches, self.train_batches
             return
-        start, now = int(progress.batch_idx), rng_state()
+        start = int(progress.batch_idx)
         if start == 0:
-            progress.epoch_rng = now
+            # The state of three generators takes as long as a small step: only where the order depends on it.
+            progress.epoch_rng = {} if self.train_batches.has_epochs else rng_state()
             batches = iter(self.train_batches)
         else:
             # A resumed run draws the order of its epoch again and skips what it was trained on.
-            set_rng_state(progress.epoch_rng)
+            now = rng_state()
+            set_rng_state(progress.epoch_rng or now)
             batches = iter(self.train_batches)
             next(itertools.islice(batches, start, start), None)
             set_rng_state(now)
