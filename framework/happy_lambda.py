@@ -19,7 +19,7 @@ from torch import Tensor
 
 from framework.layers import sigma
 
-# Draws are simulated in chunks whose arrays together stay below this: the data may leave little room on a device.
+# Draws and their products with the data are made in chunks of this size: the data may leave little room on a device.
 CHUNK_BYTES = 64 * 2**20
 # Sets the private stream apart from the global one, of whose seed it is derived.
 _STREAM = 0x9E3779B97F4A7C15
@@ -216,7 +216,7 @@ class HappyLambdaMLP(HappyLambdaLinear):
 
     def _dual_norm(self, C_DKP: Tensor) -> Tensor:
         # The K rows of the last layer are free to align, one sign each: the responses add up.
-        return C_DKP.abs().sum(dim=1).amax(dim=1)
+        return torch.linalg.vector_norm(C_DKP, ord=1, dim=1).amax(dim=1)
 
 
 class HappyLambdaClassifier(HappyLambda):
