@@ -148,11 +148,12 @@ class Harder(Penalty):
     """Computes lam * sum rho(w), rho(w) = |w| / (1 + |w|^(1 - nu)): from half the lasso (nu = 1) to nearly hard.
 
     Concave on each side of 0, so large weights are hardly shrunk. The slope at 0 is +-1 for every nu < 1: the
-    subdifferential there is lam * [-1, 1], and the threshold below which a zero stays zero is that of `L1`. For nu = 1,
-    rho(w) = |w| / 2 and both are half as large.
+    subdifferential there is lam * [-1, 1], and the weight that makes the null model stationary is that of `L1`. For
+    nu = 1, rho(w) = |w| / 2 and the interval is half as wide.
 
     The prox, with t = step * lam, is 0 for |u| <= phi and jumps to kappa there; above, it is the larger root of
-    x - |u| + t rho'(x) = 0. Source: HarderLASSO, arXiv 2411.17180.
+    x - |u| + t rho'(x) = 0. As phi < t, a long step may leave a zero that is stationary for a better point.
+    Source: HarderLASSO, arXiv 2411.17180.
 
     Args:
         nu: The shape, in (0, 1]; lower is closer to hard thresholding.
@@ -180,8 +181,8 @@ class Harder(Penalty):
         if nu == 1:
             return _soft(u, t / 2)
         if not isinstance(t, Tensor):
-            return self._threshold(u, t) if t > 0 else u.clone()
-        return torch.where(t > 0, self._threshold(u, t.clamp_min(torch.finfo(t.dtype).tiny)), u)
+            return u.clone() if t == 0 else self._threshold(u, t)
+        return torch.where(t == 0, u, self._threshold(u, t.clamp_min(torch.finfo(t.dtype).tiny)))
 
     def subgradient_gap(self, param: Tensor, grad: Tensor, lam: float | Tensor) -> Tensor:
         slope_at_0 = 0.5 if self.nu == 1 else 1.0
@@ -275,7 +276,7 @@ def _group_prox_in_metric(u: Tensor, step: float | Tensor, lam: float | Tensor, 
 
     a = (lam * u).abs()
     w = (step * lam * lam) * torch.ones_like(u)
-    w_or_1 = torch.where(w > 0, w, 1.0)
+    w_or_1 = torch.where(w == 0, 1.0, w)
     zero = total((a / w_or_1).square()) <= 1
 
     norm = total(a.square()).sqrt()
@@ -289,4 +290,4 @@ def _group_prox_in_metric(u: Tensor, step: float | Tensor, lam: float | Tensor, 
         low, high = torch.maximum(low, step_from_middle), torch.where(S < 1, middle, high)
     for _ in range(5):
         low = newton(low)[0]
-    return torch.where(zero & (w > 0), 0.0, torch.where(w > 0, u * (low / (low + w_or_1)) + 0.0, u))
+    return torch.where(w == 0, u, torch.where(zero, 0.0, u * (low / (low + w_or_1)) + 0.0))

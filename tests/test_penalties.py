@@ -123,6 +123,7 @@ def test_nan_stays_nan(penalty: Penalty, kind: str) -> None:
     u[2, 1] = float("nan")
     step = 10.0 if kind == "scalar" else torch.full_like(u, 10.0)
     assert penalty.prox(u, step, 10.0)[2, 1].isnan()
+    assert penalty.prox(torch.ones(5, 4), step if kind == "scalar" else step.float(), float("nan")).isnan().all()
     assert penalty.value(u, 10.0).isnan()
     assert penalty.subgradient_gap(u, torch.zeros_like(u), 1.0).isnan()
     assert penalty.subgradient_gap(torch.zeros_like(u), u, 1.0).isnan()
