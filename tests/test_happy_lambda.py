@@ -1,0 +1,281 @@
+"""The universal threshold against loops, known distributions and autograd: it is the largest gradient at the null."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from framework import happy_lambda as module
+from framework.happy_lambda import HappyLambdaClassifier, HappyLambdaLinear, HappyLambdaMLP
+from framework.layers import NormalizedLinear, Sigma, sigma
+from framework.losses import L2Loss
+from framework.penalties import L1, GroupL1
+
+
+def design(num_samples: int, num_features: int, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num_samples, num_features, generator=generator, dtype=torch.float64)
+
+
+def statistic(X: Tensor, y: Tensor) -> Tensor:
+    """||X^T y||_inf / ||y||_2, y centred."""
+    y = y - y.mean(0)
+    return (X.T @ y).abs().max() / y.norm()
+
+
+def test_the_threshold_is_the_quantile_of_a_loop_over_draws() -> None:
+    X = design(60, 200)
+    loop = torch.stack([statistic(X, torch.randn(60, dtype=torch.float64)) for _ in range(4000)])
+    for quantile in (0.5, 0.95):
+        threshold = HappyLambdaLinear(X, 4000, quantile=quantile).run()
+        assert threshold == pytest.approx(loop.quantile(quantile).item(), rel=0.01)
+
+
+def test_on_an_orthogonal_design_it_is_the_quantile_of_a_maximum_of_normals() -> None:
+    num_samples, num_features = 2000, 300
+    X = design(num_samples, num_features)
+    Q = torch.linalg.qr(X - X.mean(0)).Q * math.sqrt(num_samples)
+    quantile = torch.special.ndtri(torch.tensor((1 + 0.95 ** (1 / num_features)) / 2)).item()
+    assert HappyLambdaLinear(Q, 4000).run() == pytest.approx(quantile, rel=0.01)
+    assert 1.0 < quantile / math.sqrt(2 * math.log(num_features)) < 1.2
+
+
+def test_it_grows_with_features_and_scales_with_the_data() -> None:
+    X = design(80, 400)
+    by_width = [HappyLambdaLinear(X[:, :p], 500).run() for p in (10, 50, 400)]
+    assert by_width == sorted(by_width)
+    assert HappyLambdaLinear(8 * X, 500).run() == pytest.approx(8 * by_width[-1], rel=1e-12)
+
+
+def test_noise_level_and_mean_cancel() -> None:
+    X = design(40, 30)
+    expected = HappyLambdaLinear(X, 100).run()
+    assert HappyLambdaLinear(X, 100, 1e6, 1e9).run() == expected
+    assert HappyLambdaLinear(X, 100, std=1e-6, mean=-3.0).run() == expected
+
+
+def test_at_the_threshold_the_null_model_is_stationary_for_95_responses_in_100() -> None:
+    X = design(70, 250)
+    threshold = HappyLambdaLinear(X, 2000).run()
+    w = torch.zeros(250, dtype=torch.float64, requires_grad=True)
+    stationary = 0
+    for _ in range(1000):
+        y = 5 + 3 * torch.randn(70, dtype=torch.float64)
+        (grad,) = torch.autograd.grad(L2Loss()(X @ w + y.mean(), y), w)
+        stationary += int(L1().subgradient_gap(w.detach(), grad, threshold) == 0)
+    assert 0.93 < stationary / 1000 < 0.97
+
+
+def test_the_draws_are_a_private_stream_set_by_the_global_seed() -> None:
+    X = design(30, 20)
+    state = torch.get_rng_state()
+    first = HappyLambdaLinear(X, 50).run()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.randn(10)
+    assert HappyLambdaLinear(X, 50).run() == first
+    torch.manual_seed(1)
+    assert HappyLambdaLinear(X, 50).run() != first
+
+
+def test_a_generator_gives_a_reproducible_stream_that_moves_on() -> None:
+    X = design(30, 20)
+    one, other = (HappyLambdaLinear(X, 50, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    first = one.run()
+    assert other.run() == first
+    assert one.run() != first
+
+
+@pytest.mark.parametrize("generator", [None, 0], ids=["global seed", "generator"])
+def test_data_simulated_from_the_same_seed_do_not_contain_the_draws(generator: int | None) -> None:
+    num_samples, num_features = 64, 100
+    torch.manual_seed(0)
+    by_column = torch.randn(num_features, num_samples).T
+    same = None if generator is None else torch.Generator().manual_seed(generator)
+    threshold = HappyLambdaLinear(by_column, 100, generator=same).run()
+    # A draw equal to a column would give about sqrt(64) = 8.
+    assert threshold < 5
+
+
+def test_chunks_bound_the_memory_and_leave_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    X = design(50, 80)
+    whole = HappyLambdaLinear(X, 3000).run()
+    monkeypatch.setattr(module, "CHUNK_BYTES", 8 * (50 + 80) * 7)
+    shapes: list[int] = []
+    original = HappyLambdaLinear._dual_norm
+
+    def record(self: HappyLambdaLinear, C_DKP: Tensor) -> Tensor:
+        shapes.append(len(C_DKP))
+        return original(self, C_DKP)
+
+    monkeypatch.setattr(HappyLambdaLinear, "_dual_norm", record)
+    assert HappyLambdaLinear(X, 3000).run() == pytest.approx(whole, rel=0.02)
+    assert max(shapes) == 7
+    assert sum(shapes) == 3000
+
+
+def test_one_sample_gives_the_largest_entry() -> None:
+    """The seed's listings have one row: centring would leave 0 / 0."""
+    x = torch.randn(1, 20)
+    assert HappyLambdaLinear(x, distribution_count=1000).run() == pytest.approx(x.abs().max().item())
+    assert HappyLambdaMLP(x, 1_000, [5, 10]).run() == pytest.approx(x.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.int64])
+def test_every_real_type_of_data_is_taken(dtype: torch.dtype) -> None:
+    X = (10 * design(30, 5)).to(dtype)
+    assert HappyLambdaLinear(X, 200).run() == pytest.approx(HappyLambdaLinear(X.double(), 200).run(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("activation", "slope"),
+    [(sigma, 1.0), (Sigma(), 1.0), (torch.relu, 1.0), (torch.tanh, 1.0), (torch.sigmoid, 0.25), (nn.GELU(), 1.128904)],
+)
+def test_the_network_factor_is_depth_and_hidden_widths(activation: nn.Module, slope: float) -> None:
+    X = design(30, 20)
+    linear = HappyLambdaLinear(X, 50).run()
+    expected = {(7, 1): slope, (7, 1000): slope, (50, 9, 1): 3 * slope**2, (50, 9, 4, 1): 6 * slope**3, (1,): 1.0}
+    for neuron_count, factor in expected.items():
+        threshold = HappyLambdaMLP(X, 50, neuron_count, activation).run()
+        assert threshold == pytest.approx(linear * factor, rel=1e-5)
+
+
+def null_gradient(X: Tensor, y: Tensor, weights: list[Tensor], activation: nn.Module, bias: float) -> Tensor:
+    """Computes dL/dW_1 at W_1 = 0 of a network whose last bias fits the null model."""
+    layers: list[nn.Module] = [nn.Linear(X.shape[1], weights[0].shape[1], dtype=X.dtype)]
+    for weight in weights:
+        layer = NormalizedLinear(weight.shape[1], weight.shape[0], dtype=X.dtype)
+        layer.weight.data = weight.clone()
+        layers += [activation, layer]
+    first, last = layers[0], layers[-1]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    first.weight.data.zero_()
+    for layer_ in layers[:-1]:
+        if isinstance(layer_, nn.Linear):
+            # Every pre-activation where the activation is steepest.
+            layer_.bias.data.fill_(bias)
+    network = nn.Sequential(*layers)
+    last.bias.data += (y - network(X)).mean(0).detach()
+    L2Loss()(network(X), y).backward()
+    assert first.weight.grad is not None
+    return first.weight.grad
+
+
+@pytest.mark.parametrize("activation", [Sigma(), nn.ReLU()])
+@pytest.mark.parametrize("widths", [[6], [6, 9], [6, 5, 4]])
+def test_the_factor_is_the_largest_gradient_over_networks_with_unit_rows(
+    widths: list[int], activation: nn.Module
+) -> None:
+    X, y = design(40, 12), 3 + design(40, 1, seed=2)
+    bound = HappyLambdaMLP(X, 1, [*widths, 1], activation)._factor() * statistic(X, y)
+    neuron_count = [*widths, 1]
+    shapes = list(zip(neuron_count[1:], neuron_count[:-1], strict=True))
+
+    # Attained: W_2 looks at one first-layer neuron only, every later row is uniform.
+    aligned = [torch.ones(shape, dtype=torch.float64) for shape in shapes]
+    aligned[0][:, 1:] = 0
+    gradient = null_gradient(X, y, aligned, activation, bias=0.3)
+    torch.testing.assert_close(gradient.abs().max(), bound, rtol=1e-10, atol=0)
+    # The columns' norm has the same maximum: one threshold for L1 and the column group lasso, no sqrt(group size).
+    zero = torch.zeros_like(gradient)
+    assert GroupL1("columns").subgradient_gap(zero, gradient, bound.item() * (1 + 1e-9)) == 0
+    assert GroupL1("columns").subgradient_gap(zero, gradient, bound.item() * 0.99) > 0
+
+    # Never exceeded, neither entrywise nor by a column's norm.
+    for _ in range(50):
+        random = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+        gradient = null_gradient(X, y, random, activation, bias=0.3)
+        assert gradient.norm(dim=0).max() <= bound * (1 + 1e-10)
+
+
+def test_several_responses_add_up_when_their_rows_align() -> None:
+    X, Y = design(40, 12), design(40, 3, seed=2)
+    R = Y - Y.mean(0)
+    correlations = X.T @ R / R.norm()
+    feature = correlations.abs().sum(1).argmax()
+    W_2 = torch.zeros(3, 6, dtype=torch.float64)
+    W_2[:, 0] = correlations[feature].sign()
+    gradient = null_gradient(X, Y, [W_2], Sigma(), bias=0.0)
+    torch.testing.assert_close(gradient.abs().max(), correlations.abs().sum(1).max())
+
+    draws = torch.randn(3000, 40, 3, dtype=torch.float64)
+    draws -= draws.mean(1, keepdim=True)
+    C_DPK = X.T @ draws / draws.flatten(1).norm(dim=1)[:, None, None]
+    mlp, linear = C_DPK.abs().sum(2).amax(1), C_DPK.abs().flatten(1).amax(1)
+    assert HappyLambdaMLP(X, 3000, [6, 3], num_responses=3).run() == pytest.approx(mlp.quantile(0.95).item(), rel=0.02)
+    assert HappyLambdaLinear(X, 3000, num_responses=3).run() == pytest.approx(linear.quantile(0.95).item(), rel=0.02)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_at_the_threshold_the_null_classifier_is_stationary_for_95_responses_in_100(reduction: str) -> None:
+    X, frequencies = design(100, 40), torch.tensor([0.5, 0.3, 0.2])
+    targets = torch.arange(3).repeat_interleave((100 * frequencies).round().long())
+    threshold = HappyLambdaClassifier(X, targets, 2000, reduction=reduction).run()  # type: ignore[arg-type]
+    W = torch.zeros(3, 40, dtype=torch.float64, requires_grad=True)
+    stationary = 0
+    for _ in range(1000):
+        y = torch.multinomial(frequencies, 100, replacement=True)
+        intercept = (y.bincount(minlength=3) / 100).double().log()
+        (grad,) = torch.autograd.grad(cross_entropy(X @ W.T + intercept, y, reduction=reduction), W)
+        stationary += int(L1().subgradient_gap(W.detach(), grad, threshold) == 0)
+    assert 0.93 < stationary / 1000 < 0.97
+
+
+def test_the_two_reductions_differ_by_the_number_of_samples() -> None:
+    X, targets = design(50, 10), torch.arange(50) % 3
+    mean, summed = (HappyLambdaClassifier(X, targets, 20, reduction=r).run() for r in ("mean", "sum"))
+    assert summed == pytest.approx(50 * mean)
+
+
+def test_bad_data_are_refused() -> None:
+    X = design(10, 4)
+    with pytest.raises(ValueError, match=r"shape \(10,\)"):
+        HappyLambdaLinear(X[:, 0], 10)
+    with pytest.raises(ValueError, match=r"shape \(0, 4\)"):
+        HappyLambdaLinear(X[:0], 10)
+    X[3, 2] = math.nan
+    with pytest.raises(ValueError, match=r"NaN or infinite entries, in columns \[2\]"):
+        HappyLambdaLinear(X, 10)
+    for constant in (torch.ones(5, 3), torch.zeros(1, 3)):
+        with pytest.raises(ValueError, match="no feature varies"):
+            HappyLambdaLinear(constant, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"distribution_count": 0}, "distribution_count=0"),
+        ({"std": -1.0}, "std=-1.0"),
+        ({"std": 0.0}, "std=0.0"),
+        ({"mean": math.nan}, "mean=nan"),
+        ({"quantile": 1.0}, "quantile=1.0"),
+        ({"num_responses": 0}, "num_responses=0"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HappyLambdaLinear(design(10, 4), **{"distribution_count": 10, **arguments})  # type: ignore[arg-type]
+
+
+def test_bad_networks_are_refused() -> None:
+    X = design(10, 4)
+    for neuron_count in ([], [5, 0, 1]):
+        with pytest.raises(ValueError, match="neuron_count="):
+            HappyLambdaMLP(X, 10, neuron_count)
+    for unbounded in (torch.exp, torch.square):
+        with pytest.raises(ValueError, match="not bounded"):
+            HappyLambdaMLP(X, 10, [5, 1], unbounded).run()
+
+
+def test_bad_targets_are_refused() -> None:
+    X = design(10, 4)
+    for targets in (torch.zeros(9, dtype=torch.long), torch.zeros(10), torch.zeros(10, 1, dtype=torch.long)):
+        with pytest.raises(ValueError, match="one integer class index per sample"):
+            HappyLambdaClassifier(X, targets, 10)
+    for targets in (torch.zeros(10, dtype=torch.long), torch.arange(10) - 1):
+        with pytest.raises(ValueError, match="at least two classes"):
+            HappyLambdaClassifier(X, targets, 10)
+    with pytest.raises(ValueError, match="reduction='none'"):
+        HappyLambdaClassifier(X, torch.arange(10) % 2, 10, reduction="none")  # type: ignore[arg-type]
