@@ -62,15 +62,11 @@ class SchedulerConfig:
             self.scheduler.step()
             return
         assert self.monitor is not None
-        if self.monitor not in metrics.updated:
-            if not self.strict:
-                return
-            raise ValueError(
-                f"ReduceLROnPlateau monitors {self.monitor!r}, which was never logged; logged so far: "
-                f"{', '.join(sorted(metrics.callback_metrics)) or 'nothing'}"
-            )
-        if metrics.updated[self.monitor] != self._seen:
-            self._seen = metrics.updated[self.monitor]
+        if self.monitor not in metrics.updated and not self.strict:
+            return
+        updates = metrics.monitored(self.monitor, "ReduceLROnPlateau")
+        if updates != self._seen:
+            self._seen = updates
             self.scheduler.step(metrics.callback_metrics[self.monitor])
 
 

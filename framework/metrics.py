@@ -72,6 +72,7 @@ class Metrics:
         updated: For every name, how many times it got a new value.
         stage: "train", "validation", "test" or "predict": whose names are collected, and by which defaults.
         muted: While True, ``log`` is ignored: a closure is evaluated again.
+        validation_pending: Whether validation has yet to log its names for the first time.
         batch: The batch under way, for the weight in a mean.
     """
 
@@ -80,6 +81,7 @@ class Metrics:
     updated: dict[str, int] = field(default_factory=dict)
     stage: str = "train"
     muted: bool = False
+    validation_pending: bool = False
     batch: Any = None
     _stages: dict[str, dict[str, _Logged]] = field(default_factory=lambda: defaultdict(dict))
 
@@ -141,11 +143,27 @@ class Metrics:
                 if isinstance(entry.value, Metric):
                     entry.value.reset()
                 entry.value, entry.total, entry.weight = None, None, 0.0
+        if self.stage == "validation":
+            self.validation_pending = False
         return self._publish(sent, shown)
 
     def forget(self) -> None:
-        """Drop every published value."""
+        """Drop every published value: those of a sanity check."""
         self.callback_metrics, self.progress_bar_metrics, self.updated = {}, {}, {}
+        self.validation_pending = True
+
+    def monitored(self, name: str, who: str) -> int:
+        """How many times a metric that ``who`` monitors got a new value; 0 while validation may still log it.
+
+        Raises:
+            ValueError: The metric was never logged; those that were are named.
+        """
+        if name not in self.updated and not self.validation_pending:
+            raise ValueError(
+                f"{who} monitors {name!r}, which was never logged; logged so far: "
+                f"{', '.join(sorted(self.callback_metrics)) or 'nothing'}"
+            )
+        return self.updated.get(name, 0)
 
     def _collect(self, name: str, entry: _Logged, value: Any, sent: dict[str, float], shown: dict[str, float]) -> None:
         number = float(value)

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from framework.penalties import Penalty
+
 if TYPE_CHECKING:
     from framework.trainer import Trainer
-
-
-class Penalty(Protocol):
-    """A non-smooth function g of one parameter, with its proximal operator."""
-
-    def value(self, param: Tensor, lam: float | Tensor) -> Tensor:
-        """g(param) as a scalar; ``lam`` is its weight, a number or one per entry."""
-
-    def prox(self, u: Tensor, step: float | Tensor, lam: float | Tensor) -> Tensor:
-        """argmin over x of ||x - u||^2 / (2 step) + g(x); ``step`` is a number or one per entry."""
 
 
 class Module(nn.Module):

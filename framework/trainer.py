@@ -71,6 +71,7 @@ class Trainer:
     Attributes:
         current_epoch: The index of the epoch under way, which is the number of those completed.
         global_step: Optimizer steps taken.
+        fit_seconds: How long the last `fit` trained, validation included.
         stopped_because: Why the last `fit` ended: "max_epochs", "max_steps", "max_time", or what `stop` was told.
         interrupted: Whether a signal ended the run.
         metrics: What was logged (`Metrics`).
@@ -157,6 +158,7 @@ class Trainer:
         self.progress = checkpoints.Progress()
         self.should_stop = False
         self.stopped_because: str | None = None
+        self.fit_seconds = 0.0
         self.sanity_checking = self.interrupted = False
         self._deadline = math.inf
 
@@ -194,8 +196,10 @@ class Trainer:
             self.call("on_fit_start")
             self._sanity_check()
             self.call("on_train_start")
+            start = time.perf_counter()
             while not self._is_over():
                 self._train_epoch()
+            self.fit_seconds = time.perf_counter() - start
             self.call("on_train_end")
             self.call("on_fit_end")
 
@@ -389,6 +393,7 @@ class Trainer:
         val_limit = self.overfit_batches or self.limit_val_batches
         if val_dataloaders is not None and val_limit != 0:
             self.val_batches = self._batches(val_dataloaders, val_limit, "val_dataloaders")
+        self.metrics.validation_pending = self.val_batches is not None
         if self.overfit_batches:
             self.train_batches.hold()
 

@@ -37,14 +37,10 @@ class Monitor(Callback):
             ValueError: The metric was never logged; those that were are named.
         """
         assert self.monitor is not None
-        if self.monitor not in metrics.updated:
-            raise ValueError(
-                f"{type(self).__name__} monitors {self.monitor!r}, which was never logged; logged so far: "
-                f"{', '.join(sorted(metrics.callback_metrics)) or 'nothing'}"
-            )
-        if metrics.updated[self.monitor] == self._seen:
+        updates = metrics.monitored(self.monitor, type(self).__name__)
+        if updates == self._seen:
             return None
-        self._seen = metrics.updated[self.monitor]
+        self._seen = updates
         return metrics.callback_metrics[self.monitor]
 
     def improves(self, value: float) -> bool:

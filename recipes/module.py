@@ -1,0 +1,119 @@
+"""The ready Module: a network, a loss, a penalty, an optimizer and a scheduler, each chosen by a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+from torchmetrics.classification import MulticlassAccuracy
+
+from framework import Module
+from framework.penalties import Penalty
+
+
+class SupervisedModule(Module):
+    """Fits a network to pairs of inputs and targets. Logs ``val/loss``, and ``val/accuracy`` for classes.
+
+    Args:
+        network: Maps a batch of inputs to a batch of outputs.
+        loss: Of (outputs, targets), a mean over the samples.
+        optimizer: Called with the parameter groups, such as a ``functools.partial`` of an optimizer class.
+        scheduler: A mapping of "scheduler", called with the optimizer, and of Lightning's "interval", "frequency" and
+            "monitor"; None for a constant learning rate. An option of the scheduler that is "auto" is set to the number
+            of intervals in the run, such as ``total_steps`` of one cycle.
+        penalty: Added to the loss for the weights (not the biases), or for the groups that the network declares by a
+            method ``param_groups`` of its own; None for no penalty.
+        happy_lambda: The weight of the penalty.
+        learning_rates: Learning rates of their own for parameters whose names start with a key: ``{"0.": 1e-3}``.
+        num_classes: For classification, how many classes the targets have; None for regression.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizer: Callable[[Any], Optimizer],
+        *,
+        scheduler: Mapping[str, Any] | None = None,
+        penalty: Penalty | None = None,
+        happy_lambda: float = 0.0,
+        learning_rates: Mapping[str, float] | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.penalty = penalty
+        self.happy_lambda = happy_lambda
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.learning_rates = dict(learning_rates or {})
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro") if num_classes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        return self.loss(self.network(x), y)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
+        x, y = batch
+        output = self.network(x)
+        self.log(f"{stage}/loss", self.loss(output, y), prog_bar=True)
+        if self.accuracy is not None:
+            self.accuracy.update(output, y)
+            self.log(f"{stage}/accuracy", self.accuracy, prog_bar=True)
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The network's own groups if it declares them, else weights and biases, each split by learning rate."""
+        if callable(declared := getattr(self.network, "param_groups", None)):
+            return declared()
+        groups: dict[str, dict[str, Any]] = {}
+        for name, parameter in self.network.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            penalized = self.penalty is not None and parameter.ndim > 1
+            prefix = next((key for key in self.learning_rates if name.startswith(key)), "")
+            label = (prefix or "network") + ("/penalized" if penalized else "")
+            rate = {"lr": self.learning_rates[prefix]} if prefix else {}
+            group = groups.setdefault(label, {"name": label, "params": [], "penalized": penalized, **rate})
+            group["params"].append(parameter)
+        return list(groups.values())
+
+    def configure_optimizers(self) -> Any:
+        groups: Any = self.param_groups()
+        if _optimizer_class(self.make_optimizer) is LBFGS:
+            # torch's LBFGS takes one group; the closure knows the penalized ones from the module.
+            if self.learning_rates:
+                raise ValueError("learning_rates with LBFGS, which has one learning rate for all; drop learning_rates")
+            groups = [parameter for group in groups for parameter in group["params"]]
+        optimizer = self.make_optimizer(groups)
+        if not self.make_scheduler:
+            return optimizer
+        config = dict(self.make_scheduler)
+        make = config.pop("scheduler")
+        intervals = self._num_intervals(config)
+        automatic = {key: intervals for key, value in _options(make).items() if value == "auto"}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": make(optimizer, **automatic), **config}}
+
+    def _num_intervals(self, config: Mapping[str, Any]) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        number = steps if config.get("interval") == "step" else self.trainer.max_epochs
+        return int(number) if 0 < number < float("inf") else 1
+
+
+def _optimizer_class(make: Callable[[Any], Optimizer]) -> Any:
+    return getattr(make, "func", make)
+
+
+def _options(make: Any) -> Mapping[str, Any]:
+    return getattr(make, "keywords", {})

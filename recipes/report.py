@@ -1,0 +1,99 @@
+"""What a run leaves behind: summary.json, pictures, and the HParams and Images tabs of TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from framework import Trainer
+from framework.data import TensorLoader
+from framework.loggers import TensorBoardLogger
+from recipes import figures
+from recipes.data import Data
+from recipes.module import SupervisedModule
+
+
+def write_report(
+    trainer: Trainer, module: SupervisedModule, data: Data, config: DictConfig, folder: Path
+) -> dict[str, float]:
+    """Write plots and summary of a finished run; return its final metrics.
+
+    The summary is written last, in one piece: a folder without it holds a run that did not finish.
+    """
+    metrics = final_metrics(trainer)
+    pictures = data.figures(lambda loader: predict(trainer, module, loader))
+    if history := read_history(folder / "metrics.csv"):
+        pictures = {"loss": figures.loss_curves(history), **pictures}
+    save_figures(trainer, pictures, folder / "plots")
+    log_hyperparameters(trainer, config, metrics)
+    write_summary(trainer, config, metrics, folder / "summary.json")
+    return metrics
+
+
+def final_metrics(trainer: Trainer) -> dict[str, float]:
+    """The last value of every metric, under its TensorBoard name."""
+    return {name: value for name, value in sorted(trainer.callback_metrics.items()) if name != "epoch"}
+
+
+def predict(trainer: Trainer, module: SupervisedModule, loader: TensorLoader) -> Tensor:
+    """The network's outputs for a whole loader, in order, on the CPU."""
+    return torch.cat([output.float().cpu() for output in trainer.predict(module, loader)])
+
+
+def read_history(path: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """The steps and values of every metric in a metrics.csv; empty where there is no such file."""
+    history: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and name != "step":
+                        history[name][0].append(float(row["step"]))
+                        history[name][1].append(float(value))
+    return dict(history)
+
+
+def save_figures(trainer: Trainer, pictures: dict[str, Figure], folder: Path) -> None:
+    """Each picture as a PNG, and in the Images tab of TensorBoard."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in pictures.items():
+        figure.savefig(folder / f"{name}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure(name, figure, trainer.global_step, close=False)
+
+
+def log_hyperparameters(trainer: Trainer, config: DictConfig, metrics: dict[str, float]) -> None:
+    """The configuration and the final metrics, for the HParams tab."""
+    options: Any = OmegaConf.to_container(config, resolve=True)
+    chosen = {key: value for key, value in options.items() if key not in ("callbacks", "logger")}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(chosen, metrics)
+            logger.finalize("success")
+
+
+def write_summary(trainer: Trainer, config: DictConfig, metrics: dict[str, float], path: Path) -> None:
+    """What came out, as JSON, written in one piece."""
+    summary = {
+        "recipe": config.recipe_name,
+        "seed": config.seed,
+        "steps": trainer.global_step,
+        "epochs": trainer.current_epoch,
+        "closure_evaluations": trainer.closure_evaluations,
+        "seconds": round(trainer.fit_seconds, 3),
+        "stopped_because": trainer.stopped_because,
+        "metrics": metrics,
+    }
+    temporary = path.with_suffix(".json.part")
+    temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(temporary, path)
