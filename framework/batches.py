@@ -11,6 +11,8 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
 from framework.checks import check_loader
+from framework.progress import Progress
+from framework.replay import rng_state, set_rng_state
 
 
 class Batches:
@@ -67,6 +69,39 @@ class Batches:
         owners = (self.loader, getattr(self.loader, "sampler", None))
         found = {id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
         return list(found.values())
+
+
+def groups(batches: Batches, size: int | str, progress: Progress) -> Iterator[tuple[int, float, Any]]:
+    """The batches of every step of an epoch, or of what ``progress`` says is left of it.
+
+    Args:
+        batches: All the batches of an epoch.
+        size: How many make one step (the last step takes what is left), or "epoch" for all of them.
+        progress: Which epoch, and how many of its batches are done.
+
+    Yields:
+        The index of the first batch of the step, that of the one after its last, and the batches: a list, or for
+        "epoch" the ``batches`` themselves, to be read as often as needed.
+    """
+    batches.epoch = progress.epoch
+    if size == "epoch":
+        yield 0, batches.num_batches, batches
+        return
+    start = int(progress.batch_idx)
+    if start == 0:
+        # The state of three generators takes as long as a small step: only where the order depends on it.
+        progress.epoch_rng = {} if batches.has_epochs else rng_state()
+        rest = iter(batches)
+    else:
+        # A resumed run draws the order of its epoch again and skips what it was trained on.
+        now = rng_state()
+        set_rng_state(progress.epoch_rng or now)
+        rest = iter(batches)
+        next(itertools.islice(rest, start, start), None)
+        set_rng_state(now)
+    while group := list(itertools.islice(rest, int(size))):
+        yield start, start + len(group), group
+        start += len(group)
 
 
 def _limited(num_batches: float, limit: int | float | None, name: str) -> float:

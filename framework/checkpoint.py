@@ -21,7 +21,6 @@ import pickle
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,31 +29,13 @@ import torch
 from framework._version import __version__
 from framework.callback import Callback
 from framework.module import Module
+from framework.progress import Progress
 from framework.replay import rng_state, set_rng_state
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer
 
 _NEEDED = ("progress", "closure_evaluations", "state_dict", "optimizer", "lr_schedulers", "callbacks", "rng")
-
-
-@dataclass
-class Progress:
-    """How far a run has come.
-
-    Attributes:
-        epoch: The index of the epoch under way.
-        epochs_completed: The same, plus one at the end of an epoch, when checkpoints are written.
-        batch_idx: How many batches of the next epoch are done.
-        global_step: Optimizer steps taken.
-        epoch_rng: The random generators at the start of the epoch under way, to draw its order of batches again.
-    """
-
-    epoch: int = 0
-    epochs_completed: int = 0
-    batch_idx: float = 0
-    global_step: int = 0
-    epoch_rng: dict[str, Any] = field(default_factory=dict)
 
 
 def save(checkpoint: Mapping[str, Any], path: str | Path) -> None:
@@ -159,6 +140,20 @@ def restore(trainer: Trainer, path: str | Path) -> None:
     trainer.progress = Progress(**checkpoint["progress"])
     trainer.closure.evaluations = checkpoint["closure_evaluations"]
     set_rng_state(checkpoint["rng"])
+
+
+def resolve(trainer: Trainer, ckpt_path: str | Path) -> str | Path:
+    """The file that ``ckpt_path`` means: "last" and "best" are those of the trainer's `ModelCheckpoint`.
+
+    Raises:
+        ValueError: It has written none.
+    """
+    if ckpt_path not in ("last", "best"):
+        return ckpt_path
+    for callback in trainer.callbacks:
+        if path := getattr(callback, f"{ckpt_path}_model_path", None):
+            return path
+    raise ValueError(f"ckpt_path={ckpt_path!r}, but no ModelCheckpoint of this trainer has written one")
 
 
 def _named_callbacks(trainer: Trainer) -> Iterator[tuple[str, Callback]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from framework.batches import Batches
+from framework.replay import rng_state, set_rng_state
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer
@@ -50,3 +51,26 @@ def evaluate(trainer: Trainer, batches: Batches, stage: str) -> tuple[dict[str, 
     for part, mode in modes:
         part.training = mode
     return values, outputs
+
+
+def validate(trainer: Trainer) -> None:
+    """Evaluate on the validation data of a fit; training goes on as if nothing had been drawn at random."""
+    assert trainer.val_batches is not None
+    state = rng_state()
+    evaluate(trainer, trainer.val_batches, "validation")
+    set_rng_state(state)
+
+
+def sanity_check(trainer: Trainer) -> None:
+    """Try a few validation batches, so that a mistake there does not wait for the end of the first epoch."""
+    batches = trainer.val_batches
+    if batches is None or trainer.num_sanity_val_steps == 0:
+        return
+    trainer.sanity_checking = True
+    trainer.call("on_sanity_check_start")
+    limit, batches.limit = batches.limit, trainer.num_sanity_val_steps
+    validate(trainer)
+    batches.limit = limit
+    trainer.metrics.forget()
+    trainer.call("on_sanity_check_end")
+    trainer.sanity_checking = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import signal
 import time
@@ -17,20 +16,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from framework import checkpoint as checkpoints
-from framework.batches import Batches
+from framework.batches import Batches, groups
 from framework.callback import Callback, Hooks
-from framework.callbacks import ModelCheckpoint, default_callbacks
+from framework.callbacks import default_callbacks
 from framework.checks import check_module, check_param_groups, check_reevaluation
 from framework.closure import Closure
 from framework.configure import SchedulerConfig, parse_optimizers
 from framework.engine import Engine
-from framework.evaluation import evaluate
+from framework.evaluation import evaluate, sanity_check, validate
 from framework.interrupt import on_signals
 from framework.loggers import Logger, make_loggers
 from framework.metrics import Metrics
 from framework.module import Module
 from framework.monitor import step_values
-from framework.replay import rng_state, set_rng_state
+from framework.progress import Progress
 from framework.settings import check_settings, parse_max_time, resolve_max_epochs
 
 Limit = int | float | None
@@ -155,7 +154,7 @@ class Trainer:
             fast_dev_run=bool(fast_dev_run),
         )
         self.metrics = Metrics()
-        self.progress = checkpoints.Progress()
+        self.progress = Progress()
         self.should_stop = False
         self.stopped_because: str | None = None
         self.fit_seconds = 0.0
@@ -194,7 +193,7 @@ class Trainer:
         with self._running(model, "fit"):
             self._set_up_fit(train_dataloaders, val_dataloaders, ckpt_path)
             self.call("on_fit_start")
-            self._sanity_check()
+            sanity_check(self)
             self.call("on_train_start")
             start = time.perf_counter()
             while not self._is_over():
@@ -211,7 +210,7 @@ class Trainer:
         # A gradient scaler decides itself whether to step, and takes no closure.
         step_args = () if engine.grad_scaler else (closure,)
         hooks.call("on_train_epoch_start")
-        for batch_idx, next_idx, batches in self._groups():
+        for batch_idx, next_idx, batches in groups(self.train_batches, self.accumulate_grad_batches, progress):
             batch = batches[0] if self.accumulate_grad_batches == 1 else batches
             for hook in hooks.on_train_batch_start:
                 hook(batch, batch_idx)
@@ -247,29 +246,6 @@ class Trainer:
         if not self.interrupted:
             self._end_epoch(complete=progress.batch_idx >= self.train_batches.num_batches)
 
-    def _groups(self) -> Iterator[tuple[int, float, Any]]:
-        """The batches of every step of this epoch, with the index of the first and of the one after the last."""
-        progress = self.progress
-        self.train_batches.epoch = progress.epoch
-        if self.accumulate_grad_batches == "epoch":
-            yield 0, self.train_batches.num_batches, self.train_batches
-            return
-        start = int(progress.batch_idx)
-        if start == 0:
-            # The state of three generators takes as long as a small step: only where the order depends on it.
-            progress.epoch_rng = {} if self.train_batches.has_epochs else rng_state()
-            batches = iter(self.train_batches)
-        else:
-            # A resumed run draws the order of its epoch again and skips what it was trained on.
-            now = rng_state()
-            set_rng_state(progress.epoch_rng or now)
-            batches = iter(self.train_batches)
-            next(itertools.islice(batches, start, start), None)
-            set_rng_state(now)
-        while group := list(itertools.islice(batches, int(self.accumulate_grad_batches))):
-            yield start, start + len(group), group
-            start += len(group)
-
     def _log_step(self, gradient_norm: Tensor | None) -> None:
         """Send the values of the step just taken to the loggers. Synchronizes with the device."""
         assert gradient_norm is not None
@@ -281,7 +257,7 @@ class Trainer:
         """Validate, publish the epoch's means, step the schedulers of interval "epoch"."""
         epoch = self.current_epoch + 1
         if self.val_batches is not None and epoch % self.check_val_every_n_epoch == 0:
-            self._validate()
+            validate(self)
         self.log_metrics(self.metrics.log_epoch())
         if complete:
             for scheduler in self.schedulers:
@@ -333,29 +309,9 @@ class Trainer:
         with self._running(model, "validate" if stage == "validation" else stage):
             self.engine = Engine(self.fabric, model)
             if ckpt_path is not None:
-                path = self._resolve(ckpt_path)
+                path = checkpoints.resolve(self, ckpt_path)
                 checkpoints.load_weights(model, checkpoints.load(path)["state_dict"], path)
             return evaluate(self, self._batches(dataloaders, limit, "dataloaders"), stage)
-
-    def _validate(self) -> None:
-        """Evaluate on the validation data; training goes on as if nothing had been drawn."""
-        assert self.val_batches is not None
-        state = rng_state()
-        evaluate(self, self.val_batches, "validation")
-        set_rng_state(state)
-
-    def _sanity_check(self) -> None:
-        """Try a few validation batches, so that a mistake there does not wait for the end of the first epoch."""
-        if self.val_batches is None or not self.num_sanity_val_steps:
-            return
-        self.sanity_checking = True
-        self.call("on_sanity_check_start")
-        limit, self.val_batches.limit = self.val_batches.limit, self.num_sanity_val_steps
-        self._validate()
-        self.val_batches.limit = limit
-        self.metrics.forget()
-        self.call("on_sanity_check_end")
-        self.sanity_checking = False
 
     # --------------------------------------------------------------------------------------------------- set-up
 
@@ -382,7 +338,7 @@ class Trainer:
 
     def _set_up_fit(self, train_dataloaders: Any, val_dataloaders: Any, ckpt_path: str | Path | None) -> None:
         """Data, module, optimizer and closure, each checked; then the checkpoint."""
-        self.progress, self.metrics = checkpoints.Progress(), Metrics()
+        self.progress, self.metrics = Progress(), Metrics()
         self.should_stop, self.stopped_because = False, None
         self._deadline = time.monotonic() + self.max_time
 
@@ -412,19 +368,10 @@ class Trainer:
         if self.closure.reevaluates:
             check_reevaluation(self.optimizer, self.gradient_clip_val, fp16=self.engine.grad_scaler is not None)
         if ckpt_path is not None:
-            checkpoints.restore(self, self._resolve(ckpt_path))
+            checkpoints.restore(self, checkpoints.resolve(self, ckpt_path))
 
     def _batches(self, loader: Any, limit: Limit, name: str) -> Batches:
         return Batches(loader, limit=limit, device=self.fabric.device, name=name)
-
-    def _resolve(self, ckpt_path: str | Path) -> str | Path:
-        """ "last" and "best" are those of this trainer's `ModelCheckpoint`."""
-        if ckpt_path not in ("last", "best"):
-            return ckpt_path
-        for callback in self.callbacks:
-            if isinstance(callback, ModelCheckpoint) and (path := getattr(callback, f"{ckpt_path}_model_path")):
-                return path
-        raise ValueError(f"ckpt_path={ckpt_path!r}, but no ModelCheckpoint of this trainer has written one")
 
     def call(self, hook: str, *args: Any) -> None:
         """Fire a hook of all callbacks and of the module."""

@@ -1,0 +1,25 @@
+"""How far a run has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: The index of the epoch under way.
+        epochs_completed: The same, plus one at the end of an epoch, when checkpoints are written.
+        batch_idx: How many batches of the next epoch are done.
+        global_step: Optimizer steps taken.
+        epoch_rng: The random generators at the start of the epoch under way, to draw its order of batches again.
+    """
+
+    epoch: int = 0
+    epochs_completed: int = 0
+    batch_idx: float = 0
+    global_step: int = 0
+    epoch_rng: dict[str, Any] = field(default_factory=dict)
