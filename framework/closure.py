@@ -21,8 +21,8 @@ class Closure:
     """The objective of the current step, as ``optimizer.step`` receives it.
 
     The trainer brackets every step by `begin` and `end`. In between, each evaluation sees the same function: the same
-    batches, dropout masks, augmentations and buffers. The first evaluation is the one that counts: it is logged, and
-    its batch-norm statistics and its random draws are those that `end` commits.
+    batches, dropout masks, augmentations and buffers. The first one with gradients counts: it is logged, and
+    its batch-norm statistics and random draws are those that `end` commits.
 
     Whether the value is f or f + g is decided by the optimizer's class: ``handles_penalty = True`` means f.
 
@@ -67,14 +67,17 @@ class Closure:
         self._needs_penalty = False
         self._value: Tensor | None = None
         self._value_returned = False
+        self._counted = False
+        self._several = False
         self._before: Replay | None = None
         self._after: Replay | None = None
 
     def begin(self, batches: Iterable[Any], batch_idx: int, *, log: bool = False) -> None:
         """Take the micro-batches of the next step; ``batch_idx`` is the first one's, ``log`` says that g is wanted."""
         self._batches, self._batch_idx = batches, batch_idx
+        self._several = not (isinstance(batches, list) and len(batches) == 1)
         self._needs_penalty = log or not self.handles_penalty
-        self._value, self._value_returned = None, False
+        self._value, self._value_returned, self._counted = None, False, False
         if self.reevaluates:
             self._before, self._after = self._state_now(), None
 
@@ -85,8 +88,11 @@ class Closure:
         for group in self._optimizer.param_groups:
             for param in group["params"]:
                 param.grad = None
-        with torch.enable_grad():
+        if torch.is_grad_enabled():
             value = self._evaluate(differentiate=True)
+        else:
+            with torch.enable_grad():
+                value = self._evaluate(differentiate=True)
         for hook in self._on_after_backward:
             hook()
         return value
@@ -95,86 +101,80 @@ class Closure:
         """The value alone: no backward; gradients, logs, buffers and random state stay as they are."""
         if self._value is not None and not self.reevaluates:
             return self._value_once()
-        muted, self._metrics.muted = self._metrics.muted, True
         with torch.no_grad():
-            value = self._evaluate(differentiate=False)
-        self._metrics.muted = muted
-        return value
+            return self._evaluate(differentiate=False)
 
     def end(self) -> None:
-        """The step is over: commit the buffers and random draws of its first evaluation."""
+        """The step is over: commit the buffers and random draws of the evaluation that counts."""
         if self._after is not None:
             self._after.restore()
-        self._metrics.muted = False
+            self._metrics.muted = False
 
     def _evaluate(self, *, differentiate: bool) -> Tensor:
-        """One pass over the group, weighted by samples; on the first of a step, keep what is logged and committed."""
-        first = self._value is None
-        if not first:
-            assert self._before is not None
-            self._before.restore()
-            self._metrics.muted = True
+        """One pass over the group; keep what is logged and committed of the first, or of the first with gradients."""
+        counts = differentiate and not self._counted
+        if self.reevaluates:
+            self._metrics.muted = not counts
+            if self._value is not None:
+                assert self._before is not None
+                self._before.restore()
         self.evaluations += 1
 
         f, g, outputs = self._accumulate(differentiate)
-        value = f if g is None or self.handles_penalty else f + g
-        if first:
-            self._value = value
-            self.loss, self.penalty, self.objective = f, g, f if g is None else f + g
-            self.outputs = outputs[0] if len(outputs) == 1 else outputs
+        objective = f if g is None else f + g
+        value = f if self.handles_penalty else objective
+        if counts or self._value is None:
+            self._value, self._counted = value, counts
+            self.loss, self.penalty, self.objective, self.outputs = f, g, objective, outputs
             if self.reevaluates:
                 self._after = self._state_now()
         return value
 
-    def _accumulate(self, differentiate: bool) -> tuple[Tensor, Tensor | None, list[Any]]:
-        """f and g as means over the samples of the group, with their gradients if asked for."""
-        outputs = []
-        first_size, total_weight = 0, 0.0
-        f = g = None
+    def _accumulate(self, differentiate: bool) -> tuple[Tensor, Tensor | None, Any]:
+        """f and g as means over the samples of the group, with their gradients if asked for, and the outputs."""
+        outputs: list[dict[str, Any]] = []
+        total_weight, f, g = 0.0, None, None
         for batch_idx, batch in enumerate(self._batches, self._batch_idx):
             # Weights relative to the first batch: 1 for all but a short last one, so that one batch needs no scaling.
-            size = num_samples(batch)
-            first_size = first_size or size
-            weight = size / first_size
+            weight = 1.0
+            if self._several:
+                size = num_samples(batch)
+                weight = size / (first_size := first_size if outputs else size)
             total_weight += weight
 
             self._metrics.batch = batch
-            output = self._forward(batch, batch_idx)
-            loss, penalty = self._split(output)
+            loss, penalty, extra = self._split(self._forward(batch, batch_idx))
             objective = loss if penalty is None or self.handles_penalty else loss + penalty
             if differentiate:
-                self._backward(_times(objective, weight))
+                self._backward(objective if weight == 1 else objective * weight)
 
             loss = loss.detach()
-            f = _times(loss, weight) if f is None else f + _times(loss, weight)
-            if penalty is not None:
-                penalty = _times(penalty.detach(), weight)
-                g = penalty if g is None else g + penalty
-            outputs.append({**output, "loss": loss} if isinstance(output, Mapping) else {"loss": loss})
+            outputs.append({**extra, "loss": loss})
+            f = _add(f, loss, weight)
+            g = g if penalty is None else _add(g, penalty.detach(), weight)
 
         if f is None:
             raise ValueError("the data loader yielded no batch: is it empty, or a generator that was read before?")
-        if total_weight != 1:
-            f = f / total_weight
-            g = None if g is None else g / total_weight
-            if differentiate:
-                self._scale_gradients(1 / total_weight)
-        return f, g, outputs
+        if total_weight == 1:
+            return f, g, outputs[0]
+        if differentiate:
+            self._scale_gradients(1 / total_weight)
+        return f / total_weight, None if g is None else g / total_weight, outputs
 
-    def _split(self, output: Any) -> tuple[Tensor, Tensor | None]:
-        """f and g from what `training_step` returned; g from the module's penalty object where there is one."""
+    def _split(self, output: Any) -> tuple[Tensor, Tensor | None, Mapping[str, Any]]:
+        """f, g and the rest of what `training_step` returned; g from the module's penalty object where there is one."""
         if self.evaluations == 1:
             check_output(self._module, output)
-        penalty = None
+        penalty, extra = None, {}
         if isinstance(output, Tensor):
             loss = output
         elif isinstance(output, Mapping):
-            loss, penalty = output["loss"], output.get("penalty")
+            loss, penalty, extra = output["loss"], output.get("penalty"), output
         else:
             loss, penalty = output
-        if self._module.penalty is not None and self._needs_penalty:
+        if self._needs_penalty and self._module.penalty is not None:
             penalty = penalty_value(self._module, self.penalized_groups)
-        return loss, penalty
+        return loss, penalty, extra
 
     def _state_now(self) -> Replay:
         generators = self._batches.generators() if isinstance(self._batches, Batches) else ()
@@ -229,5 +229,7 @@ def penalty_value(module: Module, groups: Iterable[dict[str, Any]]) -> Tensor:
     return total
 
 
-def _times(value: Tensor, weight: float) -> Tensor:
-    return value if weight == 1 else value * weight
+def _add(total: Tensor | None, value: Tensor, weight: float) -> Tensor:
+    if weight != 1:
+        value = value * weight
+    return value if total is None else total + value

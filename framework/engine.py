@@ -22,6 +22,7 @@ class Engine:
     is the raw module, optimizer and ``loss.backward()``.
 
     Attributes:
+        backward: Adds the gradients of a loss to those in the parameters.
         optimizer: The optimizer, wrapped where there is need of it.
         grad_scaler: The gradient scaler of fp16, else None.
     """
@@ -33,6 +34,7 @@ class Engine:
         self._wrapped = fabric.setup_module(module)
         self._precision = fabric.strategy.precision
         self._plain = type(fabric.strategy) is SingleDeviceStrategy and type(self._precision) is Precision
+        self.backward: Callable[[Tensor], None] = Tensor.backward if self._plain else fabric.backward
         self.grad_scaler = getattr(self._precision, "scaler", None)
 
     def set_up_optimizer(self, optimizer: Optimizer) -> None:
@@ -52,13 +54,6 @@ class Engine:
                 return method(precision.convert_input(batch), batch_idx)
 
         return forward
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss to those in the parameters."""
-        if self._plain:
-            loss.backward()
-        else:
-            self._fabric.backward(loss)
 
     def gradient_norm(self) -> Tensor:
         """The 2-norm of all gradients together."""

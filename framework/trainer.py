@@ -209,10 +209,13 @@ class Trainer:
         step_schedulers = [s for s in self.schedulers if s.interval == "step"]
         # A gradient scaler decides itself whether to step, and takes no closure.
         step_args = () if engine.grad_scaler else (closure,)
+        batch_start, batch_end, before_step = (
+            getattr(hooks, f"on_{name}") for name in ("train_batch_start", "train_batch_end", "before_optimizer_step")
+        )
         hooks.call("on_train_epoch_start")
         for batch_idx, next_idx, batches in groups(self.train_batches, self.accumulate_grad_batches, progress):
             batch = batches[0] if self.accumulate_grad_batches == 1 else batches
-            for hook in hooks.on_train_batch_start:
+            for hook in batch_start:
                 hook(batch, batch_idx)
 
             log = progress.global_step % self.log_every_n_steps == 0
@@ -220,7 +223,7 @@ class Trainer:
             if not closure.reevaluates:
                 # Evaluated before the step, so that also an optimizer that ignores its closure finds gradients.
                 closure()
-                for hook in hooks.on_before_optimizer_step:
+                for hook in before_step:
                     hook(self.optimizer)
                 norm = engine.clip_gradients(self.gradient_clip_val, self.gradient_clip_algorithm, measure=log)
             optimizer.step(*step_args)
@@ -231,7 +234,7 @@ class Trainer:
             for scheduler in step_schedulers:
                 if progress.global_step % scheduler.frequency == 0:
                     scheduler.step(self.metrics)
-            for hook in hooks.on_train_batch_end:
+            for hook in batch_end:
                 hook(closure.outputs, batch, batch_idx)
             if log:
                 self._log_step(engine.gradient_norm() if closure.reevaluates else norm)
@@ -273,9 +276,9 @@ class Trainer:
         if self.stopped_because is None:
             if self.should_stop:
                 self.stopped_because = "should_stop"
-            elif self.global_step == self.max_steps:
+            elif self.progress.global_step == self.max_steps:
                 self.stopped_because = "max_steps"
-            elif self.current_epoch == self.max_epochs:
+            elif self.progress.epoch == self.max_epochs:
                 self.stopped_because = "max_epochs"
             elif time.monotonic() >= self._deadline:
                 self.stopped_because = "max_time"

@@ -1,67 +1,20 @@
-"""The command ``proxtrain``: compose a recipe with Hydra, train it, leave a run folder behind."""
-
-from __future__ import annotations
+"""The command ``proxtrain``: compose a recipe with Hydra and train it."""
 
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-
-from framework import Trainer, seed_everything
-from recipes.module import SupervisedModule
-from recipes.report import write_report
+from omegaconf import DictConfig
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
-
-
-def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, Any]:
-    """The trainer, the module and the data that a configuration describes; logs and checkpoints go to ``folder``."""
-    seed_everything(config.seed, verbose=False)
-    data = instantiate(config.data)
-    network = instantiate(config.model, input_shape=data.input_shape, num_outputs=data.num_outputs)
-    module = SupervisedModule(
-        network,
-        instantiate(config.loss),
-        instantiate(config.optimizer, _convert_="all"),
-        scheduler=instantiate(config.scheduler, _convert_="all"),
-        penalty=instantiate(config.penalty.function),
-        happy_lambda=config.penalty.happy_lambda,
-        learning_rates=config.learning_rates,
-        num_classes=data.num_classes,
-    )
-    trainer = instantiate(
-        config.trainer,
-        logger=[instantiate(logger, root_dir=str(folder)) for logger in config.logger.values() if logger],
-        callbacks=[instantiate(callback) for callback in config.callbacks.values() if callback],
-        default_root_dir=folder,
-    )
-    return trainer, module, data
-
-
-def run(config: DictConfig, folder: Path) -> dict[str, float]:
-    """Train what a configuration describes and write everything about it to ``folder``; return the final metrics."""
-    print(f"run folder: {folder}", flush=True)
-    if (folder / "config.yaml").exists():
-        raise FileExistsError(f"{folder} holds another run; start again, or choose hydra.run.dir=...")
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, folder / "config.yaml", resolve=True)
-
-    trainer, module, data = build(config, folder)
-    trainer.fit(module, data.train, data.val, ckpt_path=config.ckpt_path)
-    metrics = write_report(trainer, module, data, config, folder)
-    print(f"run folder: {folder}", flush=True)
-    if trainer.interrupted:
-        # So that a shell, or the rest of a sweep, stops too.
-        raise SystemExit(130)
-    return metrics
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def main(config: DictConfig) -> None:
     """Train a recipe; ``proxtrain --help`` lists them."""
+    # torch takes seconds to import, which help and mistakes on the command line need not wait for.
+    from recipes.train import run
+
     run(config, Path(HydraConfig.get().runtime.output_dir))
 
 

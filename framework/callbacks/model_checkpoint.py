@@ -50,16 +50,13 @@ class ModelCheckpoint(Monitor):
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._folder = Path(self.dirpath or trainer.log_dir / "checkpoints")
-        self._saved_at = time.monotonic()
+        self._due = time.monotonic() + self.train_time_interval.total_seconds()
 
     def on_train_batch_end(
         self, trainer: Trainer, module: Module, outputs: object, batch: object, batch_idx: int
     ) -> None:
         steps = self.every_n_train_steps
-        if self.save_last and (
-            (steps and trainer.global_step % steps == 0)
-            or time.monotonic() - self._saved_at >= self.train_time_interval.total_seconds()
-        ):
+        if self.save_last and ((steps and trainer.global_step % steps == 0) or time.monotonic() >= self._due):
             self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
@@ -77,4 +74,4 @@ class ModelCheckpoint(Monitor):
     def _save_last(self, trainer: Trainer) -> None:
         self.last_model_path = str(self._folder / "last.ckpt")
         trainer.save_checkpoint(self.last_model_path)
-        self._saved_at = time.monotonic()
+        self._due = time.monotonic() + self.train_time_interval.total_seconds()

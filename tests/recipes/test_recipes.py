@@ -1,0 +1,172 @@
+"""Every recipe trains, every choice of every group composes, and a run folder holds what the design lists."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from recipes.cli import CONF
+from recipes.train import build, run
+
+RECIPES = sorted(path.stem for path in Path(CONF, "recipe").rglob("*.yaml"))
+DATA_ROOT = os.environ.get("DATA_ROOT", "")
+HAS_IMAGES = bool(DATA_ROOT) and Path(DATA_ROOT, "FashionMNIST").is_dir()
+needs_images = pytest.mark.skipif(not HAS_IMAGES, reason="DATA_ROOT names no folder with FashionMNIST")
+
+SMALL = {"fashion_mnist": ["trainer.limit_train_batches=20", "trainer.limit_val_batches=2"]}
+
+
+def configure(recipe: str, folder: Path, *overrides: str) -> DictConfig:
+    """The configuration that the command line would compose, for a run in ``folder``."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = compose(
+            "train",
+            [f"recipe={recipe}", f"hydra.runtime.output_dir={folder}", "trainer.enable_progress_bar=false", *overrides],
+            return_hydra_config=True,
+        )
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        config.recipe_name = recipe
+        del config["hydra"]
+    return config
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(r, marks=needs_images) if r == "fashion_mnist" else r for r in RECIPES]
+)
+def test_every_recipe_trains_for_two_epochs_and_leaves_a_whole_run_folder(recipe: str, tmp_path: Path) -> None:
+    config = configure(
+        recipe, tmp_path, "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1", *SMALL.get(recipe, [])
+    )
+    metrics = run(config, tmp_path)
+
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"config.yaml", "summary.json", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"} <= files
+    pictures = [Path(file) for file in files if file.startswith("plots/")]
+    assert len(pictures) >= 2
+    assert all((tmp_path / picture).stat().st_size > 5000 for picture in pictures)
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["recipe"] == recipe
+    assert summary["stopped_because"] == "max_epochs"
+    assert (summary["epochs"], summary["seed"]) == (2, 0)
+    assert summary["steps"] == summary["closure_evaluations"] > 0
+    assert summary["metrics"] == metrics
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {"train/loss", "train/objective", "val/loss", "grad_norm", "closure_evaluations"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert any(tag.startswith("lr/") for tag in events.Tags()["scalars"])
+    assert {picture.stem for picture in pictures} == set(events.Tags()["images"])
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [row["val/loss"] for row in csv.DictReader(file) if row["val/loss"]]
+
+
+@pytest.mark.parametrize("optimizer", sorted(path.stem for path in Path(CONF, "optimizer").glob("*.yaml")))
+def test_every_optimizer_lowers_the_loss_of_the_toy_regression(optimizer: str, tmp_path: Path) -> None:
+    epochs = 2 if optimizer == "lbfgs" else 30
+    overrides = [f"optimizer={optimizer}", "logger=none", f"trainer.max_epochs={epochs}", "trainer.log_every_n_steps=1"]
+    trainer, module, data = build(configure("toy_regression", tmp_path, *overrides), tmp_path)
+    before = trainer.validate(module, data.val)[0]["val/loss"]
+    trainer.fit(module, data.train, data.val)
+    assert trainer.validate(module, data.val)[0]["val/loss"] < before / 2
+
+
+@pytest.mark.parametrize("scheduler", sorted(path.stem for path in Path(CONF, "scheduler").glob("*.yaml")))
+def test_every_scheduler_follows_its_torch_class(scheduler: str, tmp_path: Path) -> None:
+    config = configure("toy_regression", tmp_path, f"scheduler={scheduler}", "logger=none", "trainer.max_epochs=6")
+    trainer, module, data = build(config, tmp_path)
+    trainer.fit(module, data.train, data.val)
+    rate = trainer.optimizer.param_groups[0]["lr"]
+    expected = {
+        "none": 0.01,
+        "step": 0.005,
+        "exponential": 0.01 * 0.95**6,
+        "plateau": 0.01,
+        "cosine": 0.0,
+        "one_cycle": 0.01 / 25 / 1e4,
+    }
+    assert rate == pytest.approx(expected[scheduler], abs=1e-12)
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp"])
+@pytest.mark.parametrize("penalty", ["l1", "elastic_net", "group_l1", "harder"])
+def test_a_penalty_is_added_for_an_ordinary_optimizer_and_logged(model: str, penalty: str, tmp_path: Path) -> None:
+    overrides = [
+        f"model={model}",
+        f"penalty={penalty}",
+        "penalty.happy_lambda=0.1",
+        "logger=none",
+        "trainer.max_epochs=1",
+    ]
+    trainer, module, data = build(configure("toy_regression", tmp_path, *overrides), tmp_path)
+    trainer.fit(module, data.train, data.val)
+    metrics = trainer.callback_metrics
+    assert metrics["train/penalty"] > 0
+    assert metrics["train/objective"] == pytest.approx(metrics["train/loss"] + metrics["train/penalty"])
+    assert any(name.startswith("sparsity/") for name in metrics)
+
+
+def test_a_user_optimizer_class_is_taken_by_its_target(tmp_path: Path) -> None:
+    overrides = ["optimizer=sgd", "optimizer._target_=tests.recipes.optimizers.CustomOptimizer", "logger=none"]
+    drop = ["~optimizer.momentum", "~optimizer.nesterov", "~optimizer.weight_decay", "~optimizer.fused"]
+    config = configure("toy_regression", tmp_path, *overrides, *drop, "trainer.max_epochs=20")
+    trainer, module, data = build(config, tmp_path)
+    before = trainer.validate(module, data.val)[0]["val/loss"]
+    trainer.fit(module, data.train, data.val)
+    assert type(trainer.optimizer).__name__ == "CustomOptimizer"
+    assert trainer.validate(module, data.val)[0]["val/loss"] < before / 2
+
+
+def test_parameters_get_learning_rates_of_their_own(tmp_path: Path) -> None:
+    config = configure("toy_regression", tmp_path, 'learning_rates={"1.": 1e-4}', "logger=none", "trainer.max_epochs=1")
+    trainer, module, data = build(config, tmp_path)
+    trainer.fit(module, data.train, data.val)
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [1e-4, 0.01]
+    assert {"lr/1.", "lr/network"} <= set(trainer.callback_metrics)
+
+
+def test_a_run_that_is_continued_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    def weights(name: str, *overrides: str) -> dict[str, torch.Tensor]:
+        trainer, module, data = build(configure("toy_regression", tmp_path / name, *overrides), tmp_path / name)
+        trainer.fit(module, data.train, data.val, ckpt_path=CHECKPOINT if name == "second" else None)
+        return module.state_dict()
+
+    CHECKPOINT = tmp_path / "first/checkpoints/last.ckpt"
+    whole = weights("whole", "trainer.max_epochs=6", "logger=none")
+    weights("first", "trainer.max_steps=21", "logger=none")
+    continued = weights("second", "trainer.max_epochs=6", "logger=none")
+    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(FileExistsError, match="holds another run"):
+        run(configure("toy_regression", tmp_path), tmp_path)
+
+
+@needs_images
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [("model=cnn",), ("model=mlp",), ("model=cnn", "data.augment=true")])
+def test_fashion_mnist_learns_in_a_fraction_of_an_epoch(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    limits = [
+        "trainer.max_epochs=1",
+        "trainer.limit_val_batches=3",
+        "trainer.limit_train_batches=150",
+        "scheduler=none",
+        "logger=none",
+    ]
+    trainer, module, data = build(
+        configure("fashion_mnist", tmp_path, *overrides, *limits, "scheduler=none", "logger=none"), tmp_path
+    )
+    trainer.fit(module, data.train, data.val)
+    assert trainer.validate(module, data.val)[0]["val/accuracy"] > 0.72
