@@ -133,13 +133,14 @@ class Closure:
     def _accumulate(self, differentiate: bool) -> tuple[Tensor, Tensor | None, Any]:
         """f and g as means over the samples of the group, with their gradients if asked for, and the outputs."""
         outputs: list[dict[str, Any]] = []
-        total_weight, f, g = 0.0, None, None
+        first_size, total_weight, f, g = 0, 0.0, None, None
         for batch_idx, batch in enumerate(self._batches, self._batch_idx):
             # Weights relative to the first batch: 1 for all but a short last one, so that one batch needs no scaling.
             weight = 1.0
             if self._several:
                 size = num_samples(batch)
-                weight = size / (first_size := first_size if outputs else size)
+                first_size = first_size or size
+                weight = size / first_size
             total_weight += weight
 
             self._metrics.batch = batch
@@ -165,7 +166,8 @@ class Closure:
         """f, g and the rest of what `training_step` returned; g from the module's penalty object where there is one."""
         if self.evaluations == 1:
             check_output(self._module, output)
-        penalty, extra = None, {}
+        penalty: Tensor | None = None
+        extra: Mapping[str, Any] = {}
         if isinstance(output, Tensor):
             loss = output
         elif isinstance(output, Mapping):

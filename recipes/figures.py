@@ -44,9 +44,9 @@ def loss_curves(history: Mapping[str, tuple[Sequence[float], Sequence[float]]]) 
 def fitted_curve(x: Tensor, prediction: Tensor, truth: Tensor, samples: tuple[Tensor, Tensor]) -> Figure:
     """A fitted function of one variable (x, prediction: shapes (n, 1)) with its samples and the hidden truth."""
     figure, ((axis,),) = _axes()
-    axis.scatter(*(sample.squeeze(1) for sample in samples), s=14, color=GREY, alpha=0.7, label="samples", lw=0)
-    axis.plot(x.squeeze(1), truth.squeeze(1), color=ORANGE, ls="--", lw=1.5, label="hidden function")
-    axis.plot(x.squeeze(1), prediction.squeeze(1), color=BLUE, lw=2, label="fit")
+    axis.scatter(*(sample.squeeze(1).numpy() for sample in samples), s=14, color=GREY, alpha=0.7, label="samples", lw=0)
+    axis.plot(x.squeeze(1).numpy(), truth.squeeze(1).numpy(), color=ORANGE, ls="--", lw=1.5, label="hidden function")
+    axis.plot(x.squeeze(1).numpy(), prediction.squeeze(1).numpy(), color=BLUE, lw=2, label="fit")
     axis.set(xlabel="x", ylabel="y", title="Fit")
     axis.legend(frameon=False)
     return figure
@@ -55,10 +55,11 @@ def fitted_curve(x: Tensor, prediction: Tensor, truth: Tensor, samples: tuple[Te
 def surface(axis_values: Tensor, z: Tensor, points: Tensor, labels: Tensor) -> Figure:
     """A function on a square, z[i, j] at (axis_values[i], axis_values[j]), with labelled points (n, 2), (n, 1)."""
     figure, ((axis,),) = _axes(5.6, 4.6)
-    mesh = axis.contourf(axis_values, axis_values, z.T, levels=np.linspace(-0.5, 1.5, 21), cmap="RdBu_r", extend="both")
-    axis.contour(axis_values, axis_values, z.T, levels=[0.5], colors="black", linewidths=1)
+    ticks = axis_values.numpy()
+    mesh = axis.contourf(ticks, ticks, z.T.numpy(), levels=np.linspace(-0.5, 1.5, 21), cmap="RdBu_r", extend="both")
+    axis.contour(ticks, ticks, z.T.numpy(), levels=[0.5], colors="black", linewidths=1)
     for label, marker in ((0.0, "o"), (1.0, "s")):
-        chosen = points[labels.squeeze(1) == label]
+        chosen = points[labels.squeeze(1) == label].numpy()
         axis.scatter(
             chosen[:, 0], chosen[:, 1], marker=marker, s=70, c="white", edgecolors="black", label=f"y = {label:g}"
         )
@@ -74,7 +75,7 @@ def confusion_matrix(prediction: Tensor, labels: Tensor, classes: Sequence[str])
     matrix = torch.bincount(labels * count + prediction, minlength=count**2).reshape(count, count)
     percent = 100 * matrix / matrix.sum(1, keepdim=True).clamp(min=1)
     figure, ((axis,),) = _axes(7.2, 6.4)
-    axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    axis.imshow(percent.numpy(), cmap="Blues", vmin=0, vmax=100)
     for row in range(count):
         for column in range(count):
             if (value := float(percent[row, column])) >= 0.05:
@@ -99,7 +100,7 @@ def confidently_wrong(
     for axis in axes.flat:
         axis.axis("off")
     for axis, index in zip(axes.flat, worst, strict=False):
-        axis.imshow(images[index, 0], cmap="gray_r")
+        axis.imshow(images[index, 0].numpy(), cmap="gray_r")
         guess, truth = classes[int(prediction[index])], classes[int(labels[index])]
         axis.set_title(f"{guess} {100 * confidence[index]:.0f} %\ntruly {truth}", fontsize=7)
     figure.suptitle("Most confidently wrong")

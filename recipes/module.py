@@ -26,7 +26,7 @@ class SupervisedModule(Module):
         penalty: Added to the loss for the weights (not the biases), or for the groups that the network declares by a
             method ``param_groups`` of its own; None for no penalty.
         happy_lambda: The weight of the penalty.
-        learning_rates: Learning rates of their own for parameters whose names start with a key: ``{"0.": 1e-3}``.
+        learning_rates: Learning rates of their own for layers of the network, by name: ``{"1": 1e-3}``.
         num_classes: For classification, how many classes the targets have; None for regression.
     """
 
@@ -49,7 +49,7 @@ class SupervisedModule(Module):
         self.happy_lambda = happy_lambda
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
-        self.learning_rates = dict(learning_rates or {})
+        self.learning_rates = {str(layer): rate for layer, rate in (learning_rates or {}).items()}
         self.accuracy = MulticlassAccuracy(num_classes, average="micro") if num_classes else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,9 +82,9 @@ class SupervisedModule(Module):
             if not parameter.requires_grad:
                 continue
             penalized = self.penalty is not None and parameter.ndim > 1
-            prefix = next((key for key in self.learning_rates if name.startswith(key)), "")
-            label = (prefix or "network") + ("/penalized" if penalized else "")
-            rate = {"lr": self.learning_rates[prefix]} if prefix else {}
+            layer = next((layer for layer in self.learning_rates if name.startswith(f"{layer}.")), "")
+            label = (layer or "network") + ("/penalized" if penalized else "")
+            rate = {"lr": self.learning_rates[layer]} if layer else {}
             group = groups.setdefault(label, {"name": label, "params": [], "penalized": penalized, **rate})
             group["params"].append(parameter)
         return list(groups.values())

@@ -47,9 +47,10 @@ def run(config: DictConfig, folder: Path) -> dict[str, float]:
 
     trainer, module, data = build(config, folder)
     trainer.fit(module, data.train, data.val, ckpt_path=config.ckpt_path)
+    interrupted = trainer.interrupted
     metrics = write_report(trainer, module, data, config, folder)
     print(f"run folder: {folder}", flush=True)
-    if trainer.interrupted:
+    if interrupted:
         # So that a shell, or the rest of a sweep, stops too.
         raise SystemExit(130)
     return metrics

@@ -59,7 +59,7 @@ def test_missing_images_are_explained_and_leave_no_finished_run(tmp_path: Path) 
 def test_help_lists_every_choice_of_every_group(tmp_path: Path) -> None:
     done = proxtrain("--help", cwd=tmp_path)
     assert done.returncode == 0
-    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("    ")}
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
     for folder in sorted(Path(CONF).iterdir()):
         if not folder.is_dir() or folder.name == "hydra":
             continue
