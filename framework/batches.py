@@ -64,7 +64,8 @@ class Batches:
 
     def generators(self) -> list[torch.Generator]:
         """The generators that the order is drawn from, besides the global ones and those of a ``set_epoch``."""
-        owners = (self.loader, getattr(self.loader, "sampler", None))
+        batch_sampler = getattr(self.loader, "batch_sampler", None)
+        owners = (self.loader, getattr(self.loader, "sampler", None), getattr(batch_sampler, "sampler", None))
         found = {id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
         return list(found.values())
 
