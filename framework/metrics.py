@@ -72,7 +72,8 @@ class Metrics:
         updated: For every name, how many times it got a new value.
         stage: "train", "validation", "test" or "predict": whose names are collected, and by which defaults.
         muted: While True, ``log`` is ignored: a closure is evaluated again.
-        batch: The batch under way, for the weight in a mean.
+        batch: The batch under way, for the weight in a mean; None between epochs.
+        awaited: The stage whose first epoch is still to come: until then, a name never logged is no mistake.
     """
 
     callback_metrics: dict[str, float] = field(default_factory=dict)
@@ -81,6 +82,7 @@ class Metrics:
     stage: str = "train"
     muted: bool = False
     batch: Any = None
+    awaited: str | None = None
     _stages: dict[str, dict[str, _Logged]] = field(default_factory=lambda: defaultdict(dict))
 
     def log(
@@ -101,9 +103,10 @@ class Metrics:
         entry = self._stages[self.stage].get(name)
         if entry is None:
             _check(name, value, reduce_fx)
+            in_step = self.stage == "train" and self.batch is not None
             entry = self._stages[self.stage][name] = _Logged(
-                on_step=self.stage == "train" if on_step is None else on_step,
-                on_epoch=self.stage != "train" if on_epoch is None else on_epoch,
+                on_step=in_step if on_step is None else on_step,
+                on_epoch=not in_step if on_epoch is None else on_epoch,
                 prog_bar=prog_bar,
                 logger=logger,
                 reduce_fx=reduce_fx,
@@ -126,7 +129,8 @@ class Metrics:
                 value = entry.value.compute() if isinstance(entry.value, Metric) else entry.value
                 name = f"{name}_step" if entry.on_epoch else name
                 self._collect(name, entry, value, sent, shown)
-                if not entry.on_epoch:
+                # A metric is kept, to be reset at the end of the epoch.
+                if not entry.on_epoch and not isinstance(entry.value, Metric):
                     entry.value = None
         return self._publish(sent, shown)
 
@@ -138,14 +142,32 @@ class Metrics:
             if entry.on_epoch and entry.value is not None:
                 name = f"{name}_epoch" if entry.on_step else name
                 self._collect(name, entry, entry.reduced(), sent, shown)
-                if isinstance(entry.value, Metric):
-                    entry.value.reset()
-                entry.value, entry.total, entry.weight = None, None, 0.0
+            if isinstance(entry.value, Metric):
+                entry.value.reset()
+            entry.value, entry.total, entry.weight = None, None, 0.0
+        self.batch = None
+        if self.stage == self.awaited:
+            self.awaited = None
         return self._publish(sent, shown)
 
     def forget(self) -> None:
-        """Drop every published value."""
+        """Drop every published value: it was only a trial of the validation, which is still to come."""
         self.callback_metrics, self.progress_bar_metrics, self.updated = {}, {}, {}
+        self.awaited = "validation"
+
+    def news(self, name: str, seen: int, reader: str) -> tuple[int, float] | None:
+        """How many values a name got, and the last of them; None if that is the one ``seen`` before.
+
+        Raises:
+            ValueError: The name was never logged, though every stage was run; those that were are named.
+        """
+        count = self.updated.get(name, 0)
+        if count == 0 and self.awaited is None:
+            raise ValueError(
+                f"{reader} monitors {name!r}, which was never logged; logged so far: "
+                f"{', '.join(sorted(self.callback_metrics)) or 'nothing'}"
+            )
+        return None if count in (0, seen) else (count, self.callback_metrics[name])
 
     def _collect(self, name: str, entry: _Logged, value: Any, sent: dict[str, float], shown: dict[str, float]) -> None:
         number = float(value)

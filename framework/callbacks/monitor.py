@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from framework.callback import Callback
 from framework.metrics import Metrics
+from framework.module import Module
+
+if TYPE_CHECKING:
+    from framework.trainer import Trainer
 
 
 class Monitor(Callback):
@@ -30,6 +34,9 @@ class Monitor(Callback):
         self.best: float | None = None
         self._seen = 0
 
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        self._seen = 0
+
     def new_value(self, metrics: Metrics) -> float | None:
         """The value of the metric, if it is news.
 
@@ -37,15 +44,11 @@ class Monitor(Callback):
             ValueError: The metric was never logged; those that were are named.
         """
         assert self.monitor is not None
-        if self.monitor not in metrics.updated:
-            raise ValueError(
-                f"{type(self).__name__} monitors {self.monitor!r}, which was never logged; logged so far: "
-                f"{', '.join(sorted(metrics.callback_metrics)) or 'nothing'}"
-            )
-        if metrics.updated[self.monitor] == self._seen:
+        news = metrics.news(self.monitor, self._seen, type(self).__name__)
+        if news is None:
             return None
-        self._seen = metrics.updated[self.monitor]
-        return metrics.callback_metrics[self.monitor]
+        self._seen, value = news
+        return value
 
     def improves(self, value: float) -> bool:
         """Whether the value is better than all before; then it becomes the best."""
