@@ -189,6 +189,7 @@ class Trainer:
             TypeError: The same, where the type is wrong.
             FileNotFoundError: There is no such checkpoint.
         """
+        self.should_stop, self.stopped_because = False, None
         with self._running(model, "fit"):
             self._set_up_fit(train_dataloaders, val_dataloaders, ckpt_path)
             self.call("on_fit_start")
@@ -208,7 +209,7 @@ class Trainer:
         step_args = () if engine.grad_scaler else (closure,)
         hooks.call("on_train_epoch_start")
         for batch_idx, next_idx, batches in self._groups():
-            batch = batches[0] if self.accumulate_grad_batches == 1 else batches
+            self.metrics.batch = batch = batches[0] if self.accumulate_grad_batches == 1 else batches
             for hook in hooks.on_train_batch_start:
                 hook(batch, batch_idx)
 
@@ -248,20 +249,24 @@ class Trainer:
         progress = self.progress
         self.train_batches.epoch = progress.epoch
         if self.accumulate_grad_batches == "epoch":
-            yield 0, self.train_batches.num_batches, self.train_batches
+            if progress.batch_idx == 0:
+                yield 0, self.train_batches.num_batches, self.train_batches
             return
+        if progress.batch_idx == math.inf:
+            return  # a stream without length, read to its end before the interruption
         start = int(progress.batch_idx)
+        generators = self.train_batches.generators()
         if start == 0:
             # The state of three generators takes as long as a small step: only where the order depends on it.
-            progress.epoch_rng = {} if self.train_batches.has_epochs else rng_state()
+            progress.epoch_rng = {} if self.train_batches.has_epochs else rng_state(generators)
             batches = iter(self.train_batches)
         else:
             # A resumed run draws the order of its epoch again and skips what it was trained on.
-            now = rng_state()
-            set_rng_state(progress.epoch_rng or now)
+            now = rng_state(generators)
+            set_rng_state(progress.epoch_rng or now, generators)
             batches = iter(self.train_batches)
             next(itertools.islice(batches, start, start), None)
-            set_rng_state(now)
+            set_rng_state(now, generators)
         while group := list(itertools.islice(batches, int(self.accumulate_grad_batches))):
             yield start, start + len(group), group
             start += len(group)
@@ -278,6 +283,8 @@ class Trainer:
         epoch = self.current_epoch + 1
         if self.val_batches is not None and epoch % self.check_val_every_n_epoch == 0:
             self._validate()
+            if self.interrupted:
+                return  # half a validation decides nothing: a resumed run makes it again
         self.log_metrics(self.metrics.log_epoch())
         if complete:
             for scheduler in self.schedulers:
@@ -293,9 +300,9 @@ class Trainer:
         if self.stopped_because is None:
             if self.should_stop:
                 self.stopped_because = "should_stop"
-            elif self.global_step == self.max_steps:
+            elif 0 <= self.max_steps <= self.global_step:
                 self.stopped_because = "max_steps"
-            elif self.current_epoch == self.max_epochs:
+            elif 0 <= self.max_epochs <= self.current_epoch:
                 self.stopped_because = "max_epochs"
             elif time.monotonic() >= self._deadline:
                 self.stopped_because = "max_time"
@@ -346,7 +353,9 @@ class Trainer:
             return
         self.sanity_checking = True
         self.call("on_sanity_check_start")
-        limit, self.val_batches.limit = self.val_batches.limit, self.num_sanity_val_steps
+        limit = self.val_batches.limit
+        if 0 <= self.num_sanity_val_steps < self.val_batches.num_batches:
+            self.val_batches.limit = self.num_sanity_val_steps
         self._validate()
         self.val_batches.limit = limit
         self.metrics.forget()
@@ -379,7 +388,6 @@ class Trainer:
     def _set_up_fit(self, train_dataloaders: Any, val_dataloaders: Any, ckpt_path: str | Path | None) -> None:
         """Data, module, optimizer and closure, each checked; then the checkpoint."""
         self.progress, self.metrics = checkpoints.Progress(), Metrics()
-        self.should_stop, self.stopped_because = False, None
         self._deadline = time.monotonic() + self.max_time
 
         self.train_batches = self._batches(
@@ -391,6 +399,7 @@ class Trainer:
             self.val_batches = self._batches(val_dataloaders, val_limit, "val_dataloaders")
         if self.overfit_batches:
             self.train_batches.hold()
+        self.metrics.awaited = "train" if self.val_batches is None else "validation"
 
         self.engine = Engine(self.fabric, self.module)
         self.optimizer, self.schedulers = parse_optimizers(self.module.configure_optimizers())
@@ -464,7 +473,7 @@ class Trainer:
     @property
     def estimated_stepping_batches(self) -> float:
         """How many optimizer steps the run will take, if nothing stops it: what a one-cycle schedule needs to know."""
-        epoch = 1.0
+        epoch: float = 1
         if self.accumulate_grad_batches != "epoch":
             epoch = self.train_batches.num_batches / int(self.accumulate_grad_batches)
             epoch = epoch if epoch == math.inf else math.ceil(epoch)
