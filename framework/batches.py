@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
-from framework.checks import check_loader
+from framework.checks import check_loader, num_batches
 
 
 class Batches:
@@ -42,8 +42,7 @@ class Batches:
     @limit.setter
     def limit(self, limit: int | float | None) -> None:
         self._limit = None if limit == -1 else limit
-        length = len(self.loader) if hasattr(self.loader, "__len__") else math.inf
-        self.num_batches = _limited(length, self._limit, self._name)
+        self.num_batches = _limited(num_batches(self.loader), self._limit, self._name)
 
     def __iter__(self) -> Iterator[Any]:
         """The batches of ``self.epoch``: the same ones, in the same order, as often as they are read with one seed."""

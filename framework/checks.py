@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,8 +40,16 @@ def check_loader(loader: Any, name: str) -> None:
         raise TypeError(f"{name} holds several loaders; a Trainer takes one: concatenate the datasets")
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise TypeError(f"{name} is {_describe(loader)}; pass a DataLoader, a TensorLoader or any iterable of batches")
-    if hasattr(loader, "__len__") and len(loader) == 0:
+    if num_batches(loader) == 0:
         raise ValueError(f"{name} has no batches: is the dataset empty, or smaller than a batch with drop_last=True?")
+
+
+def num_batches(loader: Any) -> float:
+    """The length of a loader; infinite where it has none, as a `DataLoader` over an `IterableDataset`."""
+    try:
+        return len(loader)
+    except TypeError:
+        return math.inf
 
 
 def check_param_groups(module: Module, optimizer: Optimizer) -> None:
