@@ -16,7 +16,7 @@ from framework.module import Module
 
 
 def rng_state(generators: Iterable[torch.Generator] = ()) -> dict[str, Any]:
-    """The state of torch's, numpy's and Python's global generators and of those given; ``weights_only=True`` loads it."""
+    """The state of torch's, numpy's and Python's global generators and of those given; loadable as plain data."""
     numpy_state: Any = np.random.get_state(legacy=False)
     numpy_state["state"]["key"] = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
     state: dict[str, Any] = {"torch": torch.get_rng_state(), "numpy": numpy_state, "python": random.getstate()}
