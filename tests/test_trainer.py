@@ -20,6 +20,7 @@ from modules import (
 )
 from torch import nn
 from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop
+from torch.utils.data import DataLoader, IterableDataset
 
 from framework import Callback, Module
 from framework.callback import HOOKS
@@ -558,7 +559,7 @@ def test_predict_takes_bare_tensors_and_the_modules_own_step(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- data
 
 
-@pytest.mark.parametrize("kind", ["list", "TensorLoader", "iterable"])
+@pytest.mark.parametrize("kind", ["list", "TensorLoader", "iterable", "IterableDataset"])
 def test_any_iterable_of_batches_trains_like_a_data_loader(tmp_path, kind):
     class Stream:
         """Has no length."""
@@ -566,7 +567,12 @@ def test_any_iterable_of_batches_trains_like_a_data_loader(tmp_path, kind):
         def __iter__(self):
             return iter(make_loader())
 
+    class StreamDataset(IterableDataset):
+        def __iter__(self):
+            return iter(make_loader())
+
     loaders = {
+        "IterableDataset": DataLoader(StreamDataset(), batch_size=None),
         "list": list(make_loader()),
         "TensorLoader": TensorLoader(*regression_data(), batch_size=8),
         "iterable": Stream(),
