@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
-from framework.checks import check_loader
+from framework.checks import check_loader, num_batches
 from framework.progress import Progress
 from framework.replay import rng_state, set_rng_state
 
@@ -44,8 +44,7 @@ class Batches:
     @limit.setter
     def limit(self, limit: int | float | None) -> None:
         self._limit = None if limit == -1 else limit
-        length = len(self.loader) if hasattr(self.loader, "__len__") else math.inf
-        self.num_batches = _limited(length, self._limit, self._name)
+        self.num_batches = _limited(num_batches(self.loader), self._limit, self._name)
 
     def __iter__(self) -> Iterator[Any]:
         """The batches of ``self.epoch``: the same ones, in the same order, as often as they are read with one seed."""
@@ -66,7 +65,8 @@ class Batches:
 
     def generators(self) -> list[torch.Generator]:
         """The generators that the order is drawn from, besides the global ones and those of a ``set_epoch``."""
-        owners = (self.loader, getattr(self.loader, "sampler", None))
+        batch_sampler = getattr(self.loader, "batch_sampler", None)
+        owners = (self.loader, getattr(self.loader, "sampler", None), getattr(batch_sampler, "sampler", None))
         found = {id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
         return list(found.values())
 
@@ -85,20 +85,24 @@ def groups(batches: Batches, size: int | str, progress: Progress) -> Iterator[tu
     """
     batches.epoch = progress.epoch
     if size == "epoch":
-        yield 0, batches.num_batches, batches
+        if progress.batch_idx == 0:
+            yield 0, batches.num_batches, batches
         return
+    if progress.batch_idx == math.inf:
+        return  # a stream without length, read to its end before the interruption
     start = int(progress.batch_idx)
+    generators = batches.generators()
     if start == 0:
         # The state of three generators takes as long as a small step: only where the order depends on it.
-        progress.epoch_rng = {} if batches.has_epochs else rng_state()
+        progress.epoch_rng = {} if batches.has_epochs else rng_state(generators)
         rest = iter(batches)
     else:
         # A resumed run draws the order of its epoch again and skips what it was trained on.
-        now = rng_state()
-        set_rng_state(progress.epoch_rng or now)
+        now = rng_state(generators)
+        set_rng_state(progress.epoch_rng or now, generators)
         rest = iter(batches)
         next(itertools.islice(rest, start, start), None)
-        set_rng_state(now)
+        set_rng_state(now, generators)
     while group := list(itertools.islice(rest, int(size))):
         yield start, start + len(group), group
         start += len(group)

@@ -1,7 +1,8 @@
 """Callbacks, and the one timeline of when each hook fires.
 
-``Trainer.fit`` fires, in this order (callbacks in the order given, checkpoints last of all; then the module's own
-hook of the same name, without the arguments ``trainer`` and ``module``)::
+Of several listeners, the callbacks hear a hook in the order given, then the module's own hook of the same name (without
+the arguments ``trainer`` and ``module``), then the callbacks that watch a metric: early stopping, and checkpoints last.
+``Trainer.fit`` fires, in this order::
 
     setup("fit")
     on_fit_start
@@ -47,7 +48,13 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Things to do at given moments of a run. Override what you need; the module's docstring says when each fires."""
+    """Things to do at given moments of a run. Override what you need; the module's docstring says when each fires.
+
+    Attributes:
+        after_module: Whether it hears a hook after the module does: to watch or save what the module made of it.
+    """
+
+    after_module = False
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         """A run begins; ``stage`` is "fit", "validate", "test" or "predict"."""
@@ -179,11 +186,13 @@ class Hooks:
         refuse_unknown_hooks(module)
         self._listeners: dict[str, list[Callable[..., None]]] = {}
         for name in HOOKS:
-            listeners: list[Callable[..., None]] = [
-                partial(getattr(c, name), trainer, module) for c in callbacks if _overrides(c, name)
+            heard = [
+                (c.after_module, partial(getattr(c, name), trainer, module)) for c in callbacks if _overrides(c, name)
             ]
+            listeners: list[Callable[..., None]] = [listener for after, listener in heard if not after]
             if callable(own := getattr(module, name, None)):
                 listeners.append(own)
+            listeners += [listener for after, listener in heard if after]
             self._listeners[name] = listeners
 
     def __getattr__(self, name: str) -> list[Callable[..., None]]:

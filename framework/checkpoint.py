@@ -7,10 +7,10 @@ A checkpoint is one mapping of tensors, numbers, strings and containers of them:
 ``progress``           epochs completed, batches of the next one done, optimizer steps (`Progress`)
 ``closure_evaluations``
 ``state_dict``         the module's parameters and buffers
-``optimizer``          its ``state_dict()``
+``optimizer``          its ``state_dict()``, and ``optimizer_class``, its name
 ``lr_schedulers``      their ``state_dict()``, in order
 ``callbacks``          their ``state_dict()``, by class name and position
-``rng``                the global random generators
+``rng``                the global random generators, and the training data's own
 =====================  ===================================================================================
 """
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,7 +36,16 @@ from framework.replay import rng_state, set_rng_state
 if TYPE_CHECKING:
     from framework.trainer import Trainer
 
-_NEEDED = ("progress", "closure_evaluations", "state_dict", "optimizer", "lr_schedulers", "callbacks", "rng")
+_NEEDED = (
+    "progress",
+    "closure_evaluations",
+    "state_dict",
+    "optimizer",
+    "optimizer_class",
+    "lr_schedulers",
+    "callbacks",
+    "rng",
+)
 
 
 def save(checkpoint: Mapping[str, Any], path: str | Path) -> None:
@@ -64,13 +74,15 @@ def load(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch wonders about in a foreign file
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors and would run code when loaded, or is no checkpoint"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is truncated or no checkpoint: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged file fails in many ways
+        raise ValueError(f"{path} is truncated or no checkpoint: {error!r:.200}") from error
     missing = [key for key in _NEEDED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise ValueError(f"{path} is no checkpoint of a Trainer: it lacks {', '.join(missing)}")
@@ -83,6 +95,12 @@ def load_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: s
     Raises:
         ValueError: They belong to another model; the entries that differ are named, and the module is unchanged.
     """
+    check_weights(module, state_dict, path)
+    module.load_state_dict(dict(state_dict))
+
+
+def check_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Raise a ValueError that names the entries that differ, where a module could not load these."""
     own = module.state_dict()
     wrong = [f"{name} is missing" for name in own.keys() - state_dict.keys()]
     wrong += [f"{name} is unknown to the model" for name in state_dict.keys() - own.keys()]
@@ -94,7 +112,6 @@ def load_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: s
     if wrong:
         listed = "; ".join(sorted(wrong)[:5]) + ("; ..." if len(wrong) > 5 else "")
         raise ValueError(f"{path} is from another model than this {type(module).__name__}: {listed}")
-    module.load_state_dict(dict(state_dict))
 
 
 def collect(trainer: Trainer) -> dict[str, Any]:
@@ -105,9 +122,10 @@ def collect(trainer: Trainer) -> dict[str, Any]:
         "closure_evaluations": trainer.closure.evaluations,
         "state_dict": trainer.module.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
-        "lr_schedulers": [config.state_dict() for config in trainer.schedulers],
+        "optimizer_class": type(trainer.optimizer).__name__,
+        "lr_schedulers": [config.scheduler.state_dict() for config in trainer.schedulers],
         "callbacks": {name: state for name, c in _named_callbacks(trainer) if (state := c.state_dict())},
-        "rng": rng_state(),
+        "rng": rng_state(trainer.train_batches.generators()),
     }
     trainer.call("on_save_checkpoint", checkpoint)
     return checkpoint
@@ -122,7 +140,12 @@ def restore(trainer: Trainer, path: str | Path) -> None:
     """
     checkpoint = load(path)
     trainer.call("on_load_checkpoint", checkpoint)
-    load_weights(trainer.module, checkpoint["state_dict"], path)
+    check_weights(trainer.module, checkpoint["state_dict"], path)
+    if checkpoint["optimizer_class"] != type(trainer.optimizer).__name__:
+        raise ValueError(
+            f"{path} has the state of {checkpoint['optimizer_class']}, this run {type(trainer.optimizer).__name__}: "
+            "continue with the configuration of the run that wrote it"
+        )
     if len(checkpoint["lr_schedulers"]) != len(trainer.schedulers):
         raise ValueError(
             f"{path} has {len(checkpoint['lr_schedulers'])} schedulers, this run {len(trainer.schedulers)}: "
@@ -132,14 +155,16 @@ def restore(trainer: Trainer, path: str | Path) -> None:
         trainer.optimizer.load_state_dict(checkpoint["optimizer"])
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} does not fit the optimizer {type(trainer.optimizer).__name__}: {error}") from error
+    # The module comes after all that can be refused: then it is unchanged.
+    load_weights(trainer.module, checkpoint["state_dict"], path)
     for config, state in zip(trainer.schedulers, checkpoint["lr_schedulers"], strict=True):
-        config.load_state_dict(state)
+        config.scheduler.load_state_dict(state)
     for name, callback in _named_callbacks(trainer):
         if name in checkpoint["callbacks"]:
             callback.load_state_dict(checkpoint["callbacks"][name])
     trainer.progress = Progress(**checkpoint["progress"])
     trainer.closure.evaluations = checkpoint["closure_evaluations"]
-    set_rng_state(checkpoint["rng"])
+    set_rng_state(checkpoint["rng"], trainer.train_batches.generators())
 
 
 def resolve(trainer: Trainer, ckpt_path: str | Path) -> str | Path:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
+from framework.data import TensorLoader
 from framework.module import Module
 
 
@@ -32,12 +35,21 @@ def check_loader(loader: Any, name: str) -> None:
         TypeError: It is not iterable, or several loaders are given.
         ValueError: Its length is 0.
     """
-    if isinstance(loader, Mapping | list | tuple) and any(hasattr(part, "dataset") for part in loader):
+    parts = loader.values() if isinstance(loader, Mapping) else loader if isinstance(loader, list | tuple) else ()
+    if any(isinstance(part, DataLoader | TensorLoader) for part in parts):
         raise TypeError(f"{name} holds several loaders; a Trainer takes one: concatenate the datasets")
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise TypeError(f"{name} is {_describe(loader)}; pass a DataLoader, a TensorLoader or any iterable of batches")
-    if hasattr(loader, "__len__") and len(loader) == 0:
+    if num_batches(loader) == 0:
         raise ValueError(f"{name} has no batches: is the dataset empty, or smaller than a batch with drop_last=True?")
+
+
+def num_batches(loader: Any) -> float:
+    """The length of a loader; infinite where it has none, as a `DataLoader` over an `IterableDataset`."""
+    try:
+        return len(loader)
+    except TypeError:
+        return math.inf
 
 
 def check_param_groups(module: Module, optimizer: Optimizer) -> None:
@@ -73,7 +85,7 @@ def _check_penalized(groups: list[dict[str, Any]], *, needed: bool) -> None:
                     f'the "penalized" mask of parameter group {index} is {mask.dtype} of shape {tuple(mask.shape)}; it '
                     f"must be boolean, of the shape of its parameter: {[tuple(p.shape) for p in params]}"
                 )
-        elif mask not in (None, True, False):
+        elif mask is not None and not isinstance(mask, bool):
             raise ValueError(f'parameter group {index} has "penalized": {mask!r}; True, False or a mask is allowed')
 
 
@@ -105,12 +117,12 @@ def check_output(module: Module, output: Any) -> None:
     """
     step = f"{type(module).__name__}.training_step"
     allowed = 'return a scalar loss, (loss, penalty), or a mapping with "loss" and optionally "penalty"'
-    parts = output
+    parts: Any = output if isinstance(output, tuple | list) and len(output) == 2 else ()
     if isinstance(output, Mapping):
         parts = tuple(output[key] for key in ("loss", "penalty") if output.get(key) is not None)
-    if isinstance(parts, Tensor):
-        parts = (parts,)
-    if not isinstance(parts, tuple | list) or len(parts) not in (1, 2) or not all(isinstance(p, Tensor) for p in parts):
+    if isinstance(output, Tensor):
+        parts = (output,)
+    if not parts or not all(isinstance(part, Tensor) for part in parts):
         raise TypeError(f"{step} returned {_describe(output)}; {allowed}")
     if isinstance(output, Mapping) and "loss" not in output:
         raise TypeError(f"{step} returned a mapping without 'loss', only {sorted(output)}; {allowed}")

@@ -215,7 +215,9 @@ def penalized_groups(module: Module, optimizer: Optimizer) -> list[dict[str, Any
     """The groups whose parameters g sums over: the optimizer's where they say ``penalized``, else the module's."""
     groups = optimizer.param_groups
     if not all("penalized" in group for group in groups):
-        groups = module.param_groups()
+        # Like an optimizer, take a single tensor, or a generator, which could be read only once.
+        given = [(group, group["params"]) for group in module.param_groups()]
+        groups = [{**group, "params": [p] if isinstance(p, Tensor) else list(p)} for group, p in given]
     return [group for group in groups if group.get("penalized", False) is not False]
 
 
@@ -227,7 +229,7 @@ def penalty_value(module: Module, groups: Iterable[dict[str, Any]]) -> Tensor:
         lam = group.get("happy_lambda", module.happy_lambda)
         mask = group["penalized"]
         for param in group["params"]:
-            total = total + module.penalty.value(param, lam if mask is True else lam * mask)
+            total = total + module.penalty.value(param, lam if mask is True else lam * mask.to(param))
     return total
 
 

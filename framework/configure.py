@@ -47,27 +47,17 @@ class SchedulerConfig:
                 '{"optimizer": ..., "lr_scheduler": {"scheduler": ..., "monitor": "val/loss"}}'
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The scheduler's own state, and how many values of its metric it has seen."""
-        return {"scheduler": self.scheduler.state_dict(), "seen": self._seen}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        self.scheduler.load_state_dict(state_dict["scheduler"])
-        self._seen = state_dict["seen"]
-
     def step(self, metrics: Metrics) -> None:
         """Step the scheduler; `ReduceLROnPlateau` only when its metric has a value that it was not given before."""
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
             return
         assert self.monitor is not None
-        if self.monitor not in metrics.updated and not self.strict:
+        if not self.strict and self.monitor not in metrics.updated:
             return
-        updates = metrics.monitored(self.monitor, "ReduceLROnPlateau")
-        if updates != self._seen:
-            self._seen = updates
-            self.scheduler.step(metrics.callback_metrics[self.monitor])
+        if news := metrics.news(self.monitor, self._seen, "ReduceLROnPlateau"):
+            self._seen, value = news
+            self.scheduler.step(value)
 
 
 def parse_optimizers(configured: Any) -> tuple[Optimizer, list[SchedulerConfig]]:

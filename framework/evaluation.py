@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,32 +26,27 @@ def evaluate(trainer: Trainer, batches: Batches, stage: str) -> tuple[dict[str, 
     Returns:
         The reduced metrics, and for "predict" what the steps returned.
     """
-    module, hooks, metrics = trainer.module, trainer.hooks, trainer.metrics
+    hooks, metrics = trainer.hooks, trainer.metrics
     step = trainer.engine.forward(f"{stage}_step")
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    metrics.stage = stage
     outputs = []
-    with torch.inference_mode() if trainer.inference_mode else torch.no_grad():
-        hooks.call(f"on_{stage}_start")
-        hooks.call(f"on_{stage}_epoch_start")
-        for batch_idx, batch in enumerate(batches):
-            hooks.call(f"on_{stage}_batch_start", batch, batch_idx)
-            metrics.batch = batch
-            output = step(batch, batch_idx)
-            if stage == "predict":
-                outputs.append(output)
-            hooks.call(f"on_{stage}_batch_end", output, batch, batch_idx)
-            if trainer.interrupted:
-                break
-        hooks.call(f"on_{stage}_epoch_end")
-    values = metrics.log_epoch()
-    if not trainer.sanity_checking:
-        trainer.log_metrics(values)
-    hooks.call(f"on_{stage}_end")
-    metrics.stage = "train"
-    for part, mode in modes:
-        part.training = mode
+    with _evaluating(trainer, stage):
+        with torch.inference_mode() if trainer.inference_mode else torch.no_grad():
+            hooks.call(f"on_{stage}_start")
+            hooks.call(f"on_{stage}_epoch_start")
+            for batch_idx, batch in enumerate(batches):
+                hooks.call(f"on_{stage}_batch_start", batch, batch_idx)
+                metrics.batch = batch
+                output = step(batch, batch_idx)
+                if stage == "predict":
+                    outputs.append(output)
+                hooks.call(f"on_{stage}_batch_end", output, batch, batch_idx)
+                if trainer.interrupted:
+                    break
+            hooks.call(f"on_{stage}_epoch_end")
+        values = metrics.log_epoch()
+        if not (trainer.sanity_checking or trainer.interrupted):
+            trainer.log_metrics(values)
+        hooks.call(f"on_{stage}_end")
     return values, outputs
 
 
@@ -68,9 +65,25 @@ def sanity_check(trainer: Trainer) -> None:
         return
     trainer.sanity_checking = True
     trainer.call("on_sanity_check_start")
-    limit, batches.limit = batches.limit, trainer.num_sanity_val_steps
+    limit = batches.limit
+    if 0 <= trainer.num_sanity_val_steps < batches.num_batches:
+        batches.limit = trainer.num_sanity_val_steps
     validate(trainer)
     batches.limit = limit
     trainer.metrics.forget()
     trainer.call("on_sanity_check_end")
     trainer.sanity_checking = False
+
+
+@contextmanager
+def _evaluating(trainer: Trainer, stage: str) -> Iterator[None]:
+    """Evaluation mode, for the module and for what it logs; afterwards each part is in its own mode again."""
+    modes = [(part, part.training) for part in trainer.module.modules()]
+    trainer.module.eval()
+    trainer.metrics.stage = stage
+    try:
+        yield
+    finally:
+        trainer.metrics.stage = "train"
+        for part, mode in modes:
+            part.training = mode

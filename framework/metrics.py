@@ -72,8 +72,8 @@ class Metrics:
         updated: For every name, how many times it got a new value.
         stage: "train", "validation", "test" or "predict": whose names are collected, and by which defaults.
         muted: While True, ``log`` is ignored: a closure is evaluated again.
-        validation_pending: Whether validation has yet to log its names for the first time.
-        batch: The batch under way, for the weight in a mean.
+        batch: The batch under way, for the weight in a mean; None between epochs.
+        awaited: The stage whose first epoch is still to come: until then, a name never logged is no mistake.
     """
 
     callback_metrics: dict[str, float] = field(default_factory=dict)
@@ -81,8 +81,8 @@ class Metrics:
     updated: dict[str, int] = field(default_factory=dict)
     stage: str = "train"
     muted: bool = False
-    validation_pending: bool = False
     batch: Any = None
+    awaited: str | None = None
     _stages: dict[str, dict[str, _Logged]] = field(default_factory=lambda: defaultdict(dict))
 
     def log(
@@ -103,9 +103,10 @@ class Metrics:
         entry = self._stages[self.stage].get(name)
         if entry is None:
             _check(name, value, reduce_fx)
+            in_step = self.stage == "train" and self.batch is not None
             entry = self._stages[self.stage][name] = _Logged(
-                on_step=self.stage == "train" if on_step is None else on_step,
-                on_epoch=self.stage != "train" if on_epoch is None else on_epoch,
+                on_step=in_step if on_step is None else on_step,
+                on_epoch=not in_step if on_epoch is None else on_epoch,
                 prog_bar=prog_bar,
                 logger=logger,
                 reduce_fx=reduce_fx,
@@ -128,7 +129,8 @@ class Metrics:
                 value = entry.value.compute() if isinstance(entry.value, Metric) else entry.value
                 name = f"{name}_step" if entry.on_epoch else name
                 self._collect(name, entry, value, sent, shown)
-                if not entry.on_epoch:
+                # A metric is kept, to be reset at the end of the epoch.
+                if not entry.on_epoch and not isinstance(entry.value, Metric):
                     entry.value = None
         return self._publish(sent, shown)
 
@@ -140,30 +142,32 @@ class Metrics:
             if entry.on_epoch and entry.value is not None:
                 name = f"{name}_epoch" if entry.on_step else name
                 self._collect(name, entry, entry.reduced(), sent, shown)
-                if isinstance(entry.value, Metric):
-                    entry.value.reset()
-                entry.value, entry.total, entry.weight = None, None, 0.0
-        if self.stage == "validation":
-            self.validation_pending = False
+            if isinstance(entry.value, Metric):
+                entry.value.reset()
+            entry.value, entry.total, entry.weight = None, None, 0.0
+        self.batch = None
+        if self.stage == self.awaited:
+            self.awaited = None
         return self._publish(sent, shown)
 
     def forget(self) -> None:
-        """Drop every published value: those of a sanity check."""
+        """Drop every published value: it was only a trial of the validation, which is still to come."""
         self.callback_metrics, self.progress_bar_metrics, self.updated = {}, {}, {}
-        self.validation_pending = True
+        self.awaited = "validation"
 
-    def monitored(self, name: str, who: str) -> int:
-        """How many times a metric that ``who`` monitors got a new value; 0 while validation may still log it.
+    def news(self, name: str, seen: int, reader: str) -> tuple[int, float] | None:
+        """How many values a name got, and the last of them; None if that is the one ``seen`` before.
 
         Raises:
-            ValueError: The metric was never logged; those that were are named.
+            ValueError: The name was never logged, though every stage was run; those that were are named.
         """
-        if name not in self.updated and not self.validation_pending:
+        count = self.updated.get(name, 0)
+        if count == 0 and self.awaited is None:
             raise ValueError(
-                f"{who} monitors {name!r}, which was never logged; logged so far: "
+                f"{reader} monitors {name!r}, which was never logged; logged so far: "
                 f"{', '.join(sorted(self.callback_metrics)) or 'nothing'}"
             )
-        return self.updated.get(name, 0)
+        return None if count in (0, seen) else (count, self.callback_metrics[name])
 
     def _collect(self, name: str, entry: _Logged, value: Any, sent: dict[str, float], shown: dict[str, float]) -> None:
         number = float(value)

@@ -98,8 +98,8 @@ class Module(nn.Module):
             value: A number, a tensor of one element, or a `torchmetrics.Metric`. Never synchronizes the device here.
             prog_bar: Also show it in the progress bar.
             logger: Send it to the loggers.
-            on_step: Log the value of this step. Default: True in training, False in evaluation. With both, the names
-                get the endings ``_step`` and ``_epoch``.
+            on_step: Log the value of this step. Default: True in a training step and its hooks, False elsewhere. With
+                both, the names get the endings ``_step`` and ``_epoch``.
             on_epoch: Log the reduction over the epoch. Default: the opposite of ``on_step``'s.
             reduce_fx: ``"mean"`` (weighted by ``batch_size``), ``"sum"``, ``"min"`` or ``"max"``.
             batch_size: The weight in the mean. Default: the length of the batch's first tensor.

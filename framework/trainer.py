@@ -190,6 +190,7 @@ class Trainer:
             TypeError: The same, where the type is wrong.
             FileNotFoundError: There is no such checkpoint.
         """
+        self.should_stop, self.stopped_because = False, None
         with self._running(model, "fit"):
             self._set_up_fit(train_dataloaders, val_dataloaders, ckpt_path)
             self.call("on_fit_start")
@@ -214,7 +215,7 @@ class Trainer:
         )
         hooks.call("on_train_epoch_start")
         for batch_idx, next_idx, batches in groups(self.train_batches, self.accumulate_grad_batches, progress):
-            batch = batches[0] if self.accumulate_grad_batches == 1 else batches
+            self.metrics.batch = batch = batches[0] if self.accumulate_grad_batches == 1 else batches
             for hook in batch_start:
                 hook(batch, batch_idx)
 
@@ -261,6 +262,8 @@ class Trainer:
         epoch = self.current_epoch + 1
         if self.val_batches is not None and epoch % self.check_val_every_n_epoch == 0:
             validate(self)
+            if self.interrupted:
+                return  # half a validation decides nothing: a resumed run makes it again
         self.log_metrics(self.metrics.log_epoch())
         if complete:
             for scheduler in self.schedulers:
@@ -276,9 +279,9 @@ class Trainer:
         if self.stopped_because is None:
             if self.should_stop:
                 self.stopped_because = "should_stop"
-            elif self.progress.global_step == self.max_steps:
+            elif 0 <= self.max_steps <= self.progress.global_step:
                 self.stopped_because = "max_steps"
-            elif self.progress.epoch == self.max_epochs:
+            elif 0 <= self.max_epochs <= self.progress.epoch:
                 self.stopped_because = "max_epochs"
             elif time.monotonic() >= self._deadline:
                 self.stopped_because = "max_time"
@@ -342,7 +345,6 @@ class Trainer:
     def _set_up_fit(self, train_dataloaders: Any, val_dataloaders: Any, ckpt_path: str | Path | None) -> None:
         """Data, module, optimizer and closure, each checked; then the checkpoint."""
         self.progress, self.metrics = Progress(), Metrics()
-        self.should_stop, self.stopped_because = False, None
         self._deadline = time.monotonic() + self.max_time
 
         self.train_batches = self._batches(
@@ -352,9 +354,9 @@ class Trainer:
         val_limit = self.overfit_batches or self.limit_val_batches
         if val_dataloaders is not None and val_limit != 0:
             self.val_batches = self._batches(val_dataloaders, val_limit, "val_dataloaders")
-        self.metrics.validation_pending = self.val_batches is not None
         if self.overfit_batches:
             self.train_batches.hold()
+        self.metrics.awaited = "train" if self.val_batches is None else "validation"
 
         self.engine = Engine(self.fabric, self.module)
         self.optimizer, self.schedulers = parse_optimizers(self.module.configure_optimizers())
@@ -419,7 +421,7 @@ class Trainer:
     @property
     def estimated_stepping_batches(self) -> float:
         """How many optimizer steps the run will take, if nothing stops it: what a one-cycle schedule needs to know."""
-        epoch = 1.0
+        epoch: float = 1
         if self.accumulate_grad_batches != "epoch":
             epoch = self.train_batches.num_batches / int(self.accumulate_grad_batches)
             epoch = epoch if epoch == math.inf else math.ceil(epoch)

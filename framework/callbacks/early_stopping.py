@@ -50,7 +50,7 @@ class EarlyStopping(Monitor):
             trainer.stop(f"early_stopping: {self.monitor} is {value}")
         elif self.stopping_threshold is not None and sign * value < sign * self.stopping_threshold:
             trainer.stop(f"early_stopping: {self.monitor} reached {value:g}")
-        elif self.wait_count >= self.patience:
+        elif self.wait_count >= max(1, self.patience):
             trainer.stop(f"early_stopping: {self.monitor} is no better than {self.best} after {self.wait_count} checks")
 
     def state_dict(self) -> dict[str, Any]:

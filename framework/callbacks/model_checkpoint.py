@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from framework.callbacks.monitor import Monitor
 from framework.module import Module
@@ -70,6 +70,14 @@ class ModelCheckpoint(Monitor):
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
         if self.save_last:
             self._save_last(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "best_model_path": self.best_model_path}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if state_dict["monitor"] == self.monitor:
+            self.best_model_path = state_dict["best_model_path"]
 
     def _save_last(self, trainer: Trainer) -> None:
         self.last_model_path = str(self._folder / "last.ckpt")

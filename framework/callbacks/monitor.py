@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from framework.callback import Callback
 from framework.metrics import Metrics
+from framework.module import Module
+
+if TYPE_CHECKING:
+    from framework.trainer import Trainer
 
 
 class Monitor(Callback):
@@ -21,6 +25,8 @@ class Monitor(Callback):
         best: The best value so far; None before the first.
     """
 
+    after_module = True
+
     def __init__(self, monitor: str | None, mode: str, min_delta: float = 0.0) -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"mode={mode!r} of {type(self).__name__}; it must be 'min' or 'max'")
@@ -30,6 +36,9 @@ class Monitor(Callback):
         self.best: float | None = None
         self._seen = 0
 
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        self._seen = 0
+
     def new_value(self, metrics: Metrics) -> float | None:
         """The value of the metric, if it is news.
 
@@ -37,11 +46,11 @@ class Monitor(Callback):
             ValueError: The metric was never logged; those that were are named.
         """
         assert self.monitor is not None
-        updates = metrics.monitored(self.monitor, type(self).__name__)
-        if updates == self._seen:
+        news = metrics.news(self.monitor, self._seen, type(self).__name__)
+        if news is None:
             return None
-        self._seen = updates
-        return metrics.callback_metrics[self.monitor]
+        self._seen, value = news
+        return value
 
     def improves(self, value: float) -> bool:
         """Whether the value is better than all before; then it becomes the best."""

@@ -1,0 +1,137 @@
+"""Tiny modules, data and trainers that the tests share."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.utils.data import DataLoader, TensorDataset
+
+from framework import Module, Trainer
+
+NUM_SAMPLES = 20
+
+
+def make_trainer(root: Path, **options: Any) -> Trainer:
+    """A silent trainer on the CPU; ``options`` override everything."""
+    defaults: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "default_root_dir": root,
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 2,
+    }
+    return Trainer(**(defaults | options))
+
+
+def regression_data(num_samples: int = NUM_SAMPLES, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """A noisy linear function of three features: X (N, 3) and y (N, 1)."""
+    generator = torch.Generator().manual_seed(7)
+    X = torch.randn(num_samples, 3, generator=generator, dtype=dtype)
+    noise = torch.randn(num_samples, 1, generator=generator, dtype=dtype)
+    return X, X @ torch.tensor([[1.0], [-2.0], [0.0]], dtype=dtype) + 0.1 * noise
+
+
+def make_loader(batch_size: int = 8, *, shuffle: bool = False, seed: int | None = None, **data: Any) -> DataLoader:
+    """Batches of `regression_data`: by default 8, 8 and a short one of 4. ``seed``: a generator of its own."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return DataLoader(
+        TensorDataset(*regression_data(**data)), batch_size=batch_size, shuffle=shuffle, generator=generator
+    )
+
+
+def make_net(*between: nn.Module) -> nn.Module:
+    """A small network, the same at every call, with layers to put after its hidden one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), *between, nn.Linear(5, 1))
+
+
+class Regressor(Module):
+    """Least squares with any network; ``optimize`` maps the module to what configure_optimizers returns.
+
+    Attributes:
+        losses: The loss of every evaluation of `training_step`.
+    """
+
+    def __init__(
+        self,
+        optimize: Callable[[Any], Any] = lambda module: SGD(module.param_groups(), lr=0.05),
+        net: nn.Module | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        super().__init__()
+        self.net = (make_net() if net is None else net).to(dtype)
+        self.optimize = optimize
+        self.losses: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        self.losses.append(loss.item())
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", self.loss(batch))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test/loss", self.loss(batch))
+
+    def forward(self, X: Tensor) -> Tensor:
+        return self.net(X)
+
+    def loss(self, batch: Any) -> Tensor:
+        X, y = batch
+        return nn.functional.mse_loss(self.net(X), y)
+
+    def configure_optimizers(self) -> Any:
+        return self.optimize(self)
+
+
+class ClosureIgnorer(Optimizer):
+    """The user's own optimizer of the PyTorch notes, section 4.8, word for word but for the names."""
+
+    def __init__(self, params: Iterable[Any], lr: float = 0.01) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                param.data = param.data - group["lr"] * param.grad.data
+
+
+class Evaluator(Optimizer):
+    """Gradient descent that asks for whatever ``ask(closure)`` asks, then steps along the gradients left."""
+
+    reevaluates = True
+
+    def __init__(self, params: Iterable[Any], ask: Callable[[Any], Any], lr: float = 0.05) -> None:
+        super().__init__(params, {"lr": lr})
+        self.ask = ask
+
+    @torch.no_grad()
+    def step(self, closure: Any) -> Any:
+        result = self.ask(closure)
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    param.sub_(param.grad, alpha=group["lr"])
+        return result
+
+
+def assert_same(left: nn.Module, right: nn.Module) -> None:
+    """Parameters and buffers are bitwise equal."""
+    for (name, ours), theirs in zip(left.state_dict().items(), right.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), f"{name} differs by {(ours - theirs).abs().max()}"
+
+
+def assert_close(left: nn.Module, right: nn.Module, tolerance: float) -> None:
+    """Parameters and buffers agree up to a relative and absolute tolerance."""
+    for ours, theirs in zip(left.state_dict().values(), right.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)

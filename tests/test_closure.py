@@ -1,0 +1,516 @@
+"""One step's objective: the same function at every evaluation, committed and logged once."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics
+from torch import Tensor, nn
+from torch.optim import LBFGS, SGD, Adam
+from torch.utils.data import DataLoader, TensorDataset
+
+from framework.data import TensorLoader
+from tests.modules import (
+    Evaluator,
+    Regressor,
+    assert_close,
+    assert_same,
+    make_loader,
+    make_net,
+    make_trainer,
+    regression_data,
+)
+
+
+class L1:
+    def value(self, param: Tensor, lam: Any) -> Tensor:
+        return (lam * param.abs()).sum()
+
+    def prox(self, u: Tensor, step: Any, lam: Any) -> Tensor:
+        return u.sign() * (u.abs() - step * lam).clamp(min=0)
+
+
+class Proximal(SGD):
+    """Given f alone, as our proximal optimizers will be."""
+
+    handles_penalty = True
+
+
+class Drawing(Regressor):
+    """Draws from every global generator in each evaluation and keeps what it drew."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.draws: list[tuple[float, float, float]] = []
+
+    def training_step(self, batch, batch_idx):
+        self.draws.append((torch.rand(()).item(), float(np.random.rand()), random.random()))
+        self.log("train/draw", self.draws[-1][0], on_epoch=True, reduce_fx="sum")
+        return super().training_step(batch, batch_idx)
+
+
+def ask_thrice(closure):
+    return [closure().item(), closure.value().item(), closure().item()]
+
+
+def evaluating(ask):
+    """What `Regressor` optimizes by: an optimizer that asks its closure for this."""
+    return lambda module: Evaluator(module.parameters(), ask)
+
+
+# --------------------------------------------------------------------------------------------------------- replay
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, "epoch"])
+def test_every_evaluation_of_a_step_draws_the_same_and_every_step_anew(tmp_path, accumulate):
+    module = Drawing(evaluating(ask_thrice))
+    trainer = make_trainer(tmp_path, accumulate_grad_batches=accumulate, max_epochs=2)
+    trainer.fit(module, make_loader(5))
+    size = {1: 1, 2: 2, "epoch": 4}[accumulate]
+    steps = [module.draws[i : i + 3 * size] for i in range(0, len(module.draws), 3 * size)]
+    assert len(steps) == trainer.global_step == 8 // size
+    for step in steps:
+        assert step[:size] == step[size : 2 * size] == step[2 * size :]
+    assert len({draw for step in steps for draw in step[:size]}) == 8
+
+
+def test_the_draws_of_a_step_are_those_of_an_optimizer_that_evaluates_once(tmp_path):
+    once, often = Drawing(), Drawing(evaluating(ask_thrice))
+    for module in (once, often):
+        torch.manual_seed(2)
+        np.random.seed(2)
+        random.seed(2)
+        make_trainer(tmp_path).fit(module, make_loader())
+    assert often.draws[::3] == once.draws
+    assert_close(once, often, 1e-14)
+
+
+def test_dropout_gives_the_same_value_at_the_same_point(tmp_path):
+    values = []
+    module = Regressor(
+        evaluating(lambda closure: values.append(ask_thrice(closure))), net=make_net(nn.BatchNorm1d(5), nn.Dropout(0.5))
+    )
+    make_trainer(tmp_path).fit(module, make_loader())
+    assert all(a == b == c for a, b, c in values)
+    assert len({a for a, _, _ in values}) == 6
+
+
+@pytest.mark.parametrize("generator", [None, 3])
+@pytest.mark.parametrize("accumulate", [2, "epoch"])
+def test_shuffled_and_augmented_groups_are_replayed(tmp_path, generator, accumulate):
+    class Augmented(TensorDataset):
+        def __getitem__(self, index):
+            X, y = super().__getitem__(index)
+            return X + torch.randn(()) + random.gauss(0, 1) + np.random.randn(), y
+
+    own = None if generator is None else torch.Generator().manual_seed(generator)
+    loader = DataLoader(Augmented(*regression_data()), batch_size=8, shuffle=True, generator=own)
+    values = []
+    module = Regressor(evaluating(lambda closure: values.append(ask_thrice(closure))))
+    make_trainer(tmp_path, accumulate_grad_batches=accumulate, max_epochs=3).fit(module, loader)
+    assert all(a == b == c for a, b, c in values)
+    assert len({a for a, _, _ in values}) == len(values)
+
+
+def test_the_generator_of_a_batch_sampler_is_replayed(tmp_path):
+    data = TensorDataset(*regression_data())
+    sampler = torch.utils.data.RandomSampler(data, generator=torch.Generator().manual_seed(1))
+    loader = DataLoader(data, batch_sampler=torch.utils.data.BatchSampler(sampler, 3, drop_last=True))
+    values = []
+    module = Regressor(evaluating(lambda closure: values.append(ask_thrice(closure))))
+    make_trainer(tmp_path, accumulate_grad_batches="epoch", max_epochs=2).fit(module, loader)
+    assert all(a == b == c for a, b, c in values)
+
+
+def test_a_transforming_tensor_loader_is_replayed_over_the_epoch(tmp_path):
+    loader = TensorLoader(
+        *regression_data(), batch_size=8, shuffle=True, transform=lambda X, y: (X + torch.randn_like(X), y)
+    )
+    values = []
+    module = Regressor(evaluating(lambda closure: values.append(ask_thrice(closure))))
+    make_trainer(tmp_path, accumulate_grad_batches="epoch", max_epochs=3).fit(module, loader)
+    assert all(a == b == c for a, b, c in values)
+    assert len({a for a, _, _ in values}) == 3
+
+
+# -------------------------------------------------------------------------------------------------------- buffers
+
+
+def test_batch_norm_is_committed_once_per_step_with_the_statistics_of_the_first_evaluation(tmp_path):
+    def move_between(closure):
+        closure()
+        for param in module.parameters():
+            param.add_(1.0)
+        closure.value()
+        closure()
+        for param in module.parameters():
+            param.sub_(1.0)
+        return closure()
+
+    module = Regressor(evaluating(move_between), net=make_net(nn.BatchNorm1d(5)))
+    expected = Regressor(net=make_net(nn.BatchNorm1d(5)))
+    for each in (module, expected):
+        make_trainer(tmp_path).fit(each, make_loader())
+    assert module.net[2].num_batches_tracked == expected.net[2].num_batches_tracked == 6
+    assert_close(module, expected, 1e-12)
+    assert module.net[2].running_mean.abs().sum() > 0
+
+
+def test_lbfgs_with_batch_norm_takes_the_statistics_of_its_first_evaluations(tmp_path):
+    module = Regressor(lambda module: LBFGS(module.parameters(), max_iter=5), net=make_net(nn.BatchNorm1d(5)))
+    reference = Regressor(net=make_net(nn.BatchNorm1d(5)))
+    trainer = make_trainer(tmp_path, max_epochs=1, limit_train_batches=1)
+    trainer.fit(module, make_loader())
+    assert trainer.closure_evaluations > 2
+    reference.loss(next(iter(make_loader())))
+    for name, buffer in reference.named_buffers():
+        assert torch.equal(dict(module.named_buffers())[name], buffer)
+
+
+def test_a_buffer_that_the_module_replaces_is_replayed_too(tmp_path):
+    class Counting(Regressor):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+        def training_step(self, batch, batch_idx):
+            self.count = self.count + 1
+            return super().training_step(batch, batch_idx) * self.count
+
+    values = []
+    module = Counting(evaluating(lambda closure: values.append(ask_thrice(closure))))
+    make_trainer(tmp_path).fit(module, make_loader())
+    assert module.count == 6
+    assert all(a == b == c for a, b, c in values)
+
+
+# -------------------------------------------------------------------------------------------------- metrics, logs
+
+
+class Logging(Regressor):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.mae = torchmetrics.MeanAbsoluteError()
+        self.cat = torchmetrics.CatMetric()
+
+    def training_step(self, batch, batch_idx):
+        self.mae(self(batch[0]).float().detach(), batch[1].float())
+        self.cat.update(batch[1].float())
+        self.log("mae", self.mae, on_step=False, on_epoch=True)
+        self.log("calls", 1.0, on_epoch=True, reduce_fx="sum")
+        return super().training_step(batch, batch_idx)
+
+    def on_train_epoch_end(self):
+        assert len(self.cat.compute()) == 20
+        self.cat.reset()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, "epoch"])
+def test_logs_and_torchmetrics_count_each_step_once(tmp_path, accumulate):
+    def run(ask):
+        module = Logging(evaluating(ask))
+        trainer = make_trainer(tmp_path, max_epochs=2, accumulate_grad_batches=accumulate)
+        trainer.fit(module, make_loader())
+        return trainer
+
+    often, once = run(ask_thrice), run(lambda closure: closure())
+    assert often.callback_metrics["calls_epoch"] == 3
+    assert often.callback_metrics["mae"] == pytest.approx(once.callback_metrics["mae"], abs=1e-7)
+    assert often.closure_evaluations == 3 * once.closure_evaluations
+
+
+def test_the_logged_loss_is_that_of_the_first_evaluation(tmp_path):
+    def climb(closure):
+        first = closure()
+        for param in module.parameters():
+            param.add_(1.0)
+        assert closure() > first
+        for param in module.parameters():
+            param.sub_(1.0)
+        return closure()
+
+    module = Regressor(evaluating(climb))
+    trainer = make_trainer(tmp_path, max_epochs=1, limit_train_batches=1, log_every_n_steps=1)
+    trainer.fit(module, make_loader())
+    assert trainer.callback_metrics["train/loss"] == module.losses[0]
+
+
+def test_an_optimizer_that_only_asks_for_values_logs_the_objective_but_nothing_from_training_step(tmp_path):
+    module = Logging(evaluating(lambda closure: closure.value()))
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, make_loader())
+    assert "calls_epoch" not in trainer.callback_metrics
+    assert trainer.callback_metrics["train/objective"] > 0
+
+
+# ---------------------------------------------------------------------------------------------------------- value
+
+
+def test_value_leaves_gradients_logs_buffers_and_random_state_as_they_were(tmp_path):
+    def ask(closure):
+        closure()
+        gradients = [p.grad.clone() for p in module.parameters()]
+        for param in module.parameters():
+            param.add_(0.1)
+        value = closure.value()
+        assert not value.requires_grad
+        for param, gradient in zip(module.parameters(), gradients, strict=True):
+            assert torch.equal(param.grad, gradient)
+            param.sub_(0.1)
+
+    module = Logging(evaluating(ask))
+    module.net = make_net(nn.BatchNorm1d(5), nn.Dropout(0.5)).double()
+    expected = Logging(evaluating(lambda closure: closure()))
+    expected.net = make_net(nn.BatchNorm1d(5), nn.Dropout(0.5)).double()
+    trainers = []
+    draws = []
+    for each in (module, expected):
+        torch.manual_seed(4)
+        trainers.append(make_trainer(tmp_path))
+        trainers[-1].fit(each, make_loader(shuffle=True))
+        draws.append(torch.rand(3))
+    assert_close(module, expected, 1e-12)
+    assert torch.equal(*draws)
+    assert trainers[0].callback_metrics["calls_epoch"] == trainers[1].callback_metrics["calls_epoch"] == 3
+
+
+def test_value_fires_no_hook(tmp_path):
+    class Watch(Regressor):
+        backwards = 0
+
+        def on_after_backward(self):
+            self.backwards += 1
+
+    module = Watch(evaluating(ask_thrice))
+    make_trainer(tmp_path, max_epochs=1).fit(module, make_loader())
+    assert module.backwards == 6
+
+
+def test_the_closure_gives_gradients_inside_no_grad_and_inside_inference_free_steps(tmp_path):
+    def ask(closure):
+        with torch.no_grad():
+            value = closure()
+            assert not torch.is_grad_enabled()
+        assert not value.requires_grad
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+    module = Regressor(evaluating(ask))
+    make_trainer(tmp_path, max_epochs=1).fit(module, make_loader())
+    assert module.losses
+
+
+def test_the_closure_zeroes_gradients_between_evaluations(tmp_path):
+    def ask(closure):
+        closure()
+        first = [p.grad.clone() for p in module.parameters()]
+        closure()
+        assert all(torch.equal(p.grad, g) for p, g in zip(module.parameters(), first, strict=True))
+
+    module = Regressor(evaluating(ask))
+    make_trainer(tmp_path, max_epochs=1, accumulate_grad_batches=2).fit(module, make_loader())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, "epoch"])
+def test_evaluations_are_counted(tmp_path, accumulate):
+    module = Regressor(evaluating(ask_thrice))
+    trainer = make_trainer(tmp_path, accumulate_grad_batches=accumulate)
+    trainer.fit(module, make_loader())
+    assert trainer.closure_evaluations == trainer.closure.evaluations == 3 * trainer.global_step
+
+
+class UndeclaredTwice(SGD):
+    def step(self, closure=None):
+        closure()
+        closure()
+        return super().step()
+
+
+class DeclaredTwice(UndeclaredTwice):
+    reevaluates = True
+
+
+def test_a_second_evaluation_by_an_optimizer_that_did_not_declare_it_is_refused(tmp_path):
+    module = Regressor(lambda module: UndeclaredTwice(module.parameters(), lr=0.1))
+    with pytest.raises(RuntimeError, match=r"UndeclaredTwice evaluates.*`reevaluates = True` on the class"):
+        make_trainer(tmp_path).fit(module, make_loader())
+    make_trainer(tmp_path).fit(Regressor(lambda m: DeclaredTwice(m.parameters(), lr=0.1)), make_loader())
+
+
+def test_an_optimizer_that_evaluates_once_may_ask_for_the_value_alone(tmp_path):
+    class ValueOnly(SGD):
+        def step(self, closure=None):
+            self.value = closure.value().item()
+            return super().step()
+
+    ours, theirs = Regressor(lambda module: ValueOnly(module.parameters(), lr=0.05)), Regressor()
+    trainer = make_trainer(tmp_path)
+    trainer.fit(ours, make_loader())
+    make_trainer(tmp_path).fit(theirs, make_loader())
+    assert_same(ours, theirs)
+    assert trainer.optimizer.value == ours.losses[-1]
+
+
+@pytest.mark.parametrize("with_scheduler", [False, True])
+def test_a_step_that_requires_a_closure_counts_as_reevaluating(tmp_path, with_scheduler):
+    class Required(SGD):
+        def step(self, closure):
+            closure()
+            closure()
+            return super().step()
+
+    def optimize(module):
+        optimizer = Required(module.parameters(), lr=0.05)
+        if not with_scheduler:
+            return optimizer
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+    trainer = make_trainer(tmp_path)
+    trainer.fit(Regressor(optimize), make_loader())
+    assert trainer.closure.reevaluates
+    assert trainer.closure_evaluations == 2 * trainer.global_step
+
+
+def test_lbfgs_evaluates_an_accumulated_group_like_one_big_batch(tmp_path):
+    ours, theirs = (Regressor(lambda m: LBFGS(m.parameters(), line_search_fn="strong_wolfe")) for _ in range(2))
+    make_trainer(tmp_path, accumulate_grad_batches=3).fit(ours, make_loader(8))
+    make_trainer(tmp_path).fit(theirs, make_loader(20))
+    assert_close(ours, theirs, 1e-10)
+
+
+# -------------------------------------------------------------------------------------------------------- penalty
+
+
+class Penalized(Regressor):
+    """The weights are penalized, the biases not."""
+
+    penalty = L1()
+    happy_lambda = 0.3
+
+    def param_groups(self):
+        return [
+            {"params": [p for p in self.parameters() if p.ndim == 2], "penalized": True, "name": "weights"},
+            {"params": [p for p in self.parameters() if p.ndim == 1], "penalized": False, "name": "biases"},
+        ]
+
+
+class Reference(Regressor):
+    """The same objective, returned as one loss."""
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch) + 0.3 * sum(p.abs().sum() for p in self.parameters() if p.ndim == 2)
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, LBFGS])
+def test_an_ordinary_optimizer_is_given_f_plus_g(tmp_path, kind):
+    def optimize(module):
+        return kind(module.parameters() if kind is LBFGS else module.param_groups(), lr=0.02)
+
+    ours, theirs = Penalized(optimize), Reference(lambda module: kind(module.parameters(), lr=0.02))
+    for module in (ours, theirs):
+        make_trainer(tmp_path).fit(module, make_loader())
+    assert_close(ours, theirs, 1e-12)
+
+
+def test_an_optimizer_that_handles_the_penalty_is_given_f(tmp_path):
+    ours, theirs = Penalized(lambda module: Proximal(module.param_groups(), lr=0.05)), Regressor()
+    trainer = make_trainer(tmp_path, log_every_n_steps=1)
+    trainer.fit(ours, make_loader())
+    make_trainer(tmp_path).fit(theirs, make_loader())
+    assert_same(ours, theirs)
+    logged = trainer.callback_metrics
+    assert logged["train/penalty"] > 0
+    assert logged["train/objective"] == pytest.approx(logged["train/loss"] + logged["train/penalty"], rel=1e-14)
+
+
+@pytest.mark.parametrize("form", ["tuple", "list", "mapping"])
+def test_a_penalty_that_the_step_returns_counts_like_the_modules_own(tmp_path, form):
+    class Returned(Penalized):
+        penalty = None
+
+        def training_step(self, batch, batch_idx):
+            f, g = self.loss(batch), 0.3 * sum(p.abs().sum() for p in self.parameters() if p.ndim == 2)
+            return {"tuple": (f, g), "list": [f, g], "mapping": {"loss": f, "penalty": g, "other": 1}}[form]
+
+    for kind in (SGD, Proximal):
+        ours, theirs = (
+            c(lambda module, kind=kind: kind(module.param_groups(), lr=0.05)) for c in (Returned, Penalized)
+        )
+        trainers = [make_trainer(tmp_path, log_every_n_steps=1) for _ in range(2)]
+        trainers[0].fit(ours, make_loader())
+        trainers[1].fit(theirs, make_loader())
+        assert_close(ours, theirs, 1e-12)
+        for name in ("train/loss", "train/penalty", "train/objective"):
+            assert trainers[0].callback_metrics[name] == pytest.approx(trainers[1].callback_metrics[name], rel=1e-12)
+
+
+def test_a_groups_own_happy_lambda_goes_before_the_modules(tmp_path):
+    class Grouped(Penalized):
+        def param_groups(self):
+            first, second = self.net[0], self.net[2]
+            return [
+                {"params": first.parameters(), "penalized": True, "happy_lambda": 2.0},
+                {"params": second.parameters(), "penalized": True},
+            ]
+
+    module = Grouped()
+    trainer = make_trainer(tmp_path, max_steps=1, log_every_n_steps=1)
+    start = [layer.weight.abs().sum() + layer.bias.abs().sum() for layer in (module.net[0], module.net[2])]
+    trainer.fit(module, make_loader())
+    assert trainer.callback_metrics["train/penalty"] == pytest.approx((2.0 * start[0] + 0.3 * start[1]).item())
+
+
+def test_a_boolean_mask_penalizes_the_entries_where_it_is_true(tmp_path):
+    class Masked(Penalized):
+        def param_groups(self):
+            mask = torch.zeros(5, 3, dtype=torch.bool)
+            mask[1] = True
+            rest = [p for p in self.parameters() if p is not self.net[0].weight]
+            return [{"params": self.net[0].weight, "penalized": mask}, {"params": rest, "penalized": False}]
+
+    class MaskedReference(Regressor):
+        def training_step(self, batch, batch_idx):
+            return self.loss(batch) + 0.3 * self.net[0].weight[1].abs().sum()
+
+    ours, theirs = Masked(), MaskedReference()
+    for module in (ours, theirs):
+        make_trainer(tmp_path).fit(module, make_loader())
+    assert_close(ours, theirs, 1e-12)
+
+
+@pytest.mark.parametrize("params", ["generator", "tensor"])
+def test_groups_given_as_generators_or_single_tensors_keep_their_penalty(tmp_path, params):
+    """The optimizer is made from bare parameters: the penalized groups are the module's."""
+
+    class Bare(Penalized):
+        def param_groups(self):
+            penalized = self.net[0].parameters() if params == "generator" else self.net[0].weight
+            return [{"params": penalized, "penalized": True}]
+
+    class GroupNorms(L1):
+        """Not a sum over rows, so that a tensor taken apart shows."""
+
+        def value(self, param, lam):
+            return lam * param.norm()
+
+    class BareReference(Regressor):
+        def training_step(self, batch, batch_idx):
+            penalized = self.net[0].parameters() if params == "generator" else [self.net[0].weight]
+            return self.loss(batch) + 0.3 * sum(p.norm() for p in penalized)
+
+    ours, theirs = (cls(lambda module: SGD(module.parameters(), lr=0.05)) for cls in (Bare, BareReference))
+    ours.penalty = GroupNorms()
+    for module in (ours, theirs):
+        make_trainer(tmp_path).fit(module, make_loader())
+    assert_close(ours, theirs, 1e-12)
+
+
+def test_the_share_of_exact_zeros_of_penalized_groups_is_logged(tmp_path):
+    module = Penalized(lambda module: SGD(module.param_groups(), lr=0.0))
+    with torch.no_grad():
+        module.net[0].weight[:, 0] = 0
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.fit(module, make_loader())
+    assert trainer.callback_metrics["sparsity/weights"] == pytest.approx(5 / 20)
+    assert "sparsity/biases" not in trainer.callback_metrics
