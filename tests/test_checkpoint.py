@@ -209,10 +209,10 @@ def test_what_the_modules_own_hook_changes_is_in_the_checkpoint(tmp_path):
 
     whole = make_trainer(tmp_path, max_epochs=1, callbacks=ModelCheckpoint(tmp_path, every_n_train_steps=2))
     whole.fit(Averaging(), make_loader())
-    middle = make_trainer(tmp_path, max_steps=2, callbacks=At(2, lambda t: t.save_checkpoint(tmp_path / "2.ckpt")))
+    middle = make_trainer(tmp_path, max_steps=2, callbacks=ModelCheckpoint(tmp_path / "middle", every_n_train_steps=2))
     middle.fit(Averaging(), make_loader())
     resumed = make_trainer(tmp_path, max_epochs=1)
-    resumed.fit(Averaging(), make_loader(), ckpt_path=tmp_path / "2.ckpt")
+    resumed.fit(Averaging(), make_loader(), ckpt_path=tmp_path / "middle" / "last.ckpt")
     assert_same(resumed.module, whole.module)
 
 
