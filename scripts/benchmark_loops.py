@@ -4,7 +4,7 @@ The clock runs from the first step to the end of the last epoch, over everything
 cutting the batches, logging, the progress bar, checkpoints, and, for proxtrain, also the checkpoint at the end of the
 run. It leaves out what comes before and after, for all alike: building the network, the optimizer and the trainer,
 opening and closing the loggers. For the trainers these are the moments of the module's own hooks ``on_train_start`` and
-``on_train_end``, which both of them call after those of all callbacks. How long the rest took is reported apart.
+``on_fit_end``, the latter after everything that callbacks do at the end. How long the rest took is reported apart.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Timing:
 
 
 class _Clock:
-    """Hooks that both trainers call on a module, after those of all callbacks."""
+    """Hooks that both trainers call on a module: before the first epoch, and after all that follows the last."""
 
     started = ended = 0.0
 
     def on_train_start(self) -> None:
         self.started = time.perf_counter()
 
-    def on_train_end(self) -> None:
+    def on_fit_end(self) -> None:
         self.ended = time.perf_counter()
 
 
