@@ -29,6 +29,8 @@ class Closure:
     Attributes:
         evaluations: How many evaluations there were, with and without gradients.
         reevaluates: Whether the optimizer evaluates more than once per step.
+        wanted: Whether its ``step`` is given the closure. Torch's own optimizers that evaluate once would only call it
+            for the value that the trainer has.
         handles_penalty: Whether the optimizer applies g by its prox, and is given f alone.
         loss: f at the first evaluation of the step, detached.
         penalty: g there; None where there is none, or where neither the optimizer nor a log needs it.
@@ -49,6 +51,7 @@ class Closure:
     ) -> None:
         self.evaluations = 0
         self.reevaluates = reevaluates(optimizer)
+        self.wanted = self.reevaluates or not type(optimizer).__module__.startswith("torch.optim.")
         self.handles_penalty = getattr(type(optimizer), "handles_penalty", False)
         self.loss: Tensor | None = None
         self.penalty: Tensor | None = None
@@ -62,9 +65,9 @@ class Closure:
         self._backward = backward
         self._on_after_backward = list(on_after_backward)
         self.penalized_groups = penalized_groups(module, optimizer)
-        self._batches: Iterable[Any] = ()
+        self._batches: Any = ()
         self._batch_idx = 0
-        self._needs_penalty = False
+        self._adds_penalty = False
         self._value: Tensor | None = None
         self._value_returned = False
         self._counted = False
@@ -76,7 +79,7 @@ class Closure:
         """Take the micro-batches of the next step; ``batch_idx`` is the first one's, ``log`` says that g is wanted."""
         self._batches, self._batch_idx = batches, batch_idx
         self._several = not (isinstance(batches, list) and len(batches) == 1)
-        self._needs_penalty = log or not self.handles_penalty
+        self._adds_penalty = self._module.penalty is not None and (log or not self.handles_penalty)
         self._value, self._value_returned, self._counted = None, False, False
         if self.reevaluates:
             self._before, self._after = self._state_now(), None
@@ -111,7 +114,7 @@ class Closure:
             self._metrics.muted = False
 
     def _evaluate(self, *, differentiate: bool) -> Tensor:
-        """One pass over the group; keep what is logged and committed of the first, or of the first with gradients."""
+        """One evaluation; keep what is logged and committed of the first, or of the first with gradients."""
         counts = differentiate and not self._counted
         if self.reevaluates:
             self._metrics.muted = not counts
@@ -120,7 +123,10 @@ class Closure:
                 self._before.restore()
         self.evaluations += 1
 
-        f, g, outputs = self._accumulate(differentiate)
+        if self._several:
+            f, g, outputs = self._accumulate(differentiate)
+        else:
+            f, g, outputs = self._backpropagate(self._batches[0], self._batch_idx, 1.0, differentiate)
         objective = f if g is None else f + g
         value = f if self.handles_penalty else objective
         if counts or self._value is None:
@@ -132,51 +138,48 @@ class Closure:
 
     def _accumulate(self, differentiate: bool) -> tuple[Tensor, Tensor | None, Any]:
         """f and g as means over the samples of the group, with their gradients if asked for, and the outputs."""
-        outputs: list[dict[str, Any]] = []
+        outputs = []
         first_size, total_weight, f, g = 0, 0.0, None, None
         for batch_idx, batch in enumerate(self._batches, self._batch_idx):
-            # Weights relative to the first batch: 1 for all but a short last one, so that one batch needs no scaling.
-            weight = 1.0
-            if self._several:
-                size = num_samples(batch)
-                first_size = first_size or size
-                weight = size / first_size
+            # Weights relative to the first batch, so that equal batches need no scaling before their sum.
+            size = num_samples(batch)
+            first_size = first_size or size
+            weight = size / first_size
+            loss, penalty, output = self._backpropagate(batch, batch_idx, weight, differentiate)
             total_weight += weight
-
-            self._metrics.batch = batch
-            loss, penalty, extra = self._split(self._forward(batch, batch_idx))
-            objective = loss if penalty is None or self.handles_penalty else loss + penalty
-            if differentiate:
-                self._backward(objective if weight == 1 else objective * weight)
-
-            loss = loss.detach()
-            outputs.append({**extra, "loss": loss})
-            f = _add(f, loss, weight)
-            g = g if penalty is None else _add(g, penalty.detach(), weight)
-
+            outputs.append(output)
+            f = loss * weight if f is None else f + loss * weight
+            if penalty is not None:
+                g = penalty * weight if g is None else g + penalty * weight
         if f is None:
             raise ValueError("the data loader yielded no batch: is it empty, or a generator that was read before?")
-        if total_weight == 1:
-            return f, g, outputs[0]
         if differentiate:
             self._scale_gradients(1 / total_weight)
         return f / total_weight, None if g is None else g / total_weight, outputs
 
-    def _split(self, output: Any) -> tuple[Tensor, Tensor | None, Mapping[str, Any]]:
-        """f, g and the rest of what `training_step` returned; g from the module's penalty object where there is one."""
+    def _backpropagate(
+        self, batch: Any, batch_idx: int, weight: float, differentiate: bool
+    ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """f, g and the outputs for one batch, detached; the gradients of ``weight`` times the objective are added."""
+        self._metrics.batch = batch
+        output = self._forward(batch, batch_idx)
         if self.evaluations == 1:
             check_output(self._module, output)
-        penalty: Tensor | None = None
         extra: Mapping[str, Any] = {}
         if isinstance(output, Tensor):
-            loss = output
+            loss, penalty = output, None
         elif isinstance(output, Mapping):
             loss, penalty, extra = output["loss"], output.get("penalty"), output
         else:
             loss, penalty = output
-        if self._needs_penalty and self._module.penalty is not None:
+        if self._adds_penalty:
             penalty = penalty_value(self._module, self.penalized_groups)
-        return loss, penalty, extra
+
+        objective = loss if penalty is None or self.handles_penalty else loss + penalty
+        if differentiate:
+            self._backward(objective if weight == 1 else objective * weight)
+        loss = loss.detach()
+        return loss, None if penalty is None else penalty.detach(), {**extra, "loss": loss}
 
     def _state_now(self) -> Replay:
         generators = self._batches.generators() if isinstance(self._batches, Batches) else ()
@@ -231,9 +234,3 @@ def penalty_value(module: Module, groups: Iterable[dict[str, Any]]) -> Tensor:
         for param in group["params"]:
             total = total + module.penalty.value(param, lam if mask is True else lam * mask.to(param))
     return total
-
-
-def _add(total: Tensor | None, value: Tensor, weight: float) -> Tensor:
-    if weight != 1:
-        value = value * weight
-    return value if total is None else total + value

@@ -174,7 +174,8 @@ class Trainer:
                 for batches in train_dataloaders:      # as many as accumulate_grad_batches says
                     closure.begin(batches)
                     optimizer.step(closure)            # zero_grad, training_step, backward, as often as it asks
-                    closure.end()
+                    if closure.reevaluates:
+                closure.end()
                     step the schedulers of interval "step"; log on every log_every_n_steps-th step
                 validate
                 step the schedulers of interval "epoch"
@@ -209,7 +210,7 @@ class Trainer:
         optimizer = engine.optimizer
         step_schedulers = [s for s in self.schedulers if s.interval == "step"]
         # A gradient scaler decides itself whether to step, and takes no closure.
-        step_args = () if engine.grad_scaler else (closure,)
+        step_args = (closure,) if closure.wanted and engine.grad_scaler is None else ()
         batch_start, batch_end, before_step = (
             getattr(hooks, f"on_{name}") for name in ("train_batch_start", "train_batch_end", "before_optimizer_step")
         )
@@ -228,7 +229,8 @@ class Trainer:
                     hook(self.optimizer)
                 norm = engine.clip_gradients(self.gradient_clip_val, self.gradient_clip_algorithm, measure=log)
             optimizer.step(*step_args)
-            closure.end()
+            if closure.reevaluates:
+                closure.end()
             progress.global_step += 1
             progress.batch_idx = next_idx
 

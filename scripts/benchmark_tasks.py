@@ -66,7 +66,7 @@ class Task:
         return [order for _ in range(epochs) for (order,) in rows]
 
 
-def toy(epochs: int = 500, slow_epochs: int = 50) -> Task:
+def toy(epochs: int = 250, slow_epochs: int = 25) -> Task:
     """The noisy cubic: 80 samples, MLP 1-100-1, batches of 10."""
     x, y = cubic()
     return Task(

@@ -22,7 +22,7 @@ class ProgressBar(Callback):
         refresh_rate: Redraw at most so many times a second on a terminal; in a file, once in ten seconds.
     """
 
-    def __init__(self, refresh_rate: float = 10.0) -> None:
+    def __init__(self, refresh_rate: float = 4.0) -> None:
         self.refresh_rate = refresh_rate
         self._bar: Any = None
         self._shown: dict[str, float] = {}
@@ -49,7 +49,9 @@ class ProgressBar(Callback):
         self, trainer: Trainer, module: Module, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if self._bar is not None:
-            self._show(trainer)
+            # The trainer replaces this mapping when there is news.
+            if trainer.metrics.progress_bar_metrics is not self._shown:
+                self._show(trainer)
             self._bar.update()
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
@@ -62,7 +64,5 @@ class ProgressBar(Callback):
             self._bar = None
 
     def _show(self, trainer: Trainer) -> None:
-        # The trainer replaces this mapping when there is news.
-        if trainer.progress_bar_metrics is not self._shown:
-            self._shown = trainer.progress_bar_metrics
-            self._bar.set_postfix(self._shown, refresh=False)
+        self._shown = trainer.metrics.progress_bar_metrics
+        self._bar.set_postfix(self._shown, refresh=False)
