@@ -1,0 +1,9 @@
+"""Optimizers that evaluate their closure more than once per step, and those that apply a penalty by its prox."""
+
+from framework.optim.fista import FISTA
+from framework.optim.ista import ISTA
+from framework.optim.prox_adam import ProxAdam
+from framework.optim.proximal import ProximalOptimizer, stationarity_gap
+from framework.optim.sparsa import SpaRSA
+
+__all__ = ["FISTA", "ISTA", "ProxAdam", "ProximalOptimizer", "SpaRSA", "stationarity_gap"]
