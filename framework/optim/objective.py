@@ -129,9 +129,7 @@ class Objective:
     def _finish(self, loss: Any) -> float:
         """Counts an evaluation, remembers the best point and returns the loss as a number."""
         self.num_evaluations += 1
-        if loss is None:
-            raise TypeError("the closure returned None: end it with `return loss`")
-        value = float(loss.detach()) if isinstance(loss, Tensor) else float(loss)  # a device sync: scipy needs numbers
+        value = as_number(loss)
         # scipy's line searches step back from inf, but NaN poisons them silently.
         if math.isnan(value) or value == -math.inf or (value == math.inf and self.num_evaluations == 1):
             raise ValueError(f"the loss is {value}{self._where()}")
@@ -153,6 +151,17 @@ class Objective:
             f" at evaluation {self.num_evaluations}; the parameters are left at {seen}. Check the data and the "
             "starting point, bound the parameters, or scale the loss so that the first steps are shorter"
         )
+
+
+def as_number(loss: Any) -> float:
+    """What a closure returned, as a float; a device sync, which every decision on a value needs.
+
+    Raises:
+        TypeError: if the closure returned nothing.
+    """
+    if loss is None:
+        raise TypeError("the closure returned None: end it with `return loss`")
+    return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
 
 
 def _as_numpy(tensor: Tensor) -> np.ndarray:
