@@ -29,11 +29,12 @@ def canonical_method(name: str) -> str:
     Raises:
         ValueError: if there is no such method; with the list and the nearest name.
     """
-    known = {method.lower(): method for method in METHODS}
-    if str(name).lower() in known:
-        return known[str(name).lower()]
-    nearest = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.0)[0]
-    raise ValueError(f"unknown method {name!r}: did you mean {known[nearest]!r}? Known: {', '.join(METHODS)}")
+    for method in METHODS:
+        if method.lower() == str(name).lower():
+            return method
+    bare = {method.lower().replace("-", "").replace("_", ""): method for method in METHODS}
+    nearest = bare[difflib.get_close_matches(str(name).lower(), bare, n=1, cutoff=0.0)[0]]
+    raise ValueError(f"unknown method {name!r}: did you mean {nearest!r}? Known: {', '.join(METHODS)}")
 
 
 def local_method(method: str, options: Mapping[str, Any]) -> str:
