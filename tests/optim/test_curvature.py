@@ -98,31 +98,42 @@ def test_clipping_the_gradients_in_place_leaves_the_products_alone():
     torch.testing.assert_close(hessian(product, len(expected)), expected)
 
 
-class Saved:
-    """A tensor that the graph keeps for the backward pass."""
+class Token:
+    """Lives as long as the node of the graph that holds it."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+
+class Tagged(torch.autograd.Function):
+    """The identity, with a token in the graph."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, tokens: weakref.WeakSet) -> Tensor:
+        ctx.token = Token()
+        tokens.add(ctx.token)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 def test_the_graph_goes_with_the_product_without_garbage_collection():
     model, data, target = problem()
-    alive: weakref.WeakSet[Saved] = weakref.WeakSet()
+    tokens: weakref.WeakSet[Token] = weakref.WeakSet()
+    tagged = Tagged.apply
 
-    def pack(tensor: Tensor) -> Saved:
-        saved = Saved(tensor)
-        alive.add(saved)
-        return saved
+    def closure() -> Tensor:
+        loss = F.cross_entropy(tagged(model(data), tokens), target)
+        loss.backward()
+        return loss
 
     gc.collect()
     gc.disable()
     try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
-            product = hessian_vector_product(backward_closure(model, data, target), list(model.parameters()))
+        product = hessian_vector_product(closure, list(model.parameters()))
         product(torch.ones(43, dtype=torch.float64))
-        assert len(alive) > 0
+        assert len(tokens) == 1
         del product
-        assert len(alive) == 0
+        assert len(tokens) == 0
     finally:
         gc.enable()
 
