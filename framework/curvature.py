@@ -19,7 +19,8 @@ class _KeepGraph(TorchFunctionMode):
     """While active, `loss.backward()` keeps differentiable gradients of `params` besides accumulating them.
 
     `backward(create_graph=True)` would tie each parameter to its own graph through `.grad`, a reference cycle; here
-    `.grad` gets a plain copy, as without the mode. Parameters other than `params` get no gradient.
+    `.grad` gets a plain copy, as without the mode. Parameters other than `params` get no gradient, and hooks that run
+    after accumulation, such as those by which DDP synchronizes gradients, do not run.
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:

@@ -274,6 +274,7 @@ def table() -> None:
     from sklearn.datasets import make_classification
     from sklearn.model_selection import train_test_split
 
+    torch.set_num_threads(1)
     np.random.seed(0)
     data, target = make_classification(n_samples=120, n_informative=10, n_features=20, n_classes=10)
     data, _, target, _ = train_test_split(data, target, test_size=2 / 12, random_state=0)

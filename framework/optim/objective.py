@@ -45,10 +45,10 @@ class Objective:
         self.track_best = track_best
         self.num_evaluations = 0
         self.start = _as_numpy(vector.read())
-        self.best_x = self.start
+        self.best_x = self.start.copy()  # not the array that scipy is given
         self.best_value = math.inf
         self.best_loss: Any = None
-        self._x = self.start
+        self._x = self.best_x
         self._loss: Any = None
         self._gradient: np.ndarray | None = None
         self._product: Callable[[Tensor], Tensor] | None = None
@@ -123,8 +123,10 @@ class Objective:
 
     def restore_best(self) -> None:
         """Puts the parameters at the best point seen: the start if no value was finite."""
-        self.move(self.best_x)
-        self._product = None
+        # Also where they are thought to be there: an interrupt may have come in the middle of a move.
+        self._x = self.best_x
+        self._loss = self._gradient = self._product = None
+        self.vector.write(torch.from_numpy(self.best_x))
 
     def _finish(self, loss: Any) -> float:
         """Counts an evaluation, remembers the best point and returns the loss as a number."""
