@@ -46,8 +46,9 @@ class MinimizeWrapper(Optimizer):
     (`requires_smooth`).
 
     Defaults that differ from scipy's, by measurement (scripts/benchmark_minimize.py): L-BFGS-B remembers 50 corrections
-    (`maxcor`) instead of 10; TNC takes its differences of gradients at the parameters' precision (`accuracy`), without
-    which float32 stalls; and scipy's own linear algebra runs on one thread, as its pool fights torch's.
+    (`maxcor`) instead of 10, which halves the evaluations on images of 784 pixels; TNC takes its differences of
+    gradients at the parameters' precision (`accuracy`), without which float32 stalls; and scipy's own linear algebra
+    runs on one thread, as its pool fights torch's.
 
     Args:
         params: parameters or groups; a group may have `"bounds": (low, high)`, None for no bound. Frozen parameters are
