@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import make_classification
 from sklearn.model_selection import train_test_split
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor, nn
 
 from framework.optim import MinimizeWrapper
@@ -459,6 +459,22 @@ def test_a_closure_that_returns_nothing_is_refused():
         optimizer.step(lambda: (x**2).sum().backward())
     with pytest.raises(TypeError, match="pass a closure"):
         optimizer.step()
+
+
+def test_scipy_computes_on_one_thread_and_torch_on_its_own():
+    x = point(1.3, -0.9)
+    optimizer = MinimizeWrapper([x], {"method": "BFGS"})
+    seen = set()
+
+    def loss_of() -> Tensor:
+        pools = threadpool_info()
+        seen.update(pool["num_threads"] for pool in pools if pool["prefix"] == "libscipy_openblas")
+        assert torch.get_num_threads() == 2
+        return rosenbrock(x)
+
+    torch.set_num_threads(2)
+    optimizer.step(plain_closure(optimizer, loss_of))
+    assert seen <= {1}
 
 
 def test_the_state_loads_with_weights_only(tmp_path):
