@@ -170,7 +170,7 @@ def seed_minimize(problem: Problem, method: str) -> OptimizeResult:
 
 def large() -> None:
     """Product methods at 50,000 parameters: the growth of the process in vectors of that length."""
-    problem = softmax_problem(1_000, 5_000, 10)
+    problem = softmax_problem(1_000, 5_000, 10, correlation=0.0)
     size = sum(param.numel() for param in problem[0].parameters())
     minimize(problem, "L-BFGS-B", maxiter=3, maxcor=3)  # what any method needs: thread pools, gradients
     print(f"\n{size:,} parameters; growth of resident memory in float64 vectors (a Hessian is {size:,} of them)")
