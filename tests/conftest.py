@@ -6,5 +6,6 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     torch.set_num_threads(1)

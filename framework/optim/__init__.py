@@ -2,8 +2,20 @@
 
 from framework.optim.fista import FISTA
 from framework.optim.ista import ISTA
+from framework.optim.minimize import MinimizeWrapper
 from framework.optim.prox_adam import ProxAdam
 from framework.optim.proximal import ProximalOptimizer, stationarity_gap
+from framework.optim.search import ExhaustiveSearch, RandomSearch
 from framework.optim.sparsa import SpaRSA
 
-__all__ = ["FISTA", "ISTA", "ProxAdam", "ProximalOptimizer", "SpaRSA", "stationarity_gap"]
+__all__ = [
+    "FISTA",
+    "ISTA",
+    "ExhaustiveSearch",
+    "MinimizeWrapper",
+    "ProxAdam",
+    "ProximalOptimizer",
+    "RandomSearch",
+    "SpaRSA",
+    "stationarity_gap",
+]

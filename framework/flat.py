@@ -1,0 +1,90 @@
+"""Tensors as one vector, as solvers and Hessians want them.
+
+Shapes: n is the number of values in all parameters together, k a stack of vectors.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenates tensors into one vector (n,), on the device of the first."""
+    return torch.cat([tensor.reshape(-1).to(tensors[0].device) for tensor in tensors])
+
+
+def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Cuts (n,) into the shapes of `like`, or a stack (k, n) into (k, *shape) each."""
+    batch = vector.shape[:-1]
+    pieces = vector.split([tensor.numel() for tensor in like], dim=-1)
+    return [piece.reshape(batch + tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+
+
+class ParameterVector:
+    """The trainable parameters of an optimizer's groups, read and written as one vector (n,).
+
+    Frozen parameters (`requires_grad=False`) are left out.
+
+    Raises:
+        ValueError: if nothing is trainable, or the parameters are not all of one real floating-point dtype.
+    """
+
+    def __init__(self, param_groups: Iterable[dict]) -> None:
+        self.groups = [(group, [p for p in group["params"] if p.requires_grad]) for group in param_groups]
+        self.params: list[Tensor] = [param for _, params in self.groups for param in params]
+        if not self.params:
+            raise ValueError("no parameter requires a gradient: unfreeze some with `param.requires_grad_(True)`")
+        dtypes = {param.dtype for param in self.params}
+        if len(dtypes) > 1 or not self.params[0].is_floating_point():
+            names = ", ".join(sorted(str(dtype) for dtype in dtypes))
+            raise ValueError(
+                f"the parameters are {names}, but one vector needs one real floating-point type: "
+                "convert the model, for example with `model.float()`, or freeze the others"
+            )
+
+    def __len__(self) -> int:
+        return sum(param.numel() for param in self.params)
+
+    def read(self) -> Tensor:
+        """The parameters (n,), a copy in their own dtype."""
+        return flatten([param.detach() for param in self.params])
+
+    def read_gradients(self) -> Tensor | None:
+        """Their gradients (n,), zero for a parameter without one; None if no parameter has one."""
+        if all(param.grad is None for param in self.params):
+            return None
+        return flatten([torch.zeros_like(param) if param.grad is None else param.grad for param in self.params])
+
+    @torch.no_grad()
+    def write(self, vector: Tensor) -> None:
+        """Copies (n,) into the parameters, rounding to their dtype."""
+        first = self.params[0]
+        vector = vector.to(first.device, first.dtype)
+        for param, piece in zip(self.params, unflatten(vector, self.params), strict=True):
+            param.copy_(piece)
+
+    def expand_option(self, name: str) -> Tensor:
+        """A group's numeric option for each value (n,), in the parameters' dtype."""
+        first = self.params[0]
+        values = [group[name] for group, _ in self.groups]
+        sizes = [sum(param.numel() for param in params) for _, params in self.groups]
+        return torch.tensor(values, dtype=first.dtype, device=first.device).repeat_interleave(
+            torch.tensor(sizes, device=first.device)
+        )
+
+    def bounds(self) -> tuple[Tensor, Tensor] | None:
+        """Lower and upper bounds, (n,) float64 each, of groups with `"bounds": (low, high)`; None if none has."""
+        if all(group.get("bounds") is None for group, _ in self.groups):
+            return None
+        low, high = [], []
+        for group, params in self.groups:
+            lower, upper = group.get("bounds") or (None, None)
+            lower, upper = -math.inf if lower is None else lower, math.inf if upper is None else upper
+            if not lower <= upper:
+                raise ValueError(f"a group's bounds are {group['bounds']}: the lower must not exceed the upper")
+            size = sum(param.numel() for param in params)
+            low.append(torch.full((size,), lower, dtype=torch.float64))
+            high.append(torch.full((size,), upper, dtype=torch.float64))
+        return torch.cat(low), torch.cat(high)

@@ -1,0 +1,171 @@
+"""scipy's minimizers by name: what each needs, whether its arguments are right, and how the global ones are called."""
+
+import difflib
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+import torch
+from scipy.optimize import OptimizeResult
+
+from framework.optim.objective import Objective
+
+GRADIENT = ("CG", "BFGS", "L-BFGS-B", "TNC", "SLSQP")
+PRODUCT = ("Newton-CG", "trust-ncg", "trust-krylov", "trust-constr")
+HESSIAN = ("trust-exact", "dogleg")
+DERIVATIVE_FREE = ("Nelder-Mead", "Powell", "COBYLA", "COBYQA")
+GLOBAL = ("basinhopping", "differential_evolution", "dual_annealing", "shgo", "brute")
+METHODS = GRADIENT + PRODUCT + HESSIAN + DERIVATIVE_FREE + GLOBAL
+
+Arguments = dict[str, Any]
+
+
+def canonical_method(name: str) -> str:
+    """The method's name as scipy's documentation spells it, whatever its case.
+
+    Raises:
+        ValueError: if there is no such method; with the list and the nearest name.
+    """
+    for method in METHODS:
+        if method.lower() == str(name).lower():
+            return method
+    bare = {method.lower().replace("-", "").replace("_", ""): method for method in METHODS}
+    nearest = bare[difflib.get_close_matches(str(name).lower(), bare, n=1, cutoff=0.0)[0]]
+    raise ValueError(f"unknown method {name!r}: did you mean {nearest!r}? Known: {', '.join(METHODS)}")
+
+
+def local_method(method: str, options: Mapping[str, Any]) -> str:
+    """The method that refines points: itself, or the local minimizer within a global one."""
+    if method not in GLOBAL:
+        return method
+    default = "SLSQP" if method == "shgo" else "L-BFGS-B"
+    return canonical_method(options.get("minimizer_kwargs", {}).get("method", default))
+
+
+def derivatives(objective: Any, method: str) -> Arguments:
+    """The derivatives that `method` takes, as arguments of `scipy.optimize.minimize`."""
+    if method in DERIVATIVE_FREE:
+        return {}
+    arguments = {"jac": objective.gradient}
+    if method in PRODUCT:
+        arguments["hessp"] = objective.product
+    if method in HESSIAN:
+        arguments["hess"] = objective.hessian
+    return arguments
+
+
+class _Evaluated(Exception):  # noqa: N818 (no error)
+    """scipy has accepted its arguments and asks for a first value."""
+
+
+class _Probe:
+    """An objective that only says that it was asked."""
+
+    def value(self, *_: Any) -> Any:
+        raise _Evaluated
+
+    gradient = product = hessian = value
+
+
+def check_arguments(method: str, x0: np.ndarray, arguments: Arguments) -> None:
+    """Lets scipy check its own arguments: a run that ends before the first evaluation.
+
+    scipy warns of what a method ignores (bounds, constraints, options); here that is an error, and one that comes when
+    the optimizer is built.
+
+    Raises:
+        ValueError: if the method does not take one of the arguments or options.
+    """
+    if method in GLOBAL:
+        _check_global_arguments(method, arguments)
+        return
+    options = {name: value for name, value in arguments["options"].items() if name != "disp"}
+    probe = _Probe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            scipy.optimize.minimize(
+                probe.value, x0, method=method, **derivatives(probe, method), **{**arguments, "options": options}
+            )
+        except _Evaluated:
+            return
+        except (Warning, TypeError, ValueError) as error:
+            raise ValueError(
+                f"scipy's {method} refuses its arguments: {error} "
+                f"(`scipy.optimize.show_options('minimize', {method!r})` lists its options)"
+            ) from error
+
+
+def _check_global_arguments(method: str, arguments: Arguments) -> None:
+    taken = set(inspect.signature(getattr(scipy.optimize, method)).parameters)
+    taken -= {"func", "x0", "bounds", "ranges", "args", "callback", "full_output"}
+    passed = {*arguments["options"], *({"tol", "constraints"} & {name for name in arguments if arguments[name]})}
+    if passed - taken:
+        unknown = ", ".join(sorted(passed - taken))
+        raise ValueError(f"{method} does not take {unknown}; its options are {', '.join(sorted(taken))}")
+    bounds = arguments.get("bounds")
+    if method != "basinhopping" and (bounds is None or not np.isfinite([bounds.lb, bounds.ub]).all()):
+        raise ValueError(f'{method} searches a box: give each parameter group finite {{"bounds": (low, high)}}')
+
+
+def minimize_globally(
+    method: str, objective: Objective, arguments: Arguments, callback: Callable[..., None]
+) -> OptimizeResult:
+    """Runs one of scipy's global minimizers; `arguments["options"]` are its keyword arguments.
+
+    Local refinements use gradients. Random draws follow torch's seed, unless `rng` is given.
+    """
+    function = getattr(scipy.optimize, method)
+    bounds: Any = arguments.get("bounds")
+    options = dict(arguments["options"])
+    options |= {name: arguments[name] for name in ("tol", "constraints") if arguments.get(name)}
+    if "rng" in inspect.signature(function).parameters and not {"rng", "seed"} & set(options):
+        options["rng"] = int(torch.randint(2**31, ()))
+    local = local_method(method, options)
+    refine = {**options.pop("minimizer_kwargs", {}), "method": local, **derivatives(objective, local)}
+    if local == "L-BFGS-B" and bounds is not None:
+        refine["bounds"] = bounds
+
+    if method == "basinhopping":
+        value = objective.value if local in DERIVATIVE_FREE else objective.evaluate
+        return function(value, objective.start, minimizer_kwargs=refine, callback=callback, **options)
+    box = list(zip(bounds.lb, bounds.ub, strict=True))
+    if method == "differential_evolution":
+        return _evolve(objective, box, refine, {"callback": callback, **options})
+    if method == "brute":
+        x, *_ = function(_each(objective.value, callback), box, full_output=True, **options)
+        return OptimizeResult(x=x, fun=objective.value(x), success=True, nfev=objective.num_evaluations)
+    if method == "dual_annealing":
+        options.setdefault("x0", objective.start)
+    return function(objective.value, box, minimizer_kwargs=refine, callback=callback, **options)
+
+
+def _evolve(objective: Objective, box: list, refine: Arguments, options: Arguments) -> OptimizeResult:
+    """Differential evolution, polished with gradients instead of scipy's differences."""
+    polish = options.pop("polish", True)
+    try:
+        result = scipy.optimize.differential_evolution(
+            objective.value, box, x0=objective.start, polish=False, **options
+        )
+    except RuntimeError as error:
+        # scipy takes a ValueError of the objective for a wrong `workers`.
+        raise (error.__cause__ or error) from None
+    if polish and not options.get("constraints"):
+        polished = scipy.optimize.minimize(objective.evaluate, result.x, **refine)
+        if polished.fun < result.fun:
+            result.x, result.fun, result.jac = polished.x, polished.fun, polished.jac
+    return result
+
+
+def _each(value: Callable[[np.ndarray], float], callback: Callable[..., None]) -> Callable[[np.ndarray], float]:
+    """`value`, reported after every call: brute force has no iterations."""
+
+    def reported(x: np.ndarray) -> float:
+        result = value(x)
+        callback(x)
+        return result
+
+    return reported

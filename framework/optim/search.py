@@ -1,0 +1,174 @@
+"""Searches that only compare values: random neighbours, and every move of one coordinate.
+
+Shapes: n values in all parameters together, k candidate points.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from framework.flat import ParameterVector, unflatten
+from framework.optim.objective import as_number
+
+
+class _Search(Optimizer):
+    """Moves to the best of some candidate points if it is better than the current one.
+
+    A closure may offer `value()`, the loss alone; and `values(candidates)`, the losses (k,) at k points at once, given
+    as one stacked tensor (k, *shape) for each trainable parameter (`torch.func.functional_call` under `vmap`). Without
+    them it is called, gradients and all, at one point after the other.
+    """
+
+    reevaluates = True
+    handles_penalty = False
+
+    def _value(self, closure: Callable[[], Any]) -> float:
+        if hasattr(closure, "value"):
+            return as_number(closure.value())
+        with torch.enable_grad():
+            return as_number(closure())
+
+    def _values(self, closure: Callable[[], Any], vector: ParameterVector, points: Tensor) -> Tensor:
+        """Losses (k,) at points (k, n), float64 on the CPU, inf for one that is not finite; may move the parameters."""
+        if hasattr(closure, "values"):
+            losses = closure.values(unflatten(points, vector.params)).detach().to("cpu", torch.float64)
+        else:
+            losses = torch.empty(len(points), dtype=torch.float64)
+            for index, point in enumerate(points):
+                vector.write(point)
+                losses[index] = self._value(closure)
+        return torch.where(losses.isfinite(), losses, math.inf)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Makes one move, or none if no candidate is strictly better; returns the loss at the point kept.
+
+        After an exception the parameters are as before the step.
+
+        Raises:
+            ValueError: if neither the current point nor a candidate has a finite loss.
+        """
+        if closure is None:
+            raise TypeError(f"{type(self).__name__} compares losses: pass a closure, `optimizer.step(closure)`")
+        vector = ParameterVector(self.param_groups)
+        best, best_loss = vector.read(), math.inf
+        try:
+            start_loss = self._value(closure)
+            best_loss = start_loss if math.isfinite(start_loss) else math.inf
+            best, best_loss = self._search(closure, vector, best, best_loss)
+        finally:
+            vector.write(best)
+        if math.isinf(best_loss):
+            raise ValueError(f"the loss is {start_loss} here and finite at no candidate: start from another point")
+        return torch.tensor(best_loss, dtype=torch.float64)
+
+    def _search(
+        self, closure: Callable[[], Any], vector: ParameterVector, start: Tensor, start_loss: float
+    ) -> tuple[Tensor, float]:
+        """The point to keep and its loss: `start` itself unless a candidate is strictly better."""
+        raise NotImplementedError
+
+
+class RandomSearch(_Search):
+    """Samples neighbours of the current point and moves to the best one if it is better.
+
+    Each candidate is w + scale * z with z standard normal in every coordinate (Rastrigin, 1963, with normal steps).
+    The draws are the same on every device.
+
+    Args:
+        params: parameters or groups; frozen ones are skipped.
+        scale: standard deviation of a step; also a group's option.
+        candidates: neighbours sampled in one step.
+        seed: of the draws; by default that of torch.
+    """
+
+    def __init__(self, params: ParamsT, scale: float = 0.01, *, candidates: int = 1, seed: int | None = None) -> None:
+        _check_positive(scale=scale, candidates=candidates)
+        super().__init__(params, {"scale": scale})
+        for group in self.param_groups:
+            _check_positive(scale=group["scale"])
+        ParameterVector(self.param_groups)
+        self.candidates = candidates
+        generator = torch.Generator().manual_seed(torch.initial_seed() if seed is None else seed)
+        # A name instead of a parameter: torch would cast a parameter's state to its dtype on load.
+        self._memory()["generator"] = generator.get_state()
+
+    def _memory(self) -> dict[Any, Any]:
+        return self.state
+
+    def _search(
+        self, closure: Callable[[], Any], vector: ParameterVector, start: Tensor, start_loss: float
+    ) -> tuple[Tensor, float]:
+        generator = torch.Generator()
+        generator.set_state(self._memory()["generator"])
+        normal = torch.randn(self.candidates, len(vector), dtype=torch.float64, generator=generator)
+        self._memory()["generator"] = generator.get_state()
+        points = start + vector.expand_option("scale") * normal.to(start)
+        losses = self._values(closure, vector, points)
+        index = int(losses.argmin())
+        return (points[index], losses[index].item()) if losses[index] < start_loss else (start, start_loss)
+
+
+class ExhaustiveSearch(_Search):
+    """Tries a smaller and a larger value of every coordinate and keeps the best.
+
+    One step evaluates the 2 n points that differ from the current one by `step` in one coordinate, then the point that
+    makes every improving move at once, and moves to the best of all. With one coordinate this is the textbook's search
+    of one number; with a separable loss every coordinate moves in every step.
+
+    Args:
+        params: parameters or groups; frozen ones are skipped.
+        step: size of a move; also a group's option.
+        chunk_size: candidates evaluated at a time where the closure offers `values`.
+    """
+
+    def __init__(self, params: ParamsT, step: float = 0.01, *, chunk_size: int = 64) -> None:
+        _check_positive(step=step, chunk_size=chunk_size)
+        super().__init__(params, {"step": step})
+        for group in self.param_groups:
+            _check_positive(step=group["step"])
+        ParameterVector(self.param_groups)
+        self.chunk_size = chunk_size
+
+    def _search(
+        self, closure: Callable[[], Any], vector: ParameterVector, start: Tensor, start_loss: float
+    ) -> tuple[Tensor, float]:
+        size = len(vector)
+        moves = vector.expand_option("step").repeat(2)  # down in every coordinate, then up
+        moves[:size] *= -1
+        losses = torch.cat(
+            [
+                self._values(closure, vector, _moved(start, moves, chunk))
+                for chunk in torch.arange(2 * size, device=start.device).split(self.chunk_size)
+            ]
+        )
+        index = int(losses.argmin())
+        best = (_moved(start, moves, torch.tensor([index], device=start.device))[0], losses[index].item())
+        best = best if best[1] < start_loss else (start, start_loss)
+
+        pairs = losses.reshape(2, size)
+        chosen = pairs.argmin(dim=0) * size + torch.arange(size)
+        improving = chosen[pairs.amin(dim=0) < start_loss].to(start.device)
+        if len(improving) < 2:
+            return best
+        together = start.clone()
+        together[improving % size] += moves[improving]
+        loss = self._values(closure, vector, together[None]).item()
+        return (together, loss) if loss < best[1] else best
+
+
+def _moved(start: Tensor, moves: Tensor, chunk: Tensor) -> Tensor:
+    """Points (k, n): `start` with one move each, those whose indices are in `chunk` (k,)."""
+    points = start.repeat(len(chunk), 1)
+    points[torch.arange(len(chunk), device=start.device), chunk % len(start)] += moves[chunk]
+    return points
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}={value!r} must be positive and finite")
