@@ -89,6 +89,19 @@ def _check_penalized(groups: list[dict[str, Any]], *, needed: bool) -> None:
             raise ValueError(f'parameter group {index} has "penalized": {mask!r}; True, False or a mask is allowed')
 
 
+def check_smoothness(module: Module, optimizer: Optimizer) -> None:
+    """Refuse a penalty for an optimizer that relies on smoothness.
+
+    Raises:
+        ValueError: The module has a penalty and the optimizer's class says ``requires_smooth = True``.
+    """
+    if module.penalty is not None and getattr(type(optimizer), "requires_smooth", False):
+        raise ValueError(
+            f"{type(optimizer).__name__} needs a smooth objective, and the module has the penalty "
+            f"{type(module.penalty).__name__}: use SpaRSA, FISTA, ISTA or ProxAdam, or set the penalty to None"
+        )
+
+
 def check_reevaluation(optimizer: Optimizer, gradient_clip_val: float | None, *, fp16: bool) -> None:
     """Refuse settings under which value and gradient of a re-evaluated objective would disagree.
 

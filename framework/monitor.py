@@ -5,21 +5,29 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.optim import Optimizer
 
 from framework.closure import Closure
-from framework.configure import learning_rates
 
 
-def step_values(closure: Closure, optimizer: Optimizer, global_step: int) -> dict[str, float]:
-    """The objective at the point before the last step, and the state of the optimizer after it.
+def step_values(closure: Closure, global_step: int) -> dict[str, float]:
+    """The objective at the point before the last step, and the sparsity after it.
 
-    ``train/loss`` is f, ``train/penalty`` g where there is one, ``train/objective`` f + g; ``lr/<group>``;
-    ``sparsity/<group>``, the share of exact zeros in each penalized group; ``closure_evaluations``. Synchronizes with
-    the device.
+    ``train/loss`` is f, ``train/penalty`` g where there is one, ``train/objective`` f + g; ``sparsity/<group>``, the
+    share of exact zeros in each penalized group; ``closure_evaluations``. Synchronizes with the device.
 
     Raises:
         ValueError: The objective is not finite.
+    """
+    values = objective_values(closure, global_step)
+    values["closure_evaluations"] = closure.evaluations
+    return values | sparsities(closure)
+
+
+def objective_values(closure: Closure, global_step: int) -> dict[str, float]:
+    """The objective at the point before the last step, as numbers.
+
+    Raises:
+        ValueError: It is not finite.
     """
     assert closure.loss is not None
     assert closure.objective is not None
@@ -32,8 +40,7 @@ def step_values(closure: Closure, optimizer: Optimizer, global_step: int) -> dic
                 f"{name} is {value} at global_step {global_step}: the run has diverged. Lower the learning rate or "
                 "clip the gradients (gradient_clip_val), and look for NaNs in the data. Older checkpoints are kept"
             )
-    values["closure_evaluations"] = closure.evaluations
-    return values | learning_rates(optimizer) | sparsities(closure)
+    return values
 
 
 @torch.no_grad()

@@ -19,9 +19,9 @@ from framework import checkpoint as checkpoints
 from framework.batches import Batches, groups
 from framework.callback import Callback, Hooks
 from framework.callbacks import default_callbacks
-from framework.checks import check_module, check_param_groups, check_reevaluation
+from framework.checks import check_module, check_param_groups, check_reevaluation, check_smoothness
 from framework.closure import Closure
-from framework.configure import SchedulerConfig, parse_optimizers
+from framework.configure import SchedulerConfig, learning_rates, parse_optimizers
 from framework.engine import Engine
 from framework.evaluation import evaluate, sanity_check, validate
 from framework.interrupt import on_signals
@@ -221,6 +221,7 @@ class Trainer:
                 hook(batch, batch_idx)
 
             log = progress.global_step % self.log_every_n_steps == 0
+            rates = learning_rates(self.optimizer) if log else {}
             closure.begin(batches, batch_idx, log=log)
             if not closure.reevaluates:
                 # Evaluated before the step, so that also an optimizer that ignores its closure finds gradients.
@@ -240,7 +241,7 @@ class Trainer:
             for hook in batch_end:
                 hook(closure.outputs, batch, batch_idx)
             if log:
-                self._log_step(engine.gradient_norm() if closure.reevaluates else norm)
+                self._log_step(engine.gradient_norm() if closure.reevaluates else norm, rates)
             if self._is_over():
                 break
         else:
@@ -252,10 +253,10 @@ class Trainer:
         if not self.interrupted:
             self._end_epoch(complete=progress.batch_idx >= self.train_batches.num_batches)
 
-    def _log_step(self, gradient_norm: Tensor | None) -> None:
+    def _log_step(self, gradient_norm: Tensor | None, rates: dict[str, float]) -> None:
         """Send the values of the step just taken to the loggers. Synchronizes with the device."""
         assert gradient_norm is not None
-        values = step_values(self.closure, self.optimizer, self.global_step - 1)
+        values = step_values(self.closure, self.global_step - 1) | rates
         values |= {"grad_norm": float(gradient_norm), "epoch": float(self.current_epoch)}
         self.log_metrics(self.metrics.log_step(values), self.global_step - 1)
 
@@ -363,6 +364,7 @@ class Trainer:
         self.engine = Engine(self.fabric, self.module)
         self.optimizer, self.schedulers = parse_optimizers(self.module.configure_optimizers())
         check_param_groups(self.module, self.optimizer)
+        check_smoothness(self.module, self.optimizer)
         self.engine.set_up_optimizer(self.optimizer)
         self.closure = Closure(
             self.module,

@@ -19,7 +19,8 @@ class SupervisedModule(Module):
     Args:
         network: Maps a batch of inputs to a batch of outputs.
         loss: Of (outputs, targets), a mean over the samples.
-        optimizer: Called with the parameter groups, such as a ``functools.partial`` of an optimizer class.
+        optimizer: Called with the parameter groups, such as a ``functools.partial`` of an optimizer class. A proximal
+            one is also given the penalty and its weight.
         scheduler: A mapping of "scheduler", called with the optimizer, and of Lightning's "interval", "frequency" and
             "monitor"; None for a constant learning rate. An option of the scheduler that is "auto" is set to the number
             of intervals in the run, such as ``total_steps`` of one cycle.
@@ -34,7 +35,7 @@ class SupervisedModule(Module):
         self,
         network: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
-        optimizer: Callable[[Any], Optimizer],
+        optimizer: Callable[..., Optimizer],
         *,
         scheduler: Mapping[str, Any] | None = None,
         penalty: Penalty | None = None,
@@ -96,7 +97,10 @@ class SupervisedModule(Module):
             if self.learning_rates:
                 raise ValueError("learning_rates with LBFGS, which has one learning rate for all; drop learning_rates")
             groups = [parameter for group in groups for parameter in group["params"]]
-        optimizer = self.make_optimizer(groups)
+        options = {}
+        if getattr(_optimizer_class(self.make_optimizer), "handles_penalty", False):
+            options = {"happy_lambda": self.happy_lambda, "penalty": self.penalty}
+        optimizer = self.make_optimizer(groups, **options)
         if not self.make_scheduler:
             return optimizer
         config = dict(self.make_scheduler)
@@ -111,7 +115,7 @@ class SupervisedModule(Module):
         return int(number) if 0 < number < float("inf") else 1
 
 
-def _optimizer_class(make: Callable[[Any], Optimizer]) -> Any:
+def _optimizer_class(make: Callable[..., Optimizer]) -> Any:
     return getattr(make, "func", make)
 
 

@@ -6,6 +6,5 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     torch.set_num_threads(1)

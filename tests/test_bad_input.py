@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from framework import Callback
 from framework.data import TensorLoader
+from framework.penalties import L1
 from tests.modules import Regressor, make_loader, make_trainer, regression_data
 
 
@@ -269,3 +270,13 @@ def test_a_penalty_that_would_count_twice_is_refused(tmp_path):
     module = Twice()
     module.penalty = grouped(lambda net: [], penalty=True).penalty
     refuse(tmp_path, module, "it would count twice. Return the loss alone, or set the module's penalty to None")
+
+
+def test_a_penalty_is_refused_for_an_optimizer_that_needs_a_smooth_objective(tmp_path):
+    class Smooth(torch.optim.SGD):
+        requires_smooth = True
+
+    module = Regressor(lambda module: Smooth(module.param_groups(), lr=0.1))
+    module.penalty = L1()
+    with pytest.raises(ValueError, match=r"Smooth needs a smooth objective.*penalty L1.*SpaRSA"):
+        make_trainer(tmp_path).fit(module, make_loader())

@@ -168,3 +168,30 @@ def test_given_callbacks_replace_the_defaults_and_checkpoints_come_last(tmp_path
         *["ProgressBar", "EarlyStopping", "ModelSummary", "ModelCheckpoint"]
     ]
     assert callbacks[-1] is given[0]
+
+
+def test_a_second_fit_starts_early_stopping_anew(tmp_path):
+    stop = EarlyStopping("x", patience=1)
+
+    class Worse(Regressor):
+        def training_step(self, batch, batch_idx):
+            self.log("x", self.trainer.current_epoch, on_step=False, on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+    trainer = make_trainer(tmp_path, callbacks=stop, max_epochs=9)
+    epochs = []
+    for _ in range(2):
+        trainer.fit(Worse(), make_loader())
+        epochs.append(trainer.current_epoch)
+    assert epochs[0] == epochs[1] < 9
+
+
+def test_a_run_that_diverged_between_two_log_steps_leaves_the_last_checkpoint_as_it_was(tmp_path):
+    class Diverging(Regressor):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (float("nan") if self.trainer.global_step > 1 else 1)
+
+    callback = ModelCheckpoint(tmp_path, every_n_train_steps=1)
+    with pytest.raises(ValueError, match="nan at global_step 2"):
+        make_trainer(tmp_path, callbacks=callback, max_epochs=1).fit(Diverging(), make_loader())
+    assert torch.load(tmp_path / "last.ckpt")["progress"]["global_step"] == 2

@@ -40,6 +40,10 @@ class EarlyStopping(Monitor):
         self.stopping_threshold = stopping_threshold
         self.wait_count = 0
 
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        super().setup(trainer, module, stage)
+        self.wait_count = 0
+
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         value = self.new_value(trainer.metrics)
         if value is None or trainer.fast_dev_run:

@@ -37,7 +37,9 @@ class Monitor(Callback):
         self._seen = 0
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
-        self._seen = 0
+        if stage == "fit":
+            # Another fit is another run; a checkpoint to continue from is read after this.
+            self.best, self._seen = None, 0
 
     def new_value(self, metrics: Metrics) -> float | None:
         """The value of the metric, if it is news.

@@ -1,6 +1,7 @@
 """The command itself, as a shell sees it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,7 +60,9 @@ def test_missing_images_are_explained_and_leave_no_finished_run(tmp_path: Path) 
 def test_help_lists_every_choice_of_every_group(tmp_path: Path) -> None:
     done = proxtrain("--help", cwd=tmp_path)
     assert done.returncode == 0
-    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
+    # A list may go on in the next line.
+    text = re.sub(r",\n +", ", ", done.stdout)
+    lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
     for folder in sorted(Path(CONF).iterdir()):
         if not folder.is_dir() or folder.name == "hydra":
             continue

@@ -73,7 +73,7 @@ def test_every_recipe_trains_for_two_epochs_and_leaves_a_whole_run_folder(recipe
 
 @pytest.mark.parametrize("optimizer", sorted(path.stem for path in Path(CONF, "optimizer").glob("*.yaml")))
 def test_every_optimizer_lowers_the_loss_of_the_toy_regression(optimizer: str, tmp_path: Path) -> None:
-    epochs = 2 if optimizer == "lbfgs" else 30
+    epochs = {"lbfgs": 2, "sparsa": 5}.get(optimizer, 30)
     overrides = [f"optimizer={optimizer}", "logger=none", f"trainer.max_epochs={epochs}", "trainer.log_every_n_steps=1"]
     trainer, module, data = build(configure("toy_regression", tmp_path, *overrides), tmp_path)
     before = trainer.validate(module, data.val)[0]["val/loss"]
@@ -123,6 +123,18 @@ def test_a_penalty_is_added_for_an_ordinary_optimizer_and_logged(model: str, pen
     assert metrics["train/penalty"] > 0
     assert metrics["train/objective"] == pytest.approx(metrics["train/loss"] + metrics["train/penalty"])
     assert any(name.startswith("sparsity/") for name in metrics)
+
+
+@pytest.mark.parametrize("optimizer", ["ista", "fista", "sparsa", "prox_adam"])
+def test_a_proximal_optimizer_applies_the_penalty_itself_and_makes_exact_zeros(optimizer: str, tmp_path: Path) -> None:
+    overrides = [f"optimizer={optimizer}", "penalty=l1", "penalty.happy_lambda=0.2", "logger=none", "lr=0.01"]
+    config = configure("toy_regression", tmp_path, *overrides, "trainer.max_epochs=30", "trainer.log_every_n_steps=1")
+    trainer, module, data = build(config, tmp_path)
+    trainer.fit(module, data.train, data.val)
+    metrics = trainer.callback_metrics
+    assert metrics["sparsity/network/penalized"] > 0.1
+    assert metrics["train/objective"] == pytest.approx(metrics["train/loss"] + metrics["train/penalty"])
+    assert metrics["train/objective"] < 20
 
 
 def test_a_user_optimizer_class_is_taken_by_its_target(tmp_path: Path) -> None:
