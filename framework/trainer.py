@@ -174,8 +174,7 @@ class Trainer:
                 for batches in train_dataloaders:      # as many as accumulate_grad_batches says
                     closure.begin(batches)
                     optimizer.step(closure)            # zero_grad, training_step, backward, as often as it asks
-                    if closure.reevaluates:
-                closure.end()
+                    closure.end()
                     step the schedulers of interval "step"; log on every log_every_n_steps-th step
                 validate
                 step the schedulers of interval "epoch"
@@ -223,15 +222,16 @@ class Trainer:
             log = progress.global_step % self.log_every_n_steps == 0
             rates = learning_rates(self.optimizer) if log else {}
             closure.begin(batches, batch_idx, log=log)
-            if not closure.reevaluates:
+            if closure.reevaluates:
+                optimizer.step(closure)
+                closure.end()
+            else:
                 # Evaluated before the step, so that also an optimizer that ignores its closure finds gradients.
                 closure()
                 for hook in before_step:
                     hook(self.optimizer)
                 norm = engine.clip_gradients(self.gradient_clip_val, self.gradient_clip_algorithm, measure=log)
-            optimizer.step(*step_args)
-            if closure.reevaluates:
-                closure.end()
+                optimizer.step(*step_args)
             progress.global_step += 1
             progress.batch_idx = next_idx
 
