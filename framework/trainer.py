@@ -206,9 +206,8 @@ class Trainer:
     def _train_epoch(self) -> None:
         """One pass over the training data, or what is left of it, and what follows an epoch."""
         hooks, closure, progress, engine = self.hooks, self.closure, self.progress, self.engine
-        optimizer: Any = (
-            engine.optimizer
-        )  # torch annotates the closure as returning a float; LBFGS itself takes a tensor
+        # Any: torch annotates the closure as returning a float, though its own optimizers take a tensor.
+        optimizer: Any = engine.optimizer
         step_schedulers = [s for s in self.schedulers if s.interval == "step"]
         # A gradient scaler decides itself whether to step, and takes no closure.
         step_args = (closure,) if closure.wanted and engine.grad_scaler is None else ()
