@@ -71,6 +71,13 @@ def test_help_lists_every_choice_of_every_group(tmp_path: Path) -> None:
             assert choice.stem in listed.replace(",", " ").split(), f"{folder.name}={choice.stem} is not in --help"
 
 
+def test_a_sweep_gives_every_run_a_folder_of_its_own(tmp_path: Path) -> None:
+    done = proxtrain("-m", "recipe=xor", "seed=0,1", "trainer.max_epochs=2", "logger=none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summaries = sorted(tmp_path.glob("outputs/xor/*/*/summary.json"))
+    assert [summary.parent.name for summary in summaries] == ["0", "1"]
+
+
 def test_ctrl_c_ends_a_run_with_a_checkpoint_and_a_summary(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "recipes.cli", "trainer.max_epochs=-1", f"hydra.run.dir={tmp_path / 'run'}"],
