@@ -108,6 +108,14 @@ def groups(batches: Batches, size: int | str, progress: Progress) -> Iterator[tu
         start += len(group)
 
 
+def num_groups(batches: Batches, size: int | str) -> float:
+    """How many steps an epoch of `groups` has; infinite for a stream without length."""
+    if size == "epoch":
+        return 1
+    steps = batches.num_batches / int(size)
+    return steps if steps == math.inf else math.ceil(steps)
+
+
 def _limited(num_batches: float, limit: int | float | None, name: str) -> float:
     if limit is None or (isinstance(limit, float) and limit == 1.0):
         return num_batches

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from framework import checkpoint as checkpoints
-from framework.batches import Batches, groups
+from framework.batches import Batches, groups, num_groups
 from framework.callback import Callback, Hooks
 from framework.callbacks import default_callbacks
-from framework.checks import check_module, check_param_groups, check_reevaluation, check_smoothness
+from framework.checks import check_module
 from framework.closure import Closure
-from framework.configure import SchedulerConfig, learning_rates, parse_optimizers
+from framework.configure import SchedulerConfig, learning_rates
 from framework.engine import Engine
 from framework.evaluation import evaluate, sanity_check, validate
 from framework.interrupt import on_signals
@@ -31,6 +31,7 @@ from framework.module import Module
 from framework.monitor import step_values
 from framework.progress import Progress
 from framework.settings import check_settings, parse_max_time, resolve_max_epochs
+from framework.setup import set_up_fit
 
 Limit = int | float | None
 
@@ -192,7 +193,9 @@ class Trainer:
         """
         self.should_stop, self.stopped_because = False, None
         with self._running(model, "fit"):
-            self._set_up_fit(train_dataloaders, val_dataloaders, ckpt_path)
+            self.progress, self.metrics = Progress(), Metrics()
+            self._deadline = time.monotonic() + self.max_time
+            set_up_fit(self, train_dataloaders, val_dataloaders, ckpt_path)
             self.call("on_fit_start")
             sanity_check(self)
             self.call("on_train_start")
@@ -321,9 +324,10 @@ class Trainer:
             if ckpt_path is not None:
                 path = checkpoints.resolve(self, ckpt_path)
                 checkpoints.load_weights(model, checkpoints.load(path)["state_dict"], path)
-            return evaluate(self, self._batches(dataloaders, limit, "dataloaders"), stage)
+            batches = Batches(dataloaders, limit=limit, device=self.fabric.device, name="dataloaders")
+            return evaluate(self, batches, stage)
 
-    # --------------------------------------------------------------------------------------------------- set-up
+    # ------------------------------------------------------------------------------------------------ every run
 
     @contextmanager
     def _running(self, model: Module, stage: str) -> Iterator[None]:
@@ -345,43 +349,6 @@ class Trainer:
             self.call("teardown", stage)
             for logger in self.loggers:
                 logger.finalize(status)
-
-    def _set_up_fit(self, train_dataloaders: Any, val_dataloaders: Any, ckpt_path: str | Path | None) -> None:
-        """Data, module, optimizer and closure, each checked; then the checkpoint."""
-        self.progress, self.metrics = Progress(), Metrics()
-        self._deadline = time.monotonic() + self.max_time
-
-        self.train_batches = self._batches(
-            train_dataloaders, self.overfit_batches or self.limit_train_batches, "train_dataloaders"
-        )
-        self.val_batches = None
-        val_limit = self.overfit_batches or self.limit_val_batches
-        if val_dataloaders is not None and val_limit != 0:
-            self.val_batches = self._batches(val_dataloaders, val_limit, "val_dataloaders")
-        if self.overfit_batches:
-            self.train_batches.hold()
-        self.metrics.awaited = "train" if self.val_batches is None else "validation"
-
-        self.engine = Engine(self.fabric, self.module)
-        self.optimizer, self.schedulers = parse_optimizers(self.module.configure_optimizers())
-        check_param_groups(self.module, self.optimizer)
-        check_smoothness(self.module, self.optimizer)
-        self.engine.set_up_optimizer(self.optimizer)
-        self.closure = Closure(
-            self.module,
-            self.optimizer,
-            self.metrics,
-            forward=self.engine.forward("training_step"),
-            backward=self.engine.backward,
-            on_after_backward=self.hooks.on_after_backward,
-        )
-        if self.closure.reevaluates:
-            check_reevaluation(self.optimizer, self.gradient_clip_val, fp16=self.engine.grad_scaler is not None)
-        if ckpt_path is not None:
-            checkpoints.restore(self, checkpoints.resolve(self, ckpt_path))
-
-    def _batches(self, loader: Any, limit: Limit, name: str) -> Batches:
-        return Batches(loader, limit=limit, device=self.fabric.device, name=name)
 
     def call(self, hook: str, *args: Any) -> None:
         """Fire a hook of all callbacks and of the module."""
@@ -426,12 +393,8 @@ class Trainer:
     @property
     def estimated_stepping_batches(self) -> float:
         """How many optimizer steps the run will take, if nothing stops it: what a one-cycle schedule needs to know."""
-        epoch: float = 1
-        if self.accumulate_grad_batches != "epoch":
-            epoch = self.train_batches.num_batches / int(self.accumulate_grad_batches)
-            epoch = epoch if epoch == math.inf else math.ceil(epoch)
-        epochs = epoch * self.max_epochs if self.max_epochs != -1 else math.inf
-        return min(epochs, math.inf if self.max_steps == -1 else self.max_steps)
+        steps = num_groups(self.train_batches, self.accumulate_grad_batches) * self.max_epochs
+        return min(limit if limit >= 0 else math.inf for limit in (steps, self.max_steps))
 
     @property
     def log_dir(self) -> Path:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     "_version penalties losses layers data flat curvature metrics module callback replay progress happy_lambda",
     "checks batches closure configure interrupt settings monitor optim checkpoint loggers callbacks engine evaluation",
+    "setup",
     "trainer",
     "__init__",
 )

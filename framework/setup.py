@@ -1,0 +1,57 @@
+"""What `Trainer.fit` makes before its loop: data, optimizer and closure, each checked; then the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from framework import checkpoint as checkpoints
+from framework.batches import Batches
+from framework.checks import check_param_groups, check_reevaluation, check_smoothness
+from framework.closure import Closure
+from framework.configure import parse_optimizers
+from framework.engine import Engine
+
+if TYPE_CHECKING:
+    from framework.trainer import Trainer
+
+
+def set_up_fit(trainer: Trainer, train_dataloaders: Any, val_dataloaders: Any, ckpt_path: str | Path | None) -> None:
+    """Make everything that the loop works with, as attributes of the trainer."""
+    set_up_data(trainer, train_dataloaders, val_dataloaders)
+    trainer.engine = Engine(trainer.fabric, trainer.module)
+    set_up_optimizer(trainer, trainer.module.configure_optimizers())
+    if ckpt_path is not None:
+        checkpoints.restore(trainer, checkpoints.resolve(trainer, ckpt_path))
+
+
+def set_up_data(trainer: Trainer, train_dataloaders: Any, val_dataloaders: Any) -> None:
+    """The training and validation data, as far as the trainer's limits let them be read."""
+    device, held = trainer.fabric.device, trainer.overfit_batches
+    train_limit, val_limit = held or trainer.limit_train_batches, held or trainer.limit_val_batches
+    trainer.train_batches = Batches(train_dataloaders, limit=train_limit, device=device, name="train_dataloaders")
+    trainer.val_batches = None
+    if val_dataloaders is not None and val_limit != 0:
+        trainer.val_batches = Batches(val_dataloaders, limit=val_limit, device=device, name="val_dataloaders")
+    if held:
+        trainer.train_batches.hold()
+    trainer.metrics.awaited = "train" if trainer.val_batches is None else "validation"
+
+
+def set_up_optimizer(trainer: Trainer, configured: Any) -> None:
+    """The optimizer, its schedulers and its closure, from what ``configure_optimizers`` returned."""
+    trainer.optimizer, trainer.schedulers = parse_optimizers(configured)
+    check_param_groups(trainer.module, trainer.optimizer)
+    check_smoothness(trainer.module, trainer.optimizer)
+    trainer.engine.set_up_optimizer(trainer.optimizer)
+    trainer.closure = Closure(
+        trainer.module,
+        trainer.optimizer,
+        trainer.metrics,
+        forward=trainer.engine.forward("training_step"),
+        backward=trainer.engine.backward,
+        on_after_backward=trainer.hooks.on_after_backward,
+    )
+    if trainer.closure.reevaluates:
+        fp16 = trainer.engine.grad_scaler is not None
+        check_reevaluation(trainer.optimizer, trainer.gradient_clip_val, fp16=fp16)
