@@ -53,12 +53,13 @@ class MLP(nn.Sequential):
 
 
 class CNN(nn.Sequential):
-    """Blocks of convolution, batch norm, ReLU and pooling, then one hidden layer with dropout.
+    """Blocks of convolutions, each with batch norm and ReLU, and pooling; then one hidden layer with dropout.
 
     Args:
         input_shape: (channels, height, width).
         num_outputs: Numbers per sample.
         channels: Of each block; every block halves height and width.
+        convolutions: In each block.
         hidden: Width of the hidden layer.
         dropout: Probability of dropping a feature, before the hidden layer and after it.
     """
@@ -69,15 +70,18 @@ class CNN(nn.Sequential):
         num_outputs: int,
         *,
         channels: Sequence[int] = (32, 64, 128),
+        convolutions: int = 2,
         hidden: int = 128,
         dropout: float = 0.25,
     ) -> None:
         depth, height, width = input_shape
         layers: list[nn.Module] = []
         for wide in channels:
-            layers += [nn.Conv2d(depth, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+            for _ in range(convolutions):
+                layers += [nn.Conv2d(depth, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+                depth = wide
             layers.append(nn.MaxPool2d(2))
-            depth, height, width = wide, height // 2, width // 2
+            height, width = height // 2, width // 2
         layers += [nn.Flatten(), nn.Dropout(dropout), nn.Linear(depth * height * width, hidden), nn.ReLU()]
         super().__init__(*layers, nn.Dropout(dropout), nn.Linear(hidden, num_outputs))
         # Quicker on the CPU too: 29 against 39 ms a step of 64 images, 17 against 24 in bfloat16.
