@@ -104,8 +104,9 @@ def groups(batches: Batches, size: int | str, progress: Progress) -> Iterator[tu
         next(itertools.islice(rest, start, start), None)
         set_rng_state(now, generators)
     while group := list(itertools.islice(rest, int(size))):
-        yield start, start + len(group), group
-        start += len(group)
+        end = start + len(group)
+        yield start, end, group
+        start = end
 
 
 def num_groups(batches: Batches, size: int | str) -> float:

@@ -22,7 +22,7 @@ the arguments ``trainer`` and ``module``), then the callbacks that watch a metri
             every batch: on_validation_batch_start, on_validation_batch_end
             on_validation_epoch_end, (the epoch's means are published), on_validation_end
         (schedulers by epoch; the epoch's means are published)
-        on_train_epoch_end
+        on_train_epoch_end              (what is logged in it is published before the callbacks that watch a metric)
     on_train_end
     on_fit_end
     teardown("fit")
@@ -177,10 +177,13 @@ HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_") or name 
 class Hooks:
     """For every hook, the list of those who overrode it, bound to their arguments: ``hooks.on_fit_start`` is a list.
 
-    Built once at the start of a run, so that a hook nobody overrides costs nothing.
+    Built once at the start of a run, so that a hook nobody overrides costs nothing. ``publish`` is called in
+    `on_train_epoch_end`, after those who may log there and before those who watch what was logged.
     """
 
-    def __init__(self, trainer: Trainer, module: Module, callbacks: Sequence[Callback]) -> None:
+    def __init__(
+        self, trainer: Trainer, module: Module, callbacks: Sequence[Callback], publish: Callable[[], None]
+    ) -> None:
         for callback in callbacks:
             refuse_unknown_hooks(callback)
         refuse_unknown_hooks(module)
@@ -192,6 +195,8 @@ class Hooks:
             listeners: list[Callable[..., None]] = [listener for after, listener in heard if not after]
             if callable(own := getattr(module, name, None)):
                 listeners.append(own)
+            if name == "on_train_epoch_end":
+                listeners.append(publish)
             listeners += [listener for after, listener in heard if after]
             self._listeners[name] = listeners
 

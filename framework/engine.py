@@ -64,8 +64,6 @@ class Engine:
 
     def clip_gradients(self, clip_val: float | None, algorithm: str, *, measure: bool) -> Tensor | None:
         """Unscale the gradients if need be and clip them; return their norm before that, if it is to be measured."""
-        if not (clip_val or measure):
-            return None
         self._precision.unscale_gradients(self._raw_optimizer)
         norm = self.gradient_norm() if measure else None
         if clip_val and algorithm == "norm":

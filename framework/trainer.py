@@ -234,7 +234,8 @@ class Trainer:
                 closure()
                 for hook in before_step:
                     hook(self.optimizer)
-                norm = engine.clip_gradients(self.gradient_clip_val, self.gradient_clip_algorithm, measure=log)
+                if log or self.gradient_clip_val:
+                    norm = engine.clip_gradients(self.gradient_clip_val, self.gradient_clip_algorithm, measure=log)
                 optimizer.step(*step_args)
             progress.global_step += 1
             progress.batch_idx = next_idx
@@ -271,15 +272,17 @@ class Trainer:
             validate(self)
             if self.interrupted:
                 return  # half a validation decides nothing: a resumed run makes it again
-        self.log_metrics(self.metrics.log_epoch())
+        self._publish_epoch()
         if complete:
             for scheduler in self.schedulers:
                 if scheduler.interval == "epoch" and epoch % scheduler.frequency == 0:
                     scheduler.step(self.metrics)
             self.progress.epochs_completed, self.progress.batch_idx = epoch, 0
         self.call("on_train_epoch_end")
-        self.log_metrics(self.metrics.log_epoch())
         self.progress.epoch = self.progress.epochs_completed
+
+    def _publish_epoch(self) -> None:
+        self.log_metrics(self.metrics.log_epoch())
 
     def _is_over(self) -> bool:
         """Whether a limit is reached or somebody asked to stop."""
@@ -334,7 +337,7 @@ class Trainer:
         """The frame of every run: signals, the first and the last hooks, and loggers closed whatever happens."""
         check_module(model)
         self.module, model._trainer = model, self
-        self.hooks = Hooks(self, model, self.callbacks)
+        self.hooks = Hooks(self, model, self.callbacks, publish=self._publish_epoch)
         self.interrupted = False
         status = "failed"
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,17 +102,16 @@ class ImageData(Data):
 
 
 def fashion_mnist(
-    *, root: str | Path | None = None, batch_size: int = 64, val_batch_size: int = 1000, augment: bool = False
+    *, root: str | Path, batch_size: int = 64, val_batch_size: int = 1000, augment: bool = False
 ) -> ImageData:
     """Fashion-MNIST: the 60,000 training images, validated on the 10,000 test images.
 
     Args:
-        root: Where ``FashionMNIST/raw`` lies or is downloaded to. Default: the environment's DATA_ROOT, else ``data``.
+        root: Where ``FashionMNIST/raw`` lies or is downloaded to.
         batch_size: Images per training batch.
         val_batch_size: Images per validation batch.
         augment: Whether each training image is randomly cropped (padding 2) and mirrored.
     """
-    root = root or os.environ.get("DATA_ROOT") or "data"
     train = TensorLoader(
         *load_fashion_mnist(root, train=True),
         batch_size=batch_size,

@@ -10,6 +10,7 @@ from torch.optim import SGD, Adam
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from framework import Callback, Module
+from framework.callbacks import EarlyStopping
 from framework.metrics import num_samples
 from tests.modules import Regressor, make_loader, make_trainer, regression_data
 
@@ -120,6 +121,14 @@ def test_what_a_hook_logs_between_steps_is_a_value_of_the_epoch(tmp_path, hook):
     trainer, logger = fit(tmp_path, module_class(), max_epochs=3, num_sanity_val_steps=0)
     assert logger.values("h") == [0.0, 1.0, 2.0]
     assert trainer.callback_metrics["h"] == 2.0
+
+
+def test_what_a_module_logs_at_the_end_of_an_epoch_reaches_early_stopping_in_that_epoch(tmp_path):
+    module_class = type(
+        "Hooked", (Regressor,), {"on_train_epoch_end": lambda self: self.log("h", abs(self.trainer.current_epoch - 2))}
+    )
+    trainer, _ = fit(tmp_path, module_class(), max_epochs=9, callbacks=EarlyStopping("h", patience=1))
+    assert trainer.current_epoch == 4
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end"])
