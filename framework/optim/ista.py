@@ -1,32 +1,16 @@
 """ISTA: the proximal gradient method with backtracking, the reference of this package."""
 
-import math
-
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
-from framework.optim.proximal import (
-    NO_DESCENT,
-    NOT_FINITE,
-    Closure,
-    Group,
-    Objective,
-    ProximalOptimizer,
-    check_positive,
-    warn_no_step,
-)
-from framework.penalties import Penalty
+from framework.optim.backtracking import BacktrackingOptimizer
+from framework.optim.proximal import Closure, Objective
 
 
-class ISTA(ProximalOptimizer):
-    """Minimizes f + g by x+ = prox_{t g}(x - t grad f(x)), the step t found by backtracking.
+class ISTA(BacktrackingOptimizer):
+    """Minimizes f + g by x+ = prox_{t g}(x - t grad f(x)), with backtracking (Beck & Teboulle 2009, sec. 2).
 
-    A step t is accepted when the quadratic model majorizes f (Beck & Teboulle 2009, "ISTA with backtracking", eq. 2.5):
-
-        f(x+) <= f(x) + <grad f(x), d> + ||d||^2 / (2 t),   d = x+ - x,
-
-    which makes f + g decrease by at least ||d||^2 / (2 t) for convex g. Every tensor moves at once.
+    f + g decreases at every step for convex g.
 
     `step` understands two closures and tells them apart by what they do, never by what they return:
 
@@ -34,30 +18,8 @@ class ISTA(ProximalOptimizer):
     - a closure that writes no gradient returns the total objective f + g, and the caller has computed the gradients
       of f beforehand. With `initial_loss` given this is assumed at once.
 
-    Args:
-        params: Tensors, all penalized, or groups that each carry `penalized`.
-        happy_lambda: Weight of the penalty; also a per-group option.
-        penalty: g. Default: `L1()`.
-        lr: First step tried, also a per-group option: groups keep the ratio of their steps.
-        growth: Each step first tries the last accepted t times `growth`; with 1, the paper's rule, t never grows.
-        shrink: Factor of t after a rejection.
-        max_backtracks: Rejections after which the search has failed: the accepted point stays, with a warning.
+    Arguments as of `BacktrackingOptimizer`.
     """
-
-    def __init__(
-        self,
-        params: ParamsT,
-        happy_lambda: float = 0.0,
-        penalty: Penalty | None = None,
-        *,
-        lr: float = 1.0,
-        growth: float = 1.1,
-        shrink: float = 0.5,
-        max_backtracks: int = 100,
-    ) -> None:
-        options = {"lr": lr, "growth": growth, "shrink": shrink, "max_backtracks": max_backtracks}
-        check_positive(**options)
-        super().__init__(params, happy_lambda, penalty, options)
 
     @torch.no_grad()
     def step(self, closure: Closure, initial_loss: float | None = None) -> float:  # type: ignore[override]
@@ -68,21 +30,13 @@ class ISTA(ProximalOptimizer):
             initial_loss: f + g at the current point, for the closure that returns the total objective.
         """
         objective, f, grad = self._start(closure, initial_loss)
-        x, state, options = objective.x, self.search_state, self.param_groups[0]
-        F = f + objective.penalty(x)
-        if not objective.blocks:
-            return F
-        if not (math.isfinite(F) and objective.is_finite(grad)):
-            warn_no_step(self, NOT_FINITE)
-            return F
-        scale = state["scale"] * options["growth"] if "scale" in state else 1.0
-        found = backtrack(objective, x, f, grad, scale, options)
+        F = f + objective.penalty(objective.x)
+        found = self._advance(objective, objective.x, f, grad)
         if found is None:
-            objective.restore()
-            warn_no_step(self, NO_DESCENT)
+            self._warn(objective, F, grad)
             return F
-        x, f, state["scale"] = found
-        return f + objective.penalty(x)
+        _, F, self.search_state["scale"] = found
+        return F
 
     def _start(self, closure: Closure, initial_loss: float | None) -> tuple[Objective, float, Tensor]:
         if initial_loss is None:
@@ -110,33 +64,3 @@ class TotalObjective(Objective):
 
     def value(self, x: Tensor) -> float:
         return super().value(x) - self.penalty(x)
-
-
-def backtrack(
-    objective: Objective, y: Tensor, f: float, grad: Tensor, scale: float, options: Group
-) -> tuple[Tensor, float, float] | None:
-    """Finds a step from y whose quadratic model majorizes f; returns the new point, f there and the scale of the step.
-
-    Where the step is so short that rounding hides the change of f, the gradients decide instead: for a quadratic f,
-    <grad f(x) - grad f(y), d> <= ||d||^2 / t is the same condition without its cancellation.
-    """
-    noise = torch.finfo(y.dtype).eps * abs(f)
-    for _ in range(int(options["max_backtracks"])):
-        steps = [b.lr * scale for b in objective.blocks]
-        x = objective.forward_backward(y, grad, steps)
-        d = x - y
-        quadratic = sum(dd / (2 * t) for dd, t in zip(objective.dots(d, d), steps, strict=True))
-        if math.isfinite(quadratic):
-            slope, slack = float(grad @ d), 0.0
-            if quadratic > 100 * noise or not objective.has_gradient:
-                f_x = objective.value(x)
-                slack = 0.0 if quadratic > 100 * noise else 10 * noise
-                accepted = True
-            else:
-                f_x, grad_x = objective.gradient(x)
-                slack = 10 * noise
-                accepted = float(grad_x @ d) - slope <= 2 * quadratic
-            if accepted and f_x <= f + slope + quadratic + slack:
-                return x, f_x, scale
-        scale *= options["shrink"]
-    return None

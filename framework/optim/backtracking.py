@@ -1,0 +1,99 @@
+"""The search for a step that ISTA and FISTA share."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from framework.optim.proximal import (
+    NO_DESCENT,
+    NOT_FINITE,
+    Objective,
+    ProximalOptimizer,
+    check_positive,
+    warn_no_step,
+)
+from framework.penalties import Penalty
+
+
+class BacktrackingOptimizer(ProximalOptimizer):
+    """The base of proximal gradient methods whose step t is found by backtracking.
+
+    A step t from y to x+ = prox_{t g}(y - t grad f(y)) is accepted when the quadratic model majorizes f (Beck &
+    Teboulle 2009, "ISTA with backtracking", eq. 2.5):
+
+        f(x+) <= f(y) + <grad f(y), d> + ||d||^2 / (2 t),   d = x+ - y,
+
+    which, for y = x and convex g, makes f + g decrease by at least ||d||^2 / (2 t). Every tensor moves at once.
+
+    Args:
+        params: Tensors, all penalized, or groups that each carry `penalized`.
+        happy_lambda: Weight of the penalty; also a per-group option.
+        penalty: g. Default: `L1()`.
+        lr: First step tried, also a per-group option: groups keep the ratio of their steps.
+        growth: Each step first tries the last accepted t times `growth`; with 1, the paper's rule, t never grows.
+        shrink: Factor of t after a rejection.
+        max_backtracks: Rejections after which the search has failed: the accepted point stays, with a warning.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        happy_lambda: float = 0.0,
+        penalty: Penalty | None = None,
+        *,
+        lr: float = 1.0,
+        growth: float = 1.1,
+        shrink: float = 0.5,
+        max_backtracks: int = 100,
+    ) -> None:
+        options = {"lr": lr, "growth": growth, "shrink": shrink, "max_backtracks": max_backtracks}
+        check_positive(**options)
+        super().__init__(params, happy_lambda, penalty, options)
+
+    def _advance(self, objective: Objective, y: Tensor, f: float, grad: Tensor) -> tuple[Tensor, float, float] | None:
+        """Takes a proximal gradient step from y; returns the new point, f + g there and the scale of the step.
+
+        None if there is nothing to train, if f or its gradient is not finite at y, or if the search fails.
+        """
+        if not (objective.blocks and math.isfinite(f) and objective.is_finite(grad)):
+            return None
+        options, state = self.param_groups[0], self.search_state
+        scale = state["scale"] * options["growth"] if "scale" in state else 1.0
+        for _ in range(int(options["max_backtracks"])):
+            steps = [block.lr * scale for block in objective.blocks]
+            x = objective.forward_backward(y, grad, steps)
+            f_x = _majorized(objective, x, x - y, steps, f, grad)
+            if f_x is not None:
+                return x, f_x + objective.penalty(x), scale
+            scale *= options["shrink"]
+        return None
+
+    def _warn(self, objective: Objective, F: float, grad: Tensor) -> None:
+        """Says why there was no step; the parameters hold the last accepted point."""
+        objective.restore()
+        if objective.blocks:
+            finite = math.isfinite(F) and objective.is_finite(grad)
+            warn_no_step(self, NO_DESCENT if finite else NOT_FINITE)
+
+
+def _majorized(objective: Objective, x: Tensor, d: Tensor, steps: list[float], f: float, grad: Tensor) -> float | None:
+    """Computes f at x = y + d if the quadratic model at y, with value f and gradient grad, majorizes it; else None.
+
+    Where the step is so short that rounding hides the change of f, the gradients decide instead: for a quadratic f,
+    <grad f(x) - grad f(y), d> <= ||d||^2 / t is the same condition without its cancellation.
+    """
+    quadratic = sum(dd / (2 * t) for dd, t in zip(objective.dots(d, d), steps, strict=True))
+    if not math.isfinite(quadratic):
+        return None
+    slope, noise = float(grad @ d), torch.finfo(d.dtype).eps * abs(f)
+    hidden = quadratic <= 100 * noise
+    if hidden and objective.has_gradient:
+        f_x, grad_x = objective.gradient(x)
+        if float(grad_x @ d) - slope > 2 * quadratic:
+            return None
+    else:
+        f_x = objective.value(x)
+    slack = 10 * noise if hidden else 0.0
+    return f_x if f_x <= f + slope + quadratic + slack else None
