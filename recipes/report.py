@@ -78,7 +78,8 @@ def log_hyperparameters(trainer: Trainer, config: DictConfig, metrics: dict[str,
     chosen = {key: value for key, value in options.items() if key not in ("callbacks", "logger")}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(chosen, metrics)
+            # At the last step: a value at an earlier one makes TensorBoard drop all that were logged since.
+            logger.log_hyperparams(chosen, metrics, trainer.global_step)
             logger.finalize("success")
 
 
