@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch.optim import Optimizer
 
 from framework.batches import Batches
 from framework.checks import check_output
+from framework.curvature import HessianVectorProduct, hessian_vector_product
+from framework.flat import ParameterVector
 from framework.metrics import Metrics, num_samples
 from framework.module import Module
 from framework.replay import Replay
@@ -27,7 +30,7 @@ class Closure:
     Whether the value is f or f + g is decided by the optimizer's class: ``handles_penalty = True`` means f.
 
     Attributes:
-        evaluations: How many evaluations there were, with and without gradients.
+        evaluations: How many evaluations there were, with gradients, without, and for products with the Hessian.
         reevaluates: Whether the optimizer evaluates more than once per step.
         wanted: Whether its ``step`` is given the closure. Torch's own optimizers that evaluate once would only call it
             for the value that the trainer has.
@@ -107,6 +110,27 @@ class Closure:
         with torch.no_grad():
             return self._evaluate(differentiate=False)
 
+    def hvp(self) -> Callable[[Tensor], Tensor]:
+        """The Hessian at the current point, as a function from a vector (n,) or a stack (k, n) to its products.
+
+        n counts the trainable values of the optimizer's groups, in their order. The Hessian is that of the value:
+        f + g, or f for an optimizer that handles the penalty. Gradients, logs, buffers and random state stay as they
+        are. Valid until the parameters change.
+
+        One batch, or a list of them, is evaluated once, and its graphs are kept. Over an epoch every product evaluates
+        the batches again, one at a time, in the memory of one. Each pass counts as an evaluation.
+
+        Raises:
+            RuntimeError: The optimizer evaluates once per step.
+        """
+        if not self.reevaluates:
+            raise self._undeclared()
+        if not isinstance(self._batches, list):
+            return self._product_over_batches
+        with self._aside():
+            kept = [(num_samples(b), self._curvature(b, i)) for i, b in enumerate(self._batches, self._batch_idx)]
+        return lambda vector: _mean((size, curvature(vector)) for size, curvature in kept)
+
     def end(self) -> None:
         """The step is over: commit the buffers and random draws of the evaluation that counts."""
         if self._after is not None:
@@ -161,6 +185,14 @@ class Closure:
         self, batch: Any, batch_idx: int, weight: float, differentiate: bool
     ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
         """f, g and the outputs for one batch, detached; the gradients of ``weight`` times the objective are added."""
+        objective, loss, penalty, extra = self._objective(batch, batch_idx)
+        if differentiate:
+            self._backward(objective if weight == 1 else objective * weight)
+        loss = loss.detach()
+        return loss, None if penalty is None else penalty.detach(), {**extra, "loss": loss}
+
+    def _objective(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor, Tensor | None, Mapping[str, Any]]:
+        """What the optimizer differentiates, for one batch: with its graph, and with f, g and what else there is."""
         self._metrics.batch = batch
         output = self._forward(batch, batch_idx)
         if self.evaluations == 1:
@@ -175,11 +207,31 @@ class Closure:
         if self._adds_penalty:
             penalty = penalty_value(self._module, self.penalized_groups)
 
-        objective = loss if penalty is None or self.handles_penalty else loss + penalty
-        if differentiate:
-            self._backward(objective if weight == 1 else objective * weight)
-        loss = loss.detach()
-        return loss, None if penalty is None else penalty.detach(), {**extra, "loss": loss}
+        return loss if penalty is None or self.handles_penalty else loss + penalty, loss, penalty, extra
+
+    def _curvature(self, batch: Any, batch_idx: int) -> HessianVectorProduct:
+        """The Hessian of the objective for one batch, with its graph."""
+        params = ParameterVector(self._optimizer.param_groups).params
+        return hessian_vector_product(lambda: self._objective(batch, batch_idx)[0], params)
+
+    def _product_over_batches(self, vector: Tensor) -> Tensor:
+        with self._aside():
+            return _mean(
+                (num_samples(batch), self._curvature(batch, batch_idx)(vector))
+                for batch_idx, batch in enumerate(self._batches, self._batch_idx)
+            )
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Another evaluation of the step's function that leaves no trace but its count."""
+        assert self._before is not None
+        self.evaluations += 1
+        muted, self._metrics.muted = self._metrics.muted, True
+        try:
+            with self._before.on_copies():
+                yield
+        finally:
+            self._metrics.muted = muted
 
     def _state_now(self) -> Replay:
         generators = self._batches.generators() if isinstance(self._batches, Batches) else ()
@@ -195,13 +247,24 @@ class Closure:
         """The value that the trainer computed before the step of an optimizer that evaluates once."""
         assert self._value is not None
         if self._value_returned:
-            name = type(self._optimizer).__name__
-            raise RuntimeError(
-                f"{name} evaluates its closure more than once per step. Say so by `reevaluates = True` on the class "
-                f"{name}: then every evaluation of a step sees the same function."
-            )
+            raise self._undeclared()
         self._value_returned = True
         return self._value
+
+    def _undeclared(self) -> RuntimeError:
+        name = type(self._optimizer).__name__
+        return RuntimeError(
+            f"{name} evaluates its closure more than once per step. Say so by `reevaluates = True` on the class "
+            f"{name}: then every evaluation of a step sees the same function."
+        )
+
+
+def _mean(weighted: Iterable[tuple[int, Tensor]]) -> Tensor:
+    """The mean of vectors with weights."""
+    total, weight = torch.zeros(()), 0
+    for size, vector in weighted:
+        total, weight = total.to(vector) + size * vector, weight + size
+    return total / weight
 
 
 def reevaluates(optimizer: Optimizer) -> bool:
