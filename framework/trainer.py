@@ -25,6 +25,7 @@ from framework.configure import SchedulerConfig, learning_rates, parse_optimizer
 from framework.engine import Engine
 from framework.evaluation import evaluate, sanity_check, validate
 from framework.interrupt import on_signals
+from framework.iterations import Iterations
 from framework.loggers import Logger, make_loggers
 from framework.metrics import Metrics
 from framework.module import Module
@@ -84,6 +85,7 @@ class Trainer:
     closure: Closure
     engine: Engine
     hooks: Hooks
+    iterations: Iterations
     train_batches: Batches
     val_batches: Batches | None
 
@@ -234,7 +236,7 @@ class Trainer:
                 norm = engine.clip_gradients(self.gradient_clip_val, self.gradient_clip_algorithm, measure=log)
                 optimizer.step(*step_args)
             progress.global_step += 1
-            progress.batch_idx = next_idx
+            progress.batch_idx = batch_idx if self.iterations.cut_short else next_idx
 
             for scheduler in step_schedulers:
                 if progress.global_step % scheduler.frequency == 0:
@@ -377,6 +379,7 @@ class Trainer:
         )
         if self.closure.reevaluates:
             check_reevaluation(self.optimizer, self.gradient_clip_val, fp16=self.engine.grad_scaler is not None)
+        self.iterations = Iterations(self, self._is_over)
         if ckpt_path is not None:
             checkpoints.restore(self, checkpoints.resolve(self, ckpt_path))
 
