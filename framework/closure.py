@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from framework.flat import ParameterVector
 from framework.metrics import Metrics, num_samples
 from framework.module import Module
 from framework.replay import Replay
+from framework.stacked import stacked_values
 
 
 class Closure:
@@ -75,6 +76,7 @@ class Closure:
         self._value_returned = False
         self._counted = False
         self._several = False
+        self._stacks = True
         self._before: Replay | None = None
         self._after: Replay | None = None
 
@@ -109,6 +111,33 @@ class Closure:
             return self._value_once()
         with torch.no_grad():
             return self._evaluate(differentiate=False)
+
+    def values(self, candidates: Sequence[Tensor]) -> Tensor:
+        """The values (k,) at k points: a stack (k, *shape) for each trainable parameter of the optimizer's groups.
+
+        By one `vmap` where the module allows it (framework/stacked.py), else at one point after the other, which moves
+        the parameters. Gradients, logs, buffers and random state stay as they are. Each point counts as an evaluation.
+
+        Raises:
+            RuntimeError: The optimizer evaluates once per step.
+        """
+        if not self.reevaluates:
+            raise self._undeclared()
+        params = ParameterVector(self._optimizer.param_groups).params
+        if self._stacks:
+            try:
+                with self._aside(len(candidates[0])), torch.no_grad():
+                    return stacked_values(self._module, self._value_anew, params, candidates)
+            except RuntimeError:
+                self._stacks = False
+                self.evaluations -= len(candidates[0])
+        values = []
+        for point in zip(*candidates, strict=True):
+            with self._aside(), torch.no_grad():
+                for param, value in zip(params, point, strict=True):
+                    param.copy_(value)
+                values.append(self._value_anew())
+        return torch.stack(values)
 
     def hvp(self) -> Callable[[Tensor], Tensor]:
         """The Hessian at the current point, as a function from a vector (n,) or a stack (k, n) to its products.
@@ -147,10 +176,7 @@ class Closure:
                 self._before.restore()
         self.evaluations += 1
 
-        if self._several:
-            f, g, outputs = self._accumulate(differentiate)
-        else:
-            f, g, outputs = self._backpropagate(self._batches[0], self._batch_idx, 1.0, differentiate)
+        f, g, outputs = self._over_batches(differentiate)
         objective = f if g is None else f + g
         value = f if self.handles_penalty else objective
         if counts or self._value is None:
@@ -159,6 +185,16 @@ class Closure:
             if self.reevaluates:
                 self._after = self._state_now()
         return value
+
+    def _value_anew(self) -> Tensor:
+        """The value, whatever was evaluated before."""
+        f, g, _ = self._over_batches(differentiate=False)
+        return f if g is None or self.handles_penalty else f + g
+
+    def _over_batches(self, differentiate: bool) -> tuple[Tensor, Tensor | None, Any]:
+        if self._several:
+            return self._accumulate(differentiate)
+        return self._backpropagate(self._batches[0], self._batch_idx, 1.0, differentiate)
 
     def _accumulate(self, differentiate: bool) -> tuple[Tensor, Tensor | None, Any]:
         """f and g as means over the samples of the group, with their gradients if asked for, and the outputs."""
@@ -222,10 +258,10 @@ class Closure:
             )
 
     @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """Another evaluation of the step's function that leaves no trace but its count."""
+    def _aside(self, count: int = 1) -> Iterator[None]:
+        """Evaluations of the step's function that leave no trace but their count."""
         assert self._before is not None
-        self.evaluations += 1
+        self.evaluations += count
         muted, self._metrics.muted = self._metrics.muted, True
         try:
             with self._before.on_copies():
