@@ -14,7 +14,8 @@ the arguments ``trainer`` and ``module``), then the callbacks that watch a metri
             on_train_batch_start
             on_after_backward           after each evaluation with gradients
             on_before_optimizer_step    before clipping; optimizers that evaluate once only
-            (optimizer.step, schedulers by step)
+            on_optimizer_iteration      after each iteration within the step; optimizers that report them (scipy's) only
+            (the end of optimizer.step, schedulers by step)
             on_train_batch_end
             (on every log_every_n_steps-th step: the loggers get its values)
         when validation is due:
@@ -97,6 +98,12 @@ class Callback:
 
     def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
         """The gradients are final but for clipping."""
+
+    def on_optimizer_iteration(self, trainer: Trainer, module: Module, iteration: int, value: float) -> None:
+        """An iteration of the step under way is over: its number, from 1, and the best value of the objective so far.
+
+        The parameters are at the point of that value. ``trainer.stop(reason)`` ends the step, and the run, there.
+        """
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
         """Validation begins."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,9 +13,12 @@ from torch.optim import Optimizer
 
 from framework.batches import Batches
 from framework.checks import check_output
+from framework.curvature import HessianVectorProduct, hessian_vector_product
+from framework.flat import ParameterVector
 from framework.metrics import Metrics, num_samples
 from framework.module import Module
 from framework.replay import Replay
+from framework.stacked import stacked_values
 
 
 class Closure:
@@ -27,7 +31,7 @@ class Closure:
     Whether the value is f or f + g is decided by the optimizer's class: ``handles_penalty = True`` means f.
 
     Attributes:
-        evaluations: How many evaluations there were, with and without gradients.
+        evaluations: How many evaluations there were, with gradients, without, and for products with the Hessian.
         reevaluates: Whether the optimizer evaluates more than once per step.
         wanted: Whether its ``step`` is given the closure. Torch's own optimizers that evaluate once would only call it
             for the value that the trainer has.
@@ -72,6 +76,7 @@ class Closure:
         self._value_returned = False
         self._counted = False
         self._several = False
+        self._stacks = True
         self._before: Replay | None = None
         self._after: Replay | None = None
 
@@ -107,6 +112,54 @@ class Closure:
         with torch.no_grad():
             return self._evaluate(differentiate=False)
 
+    def values(self, candidates: Sequence[Tensor]) -> Tensor:
+        """The values (k,) at k points: a stack (k, *shape) for each trainable parameter of the optimizer's groups.
+
+        By one `vmap` where the module allows it (framework/stacked.py), else at one point after the other, which moves
+        the parameters. Gradients, logs, buffers and random state stay as they are. Each point counts as an evaluation.
+
+        Raises:
+            RuntimeError: The optimizer evaluates once per step.
+        """
+        if not self.reevaluates:
+            raise self._undeclared()
+        params = ParameterVector(self._optimizer.param_groups).params
+        if self._stacks:
+            try:
+                with self._aside(len(candidates[0])), torch.no_grad():
+                    return stacked_values(self._module, self._value_anew, params, candidates)
+            except RuntimeError:
+                self._stacks = False
+                self.evaluations -= len(candidates[0])
+        values = []
+        for point in zip(*candidates, strict=True):
+            with self._aside(), torch.no_grad():
+                for param, value in zip(params, point, strict=True):
+                    param.copy_(value)
+                values.append(self._value_anew())
+        return torch.stack(values)
+
+    def hvp(self) -> Callable[[Tensor], Tensor]:
+        """The Hessian at the current point, as a function from a vector (n,) or a stack (k, n) to its products.
+
+        n counts the trainable values of the optimizer's groups, in their order. The Hessian is that of the value:
+        f + g, or f for an optimizer that handles the penalty. Gradients, logs, buffers and random state stay as they
+        are. Valid until the parameters change.
+
+        One batch, or a list of them, is evaluated once, and its graphs are kept. Over an epoch every product evaluates
+        the batches again, one at a time, in the memory of one. Each pass counts as an evaluation.
+
+        Raises:
+            RuntimeError: The optimizer evaluates once per step.
+        """
+        if not self.reevaluates:
+            raise self._undeclared()
+        if not isinstance(self._batches, list):
+            return self._product_over_batches
+        with self._aside():
+            kept = [(num_samples(b), self._curvature(b, i)) for i, b in enumerate(self._batches, self._batch_idx)]
+        return lambda vector: _mean((size, curvature(vector)) for size, curvature in kept)
+
     def end(self) -> None:
         """The step is over: commit the buffers and random draws of the evaluation that counts."""
         if self._after is not None:
@@ -123,10 +176,7 @@ class Closure:
                 self._before.restore()
         self.evaluations += 1
 
-        if self._several:
-            f, g, outputs = self._accumulate(differentiate)
-        else:
-            f, g, outputs = self._backpropagate(self._batches[0], self._batch_idx, 1.0, differentiate)
+        f, g, outputs = self._over_batches(differentiate)
         objective = f if g is None else f + g
         value = f if self.handles_penalty else objective
         if counts or self._value is None:
@@ -135,6 +185,16 @@ class Closure:
             if self.reevaluates:
                 self._after = self._state_now()
         return value
+
+    def _value_anew(self) -> Tensor:
+        """The value, whatever was evaluated before."""
+        f, g, _ = self._over_batches(differentiate=False)
+        return f if g is None or self.handles_penalty else f + g
+
+    def _over_batches(self, differentiate: bool) -> tuple[Tensor, Tensor | None, Any]:
+        if self._several:
+            return self._accumulate(differentiate)
+        return self._backpropagate(self._batches[0], self._batch_idx, 1.0, differentiate)
 
     def _accumulate(self, differentiate: bool) -> tuple[Tensor, Tensor | None, Any]:
         """f and g as means over the samples of the group, with their gradients if asked for, and the outputs."""
@@ -161,6 +221,14 @@ class Closure:
         self, batch: Any, batch_idx: int, weight: float, differentiate: bool
     ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
         """f, g and the outputs for one batch, detached; the gradients of ``weight`` times the objective are added."""
+        objective, loss, penalty, extra = self._objective(batch, batch_idx)
+        if differentiate:
+            self._backward(objective if weight == 1 else objective * weight)
+        loss = loss.detach()
+        return loss, None if penalty is None else penalty.detach(), {**extra, "loss": loss}
+
+    def _objective(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor, Tensor | None, Mapping[str, Any]]:
+        """What the optimizer differentiates, for one batch: with its graph, and with f, g and what else there is."""
         self._metrics.batch = batch
         output = self._forward(batch, batch_idx)
         if self.evaluations == 1:
@@ -175,11 +243,31 @@ class Closure:
         if self._adds_penalty:
             penalty = penalty_value(self._module, self.penalized_groups)
 
-        objective = loss if penalty is None or self.handles_penalty else loss + penalty
-        if differentiate:
-            self._backward(objective if weight == 1 else objective * weight)
-        loss = loss.detach()
-        return loss, None if penalty is None else penalty.detach(), {**extra, "loss": loss}
+        return loss if penalty is None or self.handles_penalty else loss + penalty, loss, penalty, extra
+
+    def _curvature(self, batch: Any, batch_idx: int) -> HessianVectorProduct:
+        """The Hessian of the objective for one batch, with its graph."""
+        params = ParameterVector(self._optimizer.param_groups).params
+        return hessian_vector_product(lambda: self._objective(batch, batch_idx)[0], params)
+
+    def _product_over_batches(self, vector: Tensor) -> Tensor:
+        with self._aside():
+            return _mean(
+                (num_samples(batch), self._curvature(batch, batch_idx)(vector))
+                for batch_idx, batch in enumerate(self._batches, self._batch_idx)
+            )
+
+    @contextmanager
+    def _aside(self, count: int = 1) -> Iterator[None]:
+        """Evaluations of the step's function that leave no trace but their count."""
+        assert self._before is not None
+        self.evaluations += count
+        muted, self._metrics.muted = self._metrics.muted, True
+        try:
+            with self._before.on_copies():
+                yield
+        finally:
+            self._metrics.muted = muted
 
     def _state_now(self) -> Replay:
         generators = self._batches.generators() if isinstance(self._batches, Batches) else ()
@@ -195,13 +283,24 @@ class Closure:
         """The value that the trainer computed before the step of an optimizer that evaluates once."""
         assert self._value is not None
         if self._value_returned:
-            name = type(self._optimizer).__name__
-            raise RuntimeError(
-                f"{name} evaluates its closure more than once per step. Say so by `reevaluates = True` on the class "
-                f"{name}: then every evaluation of a step sees the same function."
-            )
+            raise self._undeclared()
         self._value_returned = True
         return self._value
+
+    def _undeclared(self) -> RuntimeError:
+        name = type(self._optimizer).__name__
+        return RuntimeError(
+            f"{name} evaluates its closure more than once per step. Say so by `reevaluates = True` on the class "
+            f"{name}: then every evaluation of a step sees the same function."
+        )
+
+
+def _mean(weighted: Iterable[tuple[int, Tensor]]) -> Tensor:
+    """The mean of vectors with weights."""
+    total, weight = torch.zeros(()), 0
+    for size, vector in weighted:
+        total, weight = total.to(vector) + size * vector, weight + size
+    return total / weight
 
 
 def reevaluates(optimizer: Optimizer) -> bool:

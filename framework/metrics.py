@@ -134,6 +134,12 @@ class Metrics:
                     entry.value = None
         return self._publish(sent, shown)
 
+    def log_iteration(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Publish the values of an iteration within a step, and show the objective; return those for the loggers."""
+        for name in values:
+            self.updated[name] = self.updated.get(name, 0) + 1
+        return self._publish(dict(values), {"iteration/objective": values["iteration/objective"]})
+
     def log_epoch(self) -> dict[str, float]:
         """Publish the reductions over the epoch and start them anew; return those for the loggers."""
         sent: dict[str, float] = {}

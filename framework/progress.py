@@ -15,6 +15,7 @@ class Progress:
         epochs_completed: The same, plus one at the end of an epoch, when checkpoints are written.
         batch_idx: How many batches of the next epoch are done.
         global_step: Optimizer steps taken.
+        iterations: Those that an optimizer made within its steps, if it reports them.
         epoch_rng: The random generators at the start of the epoch under way, to draw its order of batches again.
     """
 
@@ -22,4 +23,5 @@ class Progress:
     epochs_completed: int = 0
     batch_idx: float = 0
     global_step: int = 0
+    iterations: int = 0
     epoch_rng: dict[str, Any] = field(default_factory=dict)

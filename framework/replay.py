@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class Replay:
     """Everything besides the parameters that an evaluation depends on or changes, as it is now."""
 
     def __init__(self, module: Module, generators: Iterable[torch.Generator] = ()) -> None:
+        self._module = module
         self._generators = list(generators)
         self._rng = rng_state(self._generators)
         self._buffers = [
@@ -58,10 +60,32 @@ class Replay:
         ]
 
     def restore(self) -> None:
-        set_rng_state(self._rng, self._generators)
+        """Put everything back as it was then."""
+        self._restore_all_but_buffers()
         with torch.no_grad():
             for owner, name, buffer, saved in self._buffers:
                 owner._buffers[name] = buffer.copy_(saved)
+
+    @contextmanager
+    def on_copies(self) -> Iterator[None]:
+        """Evaluate as if restored, on copies of the buffers, and leave everything as it is now.
+
+        A graph made within stays valid: nobody writes into the copies that it holds.
+        """
+        now = Replay(self._module, self._generators)
+        in_use = [(owner, name, owner._buffers[name]) for owner, name, _, _ in self._buffers]
+        self._restore_all_but_buffers()
+        for owner, name, _, saved in self._buffers:
+            owner._buffers[name] = saved.clone()
+        try:
+            yield
+        finally:
+            now._restore_all_but_buffers()
+            for owner, name, buffer in in_use:
+                owner._buffers[name] = buffer
+
+    def _restore_all_but_buffers(self) -> None:
+        set_rng_state(self._rng, self._generators)
         for metric, state, update_count in self._metrics:
             for name, value in state.items():
                 setattr(metric, name, _copy(value))

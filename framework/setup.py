@@ -11,6 +11,7 @@ from framework.checks import check_param_groups, check_reevaluation, check_smoot
 from framework.closure import Closure
 from framework.configure import parse_optimizers
 from framework.engine import Engine
+from framework.iterations import Iterations
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer
@@ -55,3 +56,4 @@ def set_up_optimizer(trainer: Trainer, configured: Any) -> None:
     if trainer.closure.reevaluates:
         fp16 = trainer.engine.grad_scaler is not None
         check_reevaluation(trainer.optimizer, trainer.gradient_clip_val, fp16=fp16)
+    trainer.iterations = Iterations(trainer)

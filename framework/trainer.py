@@ -25,6 +25,7 @@ from framework.configure import SchedulerConfig, learning_rates
 from framework.engine import Engine
 from framework.evaluation import evaluate, sanity_check, validate
 from framework.interrupt import on_signals
+from framework.iterations import Iterations
 from framework.loggers import Logger, make_loggers
 from framework.metrics import Metrics
 from framework.module import Module
@@ -85,6 +86,7 @@ class Trainer:
     closure: Closure
     engine: Engine
     hooks: Hooks
+    iterations: Iterations
     train_batches: Batches
     val_batches: Batches | None
 
@@ -200,7 +202,7 @@ class Trainer:
             sanity_check(self)
             self.call("on_train_start")
             start = time.perf_counter()
-            while not self._is_over():
+            while not self.is_over():
                 self._train_epoch()
             self.fit_seconds = time.perf_counter() - start
             self.call("on_train_end")
@@ -238,7 +240,7 @@ class Trainer:
                     norm = engine.clip_gradients(self.gradient_clip_val, self.gradient_clip_algorithm, measure=log)
                 optimizer.step(*step_args)
             progress.global_step += 1
-            progress.batch_idx = next_idx
+            progress.batch_idx = batch_idx if self.iterations.cut_short else next_idx
 
             for scheduler in step_schedulers:
                 if progress.global_step % scheduler.frequency == 0:
@@ -247,7 +249,7 @@ class Trainer:
                 hook(closure.outputs, batch, batch_idx)
             if log:
                 self._log_step(engine.gradient_norm() if closure.reevaluates else norm, rates)
-            if self._is_over():
+            if self.is_over():
                 break
         else:
             if progress.batch_idx == 0:
@@ -284,7 +286,7 @@ class Trainer:
     def _publish_epoch(self) -> None:
         self.log_metrics(self.metrics.log_epoch())
 
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether a limit is reached or somebody asked to stop."""
         if self.stopped_because is None:
             if self.should_stop:

@@ -101,6 +101,8 @@ class SupervisedModule(Module):
         if getattr(_optimizer_class(self.make_optimizer), "handles_penalty", False):
             options = {"happy_lambda": self.happy_lambda, "penalty": self.penalty}
         optimizer = self.make_optimizer(groups, **options)
+        if self.learning_rates and "lr" not in optimizer.defaults:
+            raise ValueError(f"learning_rates with {type(optimizer).__name__}, which has none; drop learning_rates")
         if not self.make_scheduler:
             return optimizer
         config = dict(self.make_scheduler)

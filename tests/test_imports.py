@@ -8,8 +8,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Every file of a layer may import from its own layer and from those before it.
 LAYERS = (
-    "_version penalties losses layers data flat curvature metrics module callback replay progress happy_lambda",
-    "checks batches closure configure interrupt settings monitor optim checkpoint loggers callbacks engine evaluation",
+    "_version penalties losses layers data flat curvature stacked metrics module callback replay progress happy_lambda",
+    "checks batches closure configure interrupt iterations settings monitor optim checkpoint loggers callbacks engine "
+    "evaluation",
     "setup",
     "trainer",
     "__init__",

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class EarlyStopping(Monitor):
-    """End training when a metric has not improved for a while. Looks at the end of every epoch with a new value.
+    """End training when a metric has not improved for a while.
+
+    Looks at every new value of the metric, at the end of an epoch, or after an iteration within a step: then, with
+    ``monitor="iteration/objective"``, it ends a minimization by scipy at the best point.
 
     Args:
         monitor: The name of the metric, such as "val/loss".
@@ -44,7 +47,13 @@ class EarlyStopping(Monitor):
         super().setup(trainer, module, stage)
         self.wait_count = 0
 
+    def on_optimizer_iteration(self, trainer: Trainer, module: Module, iteration: int, value: float) -> None:
+        self._look(trainer)
+
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        self._look(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
         value = self.new_value(trainer.metrics)
         if value is None or trainer.fast_dev_run:
             return

@@ -60,6 +60,10 @@ class ModelCheckpoint(Monitor):
         if self.save_last and ((steps and trainer.global_step % steps == 0) or time.monotonic() >= self._due):
             self._save_last(trainer)
 
+    def on_optimizer_iteration(self, trainer: Trainer, module: Module, iteration: int, value: float) -> None:
+        if self.save_last and time.monotonic() >= self._due:
+            self._save_last(trainer)
+
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         if self.monitor is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 class ProgressBar(Callback):
     """Shows the epoch, the steps done, the rate, the time left and the metrics meant for it.
 
+    Within a step it shows the iterations of an optimizer that reports them, and the best value so far.
+
     Args:
         refresh_rate: Redraw at most so many times a second on a terminal; in a file, once in ten seconds.
     """
@@ -26,6 +29,7 @@ class ProgressBar(Callback):
         self.refresh_rate = refresh_rate
         self._bar: Any = None
         self._shown: dict[str, float] = {}
+        self._due = 0.0
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         if not trainer.fabric.is_global_zero:
@@ -54,6 +58,13 @@ class ProgressBar(Callback):
                 self._show(trainer)
             self._bar.update()
 
+    def on_optimizer_iteration(self, trainer: Trainer, module: Module, iteration: int, value: float) -> None:
+        # tqdm itself looks at the clock only when a step is done.
+        if self._bar is not None and time.monotonic() >= self._due:
+            self._show(trainer, iteration=iteration)
+            self._bar.refresh()
+            self._due = time.monotonic() + self._bar.mininterval
+
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
         if self._bar is not None:
             self._show(trainer)
@@ -63,6 +74,6 @@ class ProgressBar(Callback):
             self._bar.close()
             self._bar = None
 
-    def _show(self, trainer: Trainer) -> None:
+    def _show(self, trainer: Trainer, **first: float) -> None:
         self._shown = trainer.metrics.progress_bar_metrics
-        self._bar.set_postfix(self._shown, refresh=False)
+        self._bar.set_postfix(first | self._shown, refresh=False)

@@ -92,11 +92,12 @@ class Objective:
 
     def product(self, x: np.ndarray, direction: np.ndarray) -> np.ndarray:
         """The Hessian at x times `direction` (n,)."""
-        return self._products_at(x)(torch.as_tensor(direction, dtype=torch.float64)).numpy()
+        products = self._products_at(x)
+        return self._checked(products(torch.as_tensor(direction, dtype=torch.float64)))
 
     def hessian(self, x: np.ndarray) -> np.ndarray:
         """The Hessian at x (n, n)."""
-        return hessian(self._products_at(x), len(self.vector)).numpy()
+        return self._checked(hessian(self._products_at(x), len(self.vector)))
 
     def _products_at(self, x: np.ndarray) -> Callable[[Tensor], Tensor]:
         self.move(x)
@@ -106,6 +107,11 @@ class Objective:
             self.evaluate(x)
         assert self._product is not None
         return self._product
+
+    def _checked(self, curvature: Tensor) -> np.ndarray:
+        if not curvature.isfinite().all():
+            raise ValueError(f"the Hessian is not finite{self._where()}")
+        return curvature.numpy()
 
     def move(self, x: np.ndarray) -> None:
         """Puts the parameters at x; what was computed elsewhere is forgotten."""

@@ -321,6 +321,16 @@ def test_a_gradient_that_is_nan_is_refused():
         optimizer.step(plain_closure(optimizer, lambda: (x * x).sqrt().sum()))
 
 
+@pytest.mark.parametrize("method", ["Newton-CG", "trust-ncg", "trust-krylov", "trust-exact"])
+def test_a_hessian_that_is_nan_is_refused(method):
+    x = point(0.0, 1.0)
+    optimizer = MinimizeWrapper([x], {"method": method})
+    # |x|^1.5: the gradient is 0 at 0, where the second derivative is infinite.
+    with pytest.raises(ValueError, match=r"Hessian is not finite at evaluation 1; .* best point seen"):
+        optimizer.step(plain_closure(optimizer, lambda: (x.abs() ** 1.5).sum()))
+    assert x.tolist() == [0.0, 1.0]
+
+
 @pytest.mark.parametrize("method", ["BFGS", "CG", "trust-ncg", "Nelder-Mead"])
 def test_a_line_search_steps_back_from_infinity(method):
     x = point(0.5)

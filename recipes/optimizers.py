@@ -1,0 +1,32 @@
+"""Optimizers whose arguments a configuration gives in another form than their classes take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from framework.optim import MinimizeWrapper
+
+
+def minimize(
+    groups: Iterable[Mapping[str, Any]],
+    *,
+    method: str,
+    maxiter: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    tol: float | None = None,
+    bounds: tuple[float | None, float | None] | None = None,
+) -> MinimizeWrapper:
+    """`MinimizeWrapper` with its arguments one by one.
+
+    Args:
+        groups: Parameter groups.
+        method: Of `scipy.optimize.minimize`, or one of its global minimizers.
+        maxiter: The option of that name; None for the method's own limit.
+        options: Its other options.
+        tol: Its tolerance; None for the method's own.
+        bounds: The lower and upper bound of every parameter.
+    """
+    limit = {} if maxiter is None else {"maxiter": maxiter}
+    arguments = {"method": method, "options": limit | dict(options or {}), "tol": tol}
+    return MinimizeWrapper([{**group, "bounds": bounds and tuple(bounds)} for group in groups], arguments)
