@@ -131,6 +131,7 @@ def phase_transition(
     axis.plot([], [], color="black", ls="", marker="x", ms=8, label="published (200 replicates)")
     axis.set(xlabel="number of true features s", ylabel="exact recovery", ylim=(-0.03, 1.03))
     axis.set_title(f"Share of {replicates} fits with exactly the true features")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
     return figure

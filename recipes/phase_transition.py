@@ -76,15 +76,17 @@ def phase_transition(config: DictConfig, folder: Path) -> dict[str, float]:
     TensorBoard and metrics.csv have one entry per s, at step s, written as soon as it is known.
     """
     start = time.perf_counter()
-    _check(config)
     seed_everything(config.seed, verbose=False)
     simulation = instantiate(config.data, _convert_="all")
+    _check(config, simulation)
     happy_lambda = HappyLambdaLinear(simulation.X, config.draws).run()
     loggers = make_loggers(config, folder)
     curve: list[Recovery] = []
     for s in config.sparsities:
         points = [
-            measure_recovery(simulation, s, name, happy_lambda, replicates=config.replicates, tolerance=config.tolerance)
+            measure_recovery(
+                simulation, s, name, happy_lambda, replicates=config.replicates, tolerance=config.tolerance
+            )
             for name in config.penalties
         ]
         curve += points
@@ -110,7 +112,7 @@ def phase_transition(config: DictConfig, folder: Path) -> dict[str, float]:
     return metrics
 
 
-def _check(config: DictConfig) -> None:
+def _check(config: DictConfig, simulation: LinearRecovery) -> None:
     unused = ("trainer", "model", "loss", "penalty", "optimizer", "scheduler", "callbacks")
     if given := [name for name in unused if name in config]:
         raise ValueError(f"this recipe trains no network and has no use for {', '.join(given)}: drop the override")
@@ -119,18 +121,18 @@ def _check(config: DictConfig) -> None:
     for name in ("penalties", "sparsities"):
         if len(set(config[name])) < max(1, len(config[name])):
             raise ValueError(f"{name}={list(config[name])}; name at least one, and each only once")
+    if not 1 <= config.replicates <= len(simulation.noise):
+        raise ValueError(
+            f"replicates={config.replicates}; pass a number from 1 to data.num_replicates={len(simulation.noise)}"
+        )
+    for s in config.sparsities:
+        simulation.targets(s)  # Refuses an s that was not drawn.
 
 
 def measure_recovery(
     simulation: LinearRecovery, s: int, name: str, happy_lambda: float, *, replicates: int, tolerance: float
 ) -> Recovery:
-    """Fits the first ``replicates`` with s true features by the penalty of a name, and compares the supports.
-
-    Raises:
-        ValueError: The simulation has no such s, or fewer replicates.
-    """
-    if not 1 <= replicates <= len(simulation.noise):
-        raise ValueError(f"replicates={replicates}; pass a number from 1 to data.num_replicates={len(simulation.noise)}")
+    """Fits the first ``replicates`` with s true features by the penalty of a name, and compares the supports."""
     X, Y = simulation.X, simulation.targets(s)[:replicates]
     Y = Y - Y.mean(dim=1, keepdim=True)  # The columns of X have mean 0: this is the unpenalized intercept.
     W, evaluations = follow_path(X, Y, STAGES[name], happy_lambda, tolerance=tolerance)

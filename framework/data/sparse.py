@@ -32,8 +32,8 @@ class LinearRecovery:
         """Computes the responses of all replicates with `sparsity` true coefficients, shape (replicates, n)."""
         if sparsity not in self.weights:
             raise ValueError(
-                f"no replicates with {sparsity} true coefficients were drawn, only with {sorted(self.weights)}; name it "
-                "among the sparsities of the simulation"
+                f"no replicates with {sparsity} true coefficients were drawn, only with {sorted(self.weights)}; name "
+                "it among the sparsities of the simulation"
             )
         return self.weights[sparsity] @ self.X.T + self.noise
 
