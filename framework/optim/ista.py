@@ -18,6 +18,8 @@ from framework.optim.proximal import (
 )
 from framework.penalties import Penalty
 
+TOO_SHORT = 1e-8  # a step shrunk by this much and still refused has failed
+
 
 class ISTA(ProximalOptimizer):
     """Minimizes f + g by x+ = prox_{t g}(x - t grad f(x)), the step t found by backtracking.
@@ -120,12 +122,14 @@ def backtrack(
     Where the step is so short that rounding hides the change of f, the gradients decide instead: for a quadratic f,
     <grad f(x) - grad f(y), d> <= ||d||^2 / t is the same condition without its cancellation.
     """
-    noise = torch.finfo(y.dtype).eps * abs(f)
+    noise, first = torch.finfo(y.dtype).eps * abs(f), scale
     for _ in range(int(options["max_backtracks"])):
         steps = [b.lr * scale for b in objective.blocks]
         x = objective.forward_backward(y, grad, steps)
         d = x - y
         quadratic = sum(dd / (2 * t) for dd, t in zip(objective.dots(d, d), steps, strict=True))
+        if quadratic == 0 and scale < TOO_SHORT * first:
+            return None  # y is not stationary: no step but one too short to move was left
         if math.isfinite(quadratic):
             slope, slack = float(grad @ d), 0.0
             if quadratic > 100 * noise or not objective.has_gradient:
