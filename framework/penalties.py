@@ -28,8 +28,8 @@ class Penalty(ABC):
     def prox(self, u: Tensor, step: float | Tensor, lam: float | Tensor) -> Tensor:
         """Computes argmin_x sum_i (x_i - u_i)^2 / (2 step_i) + g(x; lam).
 
-        `step` is positive: a number, or a tensor of u's shape (the inverse of a diagonal metric). Zeros in the result
-        are exact and positive, NaN in `u` stays NaN, and nothing waits for the device.
+        `step` is positive: a number, or a tensor that broadcasts to u's shape (the inverse of a diagonal metric). Zeros
+        in the result are exact and positive, NaN in `u` stays NaN, and nothing waits for the device.
         """
 
     @abstractmethod

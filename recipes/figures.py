@@ -105,3 +105,33 @@ def confidently_wrong(
         axis.set_title(f"{guess} {100 * confidence[index]:.0f} %\ntruly {truth}", fontsize=7)
     figure.suptitle("Most confidently wrong")
     return figure
+
+
+def phase_transition(
+    points: Sequence[tuple[str, int, float]], published: Mapping[str, Mapping[int, float]], replicates: int
+) -> Figure:
+    """The share of exactly recovered supports against their size, with the published one.
+
+    Args:
+        points: Of (penalty, size, share).
+        published: The published share by penalty and size.
+        replicates: How many fits a share was counted over: sets the 95 % interval that is shaded (Wilson 1927).
+    """
+    figure, ((axis,),) = _axes()
+    colors = {"l1": BLUE, "harder": ORANGE}
+    for name in dict.fromkeys(penalty for penalty, _, _ in points):
+        color = colors.get(name, GREY)
+        s, share = np.array([point[1:] for point in points if point[0] == name]).T
+        center = (share + 1.92 / replicates) / (1 + 3.84 / replicates)
+        width = 1.96 * np.sqrt(share * (1 - share) / replicates + 0.96 / replicates**2) / (1 + 3.84 / replicates)
+        axis.fill_between(s, center - width, center + width, color=color, alpha=0.15, lw=0)
+        axis.plot(s, share, color=color, lw=2, marker="o", ms=4, label=name)
+        if name in published:
+            axis.plot(*zip(*published[name].items(), strict=True), color=color, ls="", marker="x", ms=8, mew=1.5)
+    axis.plot([], [], color="black", ls="", marker="x", ms=8, label="published (200 replicates)")
+    axis.set(xlabel="number of true features s", ylabel="exact recovery", ylim=(-0.03, 1.03))
+    axis.set_title(f"Share of {replicates} fits with exactly the true features")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False)
+    return figure

@@ -6,17 +6,19 @@ import csv
 import json
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from framework import Trainer
 from framework.data import TensorLoader
-from framework.loggers import TensorBoardLogger
+from framework.loggers import Logger, TensorBoardLogger
 from recipes import figures
 from recipes.data import Data
 from recipes.module import SupervisedModule
@@ -33,10 +35,24 @@ def write_report(
     pictures = data.figures(lambda loader: predict(trainer, module, loader))
     if history := read_history(folder / "metrics.csv"):
         pictures = {"loss": figures.loss_curves(history), **pictures}
-    save_figures(trainer, pictures, folder / "plots")
-    log_hyperparameters(trainer, config, metrics)
-    write_summary(trainer, config, metrics, folder / "summary.json")
+    save_figures(trainer.loggers, pictures, folder / "plots", trainer.global_step)
+    log_hyperparameters(trainer.loggers, config, metrics, trainer.global_step)
+    write_summary(
+        config,
+        metrics,
+        folder / "summary.json",
+        steps=trainer.global_step,
+        epochs=trainer.current_epoch,
+        closure_evaluations=trainer.closure_evaluations,
+        seconds=round(trainer.fit_seconds, 3),
+        stopped_because=trainer.stopped_because,
+    )
     return metrics
+
+
+def make_loggers(config: DictConfig, folder: Path) -> list[Logger]:
+    """The loggers that a configuration chooses; they write to ``folder``."""
+    return [instantiate(logger, root_dir=str(folder)) for logger in config.logger.values() if logger]
 
 
 def final_metrics(trainer: Trainer) -> dict[str, float]:
@@ -62,39 +78,34 @@ def read_history(path: Path) -> dict[str, tuple[list[float], list[float]]]:
     return dict(history)
 
 
-def save_figures(trainer: Trainer, pictures: dict[str, Figure], folder: Path) -> None:
+def save_figures(loggers: Sequence[Logger], pictures: dict[str, Figure], folder: Path, step: int = 0) -> None:
     """Each picture as a PNG, and in the Images tab of TensorBoard."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png")
-        for logger in trainer.loggers:
+        for logger in loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure(name, figure, trainer.global_step, close=False)
+                logger.experiment.add_figure(name, figure, step, close=False)
 
 
-def log_hyperparameters(trainer: Trainer, config: DictConfig, metrics: dict[str, float]) -> None:
-    """The configuration and the final metrics, for the HParams tab."""
+def log_hyperparameters(
+    loggers: Sequence[Logger], config: DictConfig, metrics: dict[str, float], step: int = 0
+) -> None:
+    """The configuration and the final metrics, for the HParams tab.
+
+    ``step`` is the last one of the run: at an earlier one TensorBoard would drop all that was logged since.
+    """
     options: Any = OmegaConf.to_container(config, resolve=True)
     chosen = {key: value for key, value in options.items() if key not in ("callbacks", "logger")}
-    for logger in trainer.loggers:
+    for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            # At the last step: a value at an earlier one makes TensorBoard drop all that were logged since.
-            logger.log_hyperparams(chosen, metrics, trainer.global_step)
+            logger.log_hyperparams(chosen, metrics, step)
             logger.finalize("success")
 
 
-def write_summary(trainer: Trainer, config: DictConfig, metrics: dict[str, float], path: Path) -> None:
-    """What came out, as JSON, written in one piece."""
-    summary = {
-        "recipe": config.recipe_name,
-        "seed": config.seed,
-        "steps": trainer.global_step,
-        "epochs": trainer.current_epoch,
-        "closure_evaluations": trainer.closure_evaluations,
-        "seconds": round(trainer.fit_seconds, 3),
-        "stopped_because": trainer.stopped_because,
-        "metrics": metrics,
-    }
+def write_summary(config: DictConfig, metrics: dict[str, float], path: Path, **facts: float | str | None) -> None:
+    """What came out, as JSON, written in one piece; ``facts`` are numbers about the run beside its metrics."""
+    summary = {"recipe": config.recipe_name, "seed": config.seed, **facts, "metrics": metrics}
     temporary = path.with_suffix(".json.part")
     temporary.write_text(json.dumps(summary, indent=2) + "\n")
     os.replace(temporary, path)

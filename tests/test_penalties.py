@@ -90,6 +90,12 @@ def test_elementwise_step_and_lam_act_on_each_entry_alone(penalty: Penalty) -> N
 
 
 @pytest.mark.parametrize("penalty", ALL, ids=repr)
+def test_a_step_for_each_row_acts_on_all_of_the_row(penalty: Penalty) -> None:
+    u, step = randn(7, 5), randn(7, 1).exp()
+    torch.testing.assert_close(penalty.prox(u, step, 0.7), penalty.prox(u, step.expand(7, 5), 0.7), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("penalty", ALL, ids=repr)
 @pytest.mark.parametrize("step", [0.7, "tensor"])
 def test_entries_outside_the_mask_are_left_as_they_are(penalty: Penalty, step: float | str) -> None:
     u = randn(6, 4)

@@ -1,8 +1,10 @@
-"""Data for training: tensor-resident batching, image augmentation, toy functions, Fashion-MNIST."""
+"""Data for training: tensor-resident batching, image augmentation, toy functions, sparse simulations, Fashion-MNIST."""
 
 from framework.data.augment import ImageTransform as ImageTransform
 from framework.data.fashion_mnist import fashion_mnist as fashion_mnist
 from framework.data.loader import TensorLoader as TensorLoader
+from framework.data.sparse import LinearRecovery as LinearRecovery
+from framework.data.sparse import linear_recovery as linear_recovery
 from framework.data.toy import cubic as cubic
 from framework.data.toy import cubic_function as cubic_function
 from framework.data.toy import sine as sine

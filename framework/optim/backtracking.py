@@ -16,6 +16,8 @@ from framework.optim.proximal import (
 )
 from framework.penalties import Penalty
 
+TOO_SHORT = 1e-8  # a step shrunk by this much and still refused has failed
+
 
 class BacktrackingOptimizer(ProximalOptimizer):
     """The base of proximal gradient methods whose step t is found by backtracking.
@@ -61,10 +63,14 @@ class BacktrackingOptimizer(ProximalOptimizer):
             return None
         options, state = self.param_groups[0], self.search_state
         scale = state["scale"] * options["growth"] if "scale" in state else 1.0
+        first = scale
         for _ in range(int(options["max_backtracks"])):
             steps = [block.lr * scale for block in objective.blocks]
             x = objective.forward_backward(y, grad, steps)
-            f_x = _majorized(objective, x, x - y, steps, f, grad)
+            d = x - y
+            if scale < TOO_SHORT * first and not d.any():
+                return None  # y is not stationary: no step but one too short to move was left
+            f_x = _majorized(objective, x, d, steps, f, grad)
             if f_x is not None:
                 return x, f_x + objective.penalty(x), scale
             scale *= options["shrink"]

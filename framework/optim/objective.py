@@ -166,9 +166,12 @@ def as_number(loss: Any) -> float:
 
     Raises:
         TypeError: if the closure returned nothing.
+        ValueError: if it returned several numbers.
     """
     if loss is None:
         raise TypeError("the closure returned None: end it with `return loss`")
+    if isinstance(loss, Tensor) and loss.numel() != 1:
+        raise ValueError(f"the closure returned a tensor of shape {tuple(loss.shape)}: return its sum() or mean()")
     return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
 
 

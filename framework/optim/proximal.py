@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from framework.optim.objective import as_number
 from framework.penalties import L1, Penalty
 
 Closure = Callable[[], Any]
@@ -238,8 +239,7 @@ class Objective:
 
     def _guarded(self, function: Closure) -> float:
         try:
-            value = function()
-            return value.item() if isinstance(value, Tensor) else float(value)
+            return as_number(function())
         except BaseException:
             with torch.no_grad():
                 self.restore()

@@ -219,27 +219,6 @@ def test_ista_knows_a_closure_that_returns_a_number_but_computes_gradients(linea
     torch.testing.assert_close(problem.w, other.w, rtol=0, atol=0)
 
 
-def test_the_seeds_linear_listing_runs_as_written():
-    input, target = torch.randn([1, 20]), torch.randn([1, 10])
-    weights = torch.randn([20, 10], requires_grad=True)
-    criterion = torch.nn.MSELoss()
-    happy_lambda = 0.02
-    optimizer = ISTA([weights], happy_lambda)
-
-    def closure():
-        with torch.no_grad():
-            return (criterion(input @ weights, target) + happy_lambda * weights[1:].abs().sum()).item()
-
-    values = [closure()]
-    for _ in range(10):
-        optimizer.zero_grad()
-        loss, penalty = criterion(input @ weights, target), happy_lambda * weights[1:].abs().sum()
-        loss.backward()
-        optimizer.step(closure, (loss + penalty).item())
-        values.append(closure())
-    assert all(after <= before for before, after in itertools.pairwise(values))
-
-
 def test_the_seeds_network_listing_descends_to_an_exactly_sparse_first_layer():
     x, y = torch.randn(30, 20), torch.randn(30, 10)
     net = torch.nn.Sequential(torch.nn.Linear(20, 5), torch.nn.Tanh(), torch.nn.Linear(5, 10))

@@ -1,0 +1,230 @@
+"""The probability of recovering exactly the true features, against their number, on the published linear simulation."""
+
+from __future__ import annotations
+
+import csv
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+
+from framework import seed_everything
+from framework.data.sparse import LinearRecovery
+from framework.happy_lambda import HappyLambdaLinear
+from framework.penalties import L1, Harder, Penalty
+from recipes import figures
+from recipes.report import log_hyperparameters, make_loggers, save_figures, write_summary
+
+# Each penalty is followed from zero weights through stages of (share of happy_lambda, penalty). The lasso is convex and
+# needs one; the harder penalty follows the published schedule, from nearly the lasso at e^k / (1 + e^k), k = -1..3.
+Stages = Sequence[tuple[float, Penalty]]
+SHARES = torch.arange(-1.0, 4.0, dtype=torch.float64).sigmoid().tolist()
+STAGES: dict[str, Stages] = {
+    "l1": [(1.0, L1())],
+    "harder": [*zip(SHARES, map(Harder, (0.9, 0.7, 0.5, 0.3, 0.2)), strict=True), (1.0, Harder(0.1))],
+}
+# A stage on the way need not converge: its weight is small, and some minima there fit the noise perfectly.
+MAX_ITERATIONS_ON_THE_WAY = 100
+MAX_ITERATIONS = 20_000
+
+# HarderLASSO, arXiv 2411.17180: 200 replicates, square-root loss, universal threshold.
+PUBLISHED: dict[str, dict[int, float]] = {
+    "l1": {0: 0.955, 1: 0.945, 2: 0.930, 3: 0.900, 4: 0.630, 5: 0.185, 6: 0.025, 8: 0, 12: 0, 16: 0, 20: 0},
+    "harder": {
+        **{0: 0.950, 1: 0.955, 2: 0.950, 3: 0.940, 4: 0.920, 5: 0.920},
+        **{6: 0.920, 8: 0.910, 12: 0.840, 16: 0.585, 20: 0.145},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How well one penalty recovers s features, over replicates; a row of phase_transition.csv.
+
+    Attributes:
+        penalty: Its name.
+        s: The number of true features.
+        replicates: How many fits.
+        pesr: The share of fits whose non-zero weights are exactly the true ones.
+        tpr: The mean share of the true features that is found; None where there are none.
+        fdr: The mean share of what is found that is false; 0 where nothing is found.
+        gap: The largest distance from stationarity of all fits, as a share of happy_lambda.
+        published: The published pesr; None where there is none.
+        evaluations: How many gradients all fits took together.
+    """
+
+    penalty: str
+    s: int
+    replicates: int
+    pesr: float
+    tpr: float | None
+    fdr: float
+    gap: float
+    published: float | None
+    evaluations: int = field(repr=False)
+
+
+def phase_transition(config: DictConfig, folder: Path) -> dict[str, float]:
+    """Draw the curve that a configuration describes, write it to ``folder``, and return its points.
+
+    TensorBoard and metrics.csv have one entry per s, at step s, written as soon as it is known.
+    """
+    start = time.perf_counter()
+    seed_everything(config.seed, verbose=False)
+    simulation = instantiate(config.data, _convert_="all")
+    _check(config, simulation)
+    happy_lambda = HappyLambdaLinear(simulation.X, config.draws).run()
+    loggers = make_loggers(config, folder)
+    curve: list[Recovery] = []
+    for s in config.sparsities:
+        points = [
+            measure_recovery(
+                simulation, s, name, happy_lambda, replicates=config.replicates, tolerance=config.tolerance
+            )
+            for name in config.penalties
+        ]
+        curve += points
+        for logger in loggers:
+            logger.log_metrics({f"pesr/{point.penalty}": point.pesr for point in points}, step=s)
+        print(f"s={s}: " + ", ".join(f"{point.penalty} {point.pesr:.3f}" for point in points), flush=True)
+
+    write_csv(curve, folder / "phase_transition.csv")
+    picture = figures.phase_transition([(p.penalty, p.s, p.pesr) for p in curve], PUBLISHED, config.replicates)
+    save_figures(loggers, {"phase_transition": picture}, folder / "plots")
+    metrics = {"happy_lambda": happy_lambda, **{f"pesr/{point.penalty}/{point.s}": point.pesr for point in curve}}
+    log_hyperparameters(loggers, config, metrics)
+    write_summary(
+        config,
+        metrics,
+        folder / "summary.json",
+        steps=sum(point.evaluations for point in curve),
+        epochs=0,
+        closure_evaluations=sum(point.evaluations for point in curve),
+        seconds=round(time.perf_counter() - start, 3),
+        stopped_because="finished",
+    )
+    return metrics
+
+
+def _check(config: DictConfig, simulation: LinearRecovery) -> None:
+    unused = ("trainer", "model", "loss", "penalty", "optimizer", "scheduler", "callbacks")
+    if given := [name for name in unused if name in config]:
+        raise ValueError(f"this recipe trains no network and has no use for {', '.join(given)}: drop the override")
+    if unknown := set(config.penalties) - set(STAGES):
+        raise ValueError(f"penalties has {sorted(unknown)}; choose from {sorted(STAGES)}")
+    for name in ("penalties", "sparsities"):
+        if len(set(config[name])) < max(1, len(config[name])):
+            raise ValueError(f"{name}={list(config[name])}; name at least one, and each only once")
+    if not 1 <= config.replicates <= len(simulation.noise):
+        raise ValueError(
+            f"replicates={config.replicates}; pass a number from 1 to data.num_replicates={len(simulation.noise)}"
+        )
+    for s in config.sparsities:
+        simulation.targets(s)  # Refuses an s that was not drawn.
+
+
+def measure_recovery(
+    simulation: LinearRecovery, s: int, name: str, happy_lambda: float, *, replicates: int, tolerance: float
+) -> Recovery:
+    """Fits the first ``replicates`` with s true features by the penalty of a name, and compares the supports."""
+    X, Y = simulation.X, simulation.targets(s)[:replicates]
+    Y = Y - Y.mean(dim=1, keepdim=True)  # The columns of X have mean 0: this is the unpenalized intercept.
+    W, evaluations = follow_path(X, Y, STAGES[name], happy_lambda, tolerance=tolerance)
+    found, true = W != 0, simulation.weights[s][:replicates] != 0
+    hits = (found & true).sum(1)
+    return Recovery(
+        penalty=name,
+        s=s,
+        replicates=replicates,
+        pesr=float((found == true).all(1).double().mean()),
+        tpr=float(hits.double().mean() / s) if s else None,
+        fdr=float(((found & ~true).sum(1).double() / found.sum(1).clamp(min=1)).mean()),
+        gap=stationarity_gap(X, Y, W, STAGES[name][-1][1], happy_lambda) / happy_lambda,
+        published=PUBLISHED[name].get(s),
+        evaluations=evaluations,
+    )
+
+
+def follow_path(X: Tensor, Y: Tensor, stages: Stages, happy_lambda: float, *, tolerance: float) -> tuple[Tensor, int]:
+    """Minimizes each stage in turn, the first from zero, the others from where the one before ended.
+
+    Returns:
+        The weights, shape (replicates, p), and the number of gradients taken.
+    """
+    W = torch.zeros(len(Y), X.shape[1], dtype=X.dtype)
+    evaluations = 0
+    for number, (share, penalty) in enumerate(stages, 1):
+        limit = MAX_ITERATIONS if number == len(stages) else MAX_ITERATIONS_ON_THE_WAY
+        W, taken, missed = minimize(X, Y, W, penalty, share * happy_lambda, tolerance=tolerance, max_iterations=limit)
+        evaluations += taken
+    if missed:
+        warnings.warn(
+            f"{missed} of {len(Y)} fits are further than tolerance={tolerance} from stationary after {MAX_ITERATIONS} "
+            "iterations; their supports may be wrong. Raise the tolerance, or the weight",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return W, evaluations
+
+
+def minimize(
+    X: Tensor, Y: Tensor, W: Tensor, penalty: Penalty, lam: float, *, tolerance: float, max_iterations: int
+) -> tuple[Tensor, int, int]:
+    """Minimizes ||y - X w||_2 + g(w; lam) for every row y of Y, all at once, from the rows w of W.
+
+    The norm lies below ||r||^2 / (2 c) + c / 2, which it touches at c = ||r||: a step of the lasso with that c,
+
+        w+ = prox_{t g}(w + X'r / L),   t = ||r|| / L,   L = ||X||_2^2,   r = y - X w,
+
+    never increases the objective and needs no search. It is taken from FISTA's extrapolated point, the momentum dropped
+    where it points uphill (Beck & Teboulle 2009, eq. 4.1-4.3; O'Donoghue & Candes 2015, sec. 3.2). Rows are left out as
+    soon as no entry of (w+ - w) / t exceeds ``tolerance * lam``.
+
+    Returns:
+        The weights, the number of gradients taken (of single rows), and how many rows have not converged.
+    """
+    L = torch.linalg.matrix_norm(X, 2).square()
+    result, rows = W.clone(), torch.arange(len(Y))
+    V, theta = W, torch.ones(len(Y), 1, dtype=X.dtype)
+    evaluations = 0
+    for _ in range(max_iterations):
+        R = Y - V @ X.T
+        step = torch.linalg.vector_norm(R, dim=1, keepdim=True) / L
+        W_new = penalty.prox(V + R @ X / L, step, lam)
+        evaluations += len(rows)
+
+        moved = (W_new - V).abs().amax(1, keepdim=True)
+        uphill = ((V - W_new) * (W_new - W)).sum(1, keepdim=True) > 0
+        theta = torch.where(uphill, 1.0, theta)
+        theta_new = (1 + (1 + 4 * theta.square()).sqrt()) / 2
+        V = W_new + (theta - 1) / theta_new * (W_new - W)
+        W, theta = W_new, theta_new
+
+        result[rows] = W
+        going = (moved > tolerance * lam * step).squeeze(1)
+        if not going.all():
+            rows, Y, W, V, theta = rows[going], Y[going], W[going], V[going], theta[going]
+            if not len(rows):
+                break
+    return result, evaluations, len(rows)
+
+
+def stationarity_gap(X: Tensor, Y: Tensor, W: Tensor, penalty: Penalty, lam: float) -> float:
+    """Computes the largest distance of -grad ||y - X w||_2 to the subdifferential of g, over all rows and entries."""
+    R = W @ X.T - Y
+    gradient = R / torch.linalg.vector_norm(R, dim=1, keepdim=True) @ X
+    return float(penalty.subgradient_gap(W, gradient, lam))
+
+
+def write_csv(curve: Sequence[Recovery], path: Path) -> None:
+    """One row for each point."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Recovery)])
+        writer.writeheader()
+        writer.writerows(asdict(point) for point in curve)
