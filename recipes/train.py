@@ -31,7 +31,10 @@ def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, 
     trainer = instantiate(
         config.trainer,
         logger=[instantiate(logger, root_dir=str(folder)) for logger in config.logger.values() if logger],
-        callbacks=[instantiate(callback) for callback in config.callbacks.values() if callback],
+        callbacks=[
+            *(instantiate(callback) for callback in config.callbacks.values() if callback),
+            *data.callbacks,
+        ],
         default_root_dir=folder,
     )
     return trainer, module, data
