@@ -57,7 +57,7 @@ def _over_contours(axis: Axes, function: ToyFunction, points: Tensor, evaluation
     axis.contour(x, y, z.clamp(min=low).numpy(), levels=levels, colors="white", linewidths=0.5)
     bar = axis.figure.colorbar(mesh, label="value", ticks=LogLocator())
     bar.minorticks_off()
-    _draw_path(axis, points.T, evaluations.T)
+    _draw_path(axis, points.T.unbind(), evaluations.T.unbind())
     axis.scatter(function.minimizer, function.minimizer, marker="x", s=50, color="black", label="minimum", zorder=5)
     axis.set(xlim=limits[0], ylim=limits[1], xlabel="x₁", ylabel="x₂")
 
