@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from framework import Callback
 from framework.data import ImageTransform, TensorLoader, cubic, cubic_function, sine, xor
 from framework.data import fashion_mnist as load_fashion_mnist
 from framework.data.fashion_mnist import CLASSES, MEAN, STD
@@ -30,6 +31,7 @@ class Data:
         input_shape: Of one input.
         num_outputs: How many numbers the network shall give for it.
         num_classes: The number of classes, None for regression.
+        callbacks: What the pictures need to watch while training.
     """
 
     train: TensorLoader
@@ -37,6 +39,7 @@ class Data:
     input_shape: tuple[int, ...]
     num_outputs: int
     num_classes: int | None = None
+    callbacks: list[Callback] = field(default_factory=list)
 
     def figures(self, predict: Predict) -> dict[str, Figure]:
         """Pictures by name; ``predict`` gives the network's outputs for a loader, in order."""

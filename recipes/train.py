@@ -31,7 +31,10 @@ def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, 
     trainer = instantiate(
         config.trainer,
         logger=make_loggers(config, folder),
-        callbacks=[instantiate(callback) for callback in config.callbacks.values() if callback],
+        callbacks=[
+            *(instantiate(callback) for callback in config.callbacks.values() if callback),
+            *data.callbacks,
+        ],
         default_root_dir=folder,
     )
     return trainer, module, data

@@ -2,6 +2,8 @@
 
 from framework.data.augment import ImageTransform as ImageTransform
 from framework.data.fashion_mnist import fashion_mnist as fashion_mnist
+from framework.data.functions import FUNCTIONS as FUNCTIONS
+from framework.data.functions import ToyFunction as ToyFunction
 from framework.data.loader import TensorLoader as TensorLoader
 from framework.data.sparse import LinearRecovery as LinearRecovery
 from framework.data.sparse import linear_recovery as linear_recovery

@@ -1,5 +1,6 @@
 """scipy's minimizers as a PyTorch optimizer."""
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -108,7 +109,7 @@ class MinimizeWrapper(Optimizer):
         )
         report = _Report(objective, self.on_iteration, ours.get("maxiter"))
         try:
-            with ThreadpoolController().select(prefix="libscipy_openblas").limit(limits=1):
+            with _linear_algebra().limit(limits=1):
                 self.result = self._minimize(objective, arguments, report)
             if not objective.track_best:
                 objective.accept(self.result.x)
@@ -186,6 +187,12 @@ class _Report:
             nit=self.num_iterations,
             nfev=self.objective.num_evaluations,
         )
+
+
+@functools.cache
+def _linear_algebra() -> ThreadpoolController:
+    """The threads of scipy's linear algebra. Found once: the search takes milliseconds, like several small products."""
+    return ThreadpoolController().select(prefix="libscipy_openblas")
 
 
 def _default_options(method: str, vector: ParameterVector) -> dict[str, Any]:
