@@ -23,9 +23,16 @@ def _axes(width: float = 6.4, height: float = 4.2, *, rows: int = 1, columns: in
 
 
 def loss_curves(history: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Losses against optimizer steps. ``history`` maps a tag to its steps and values."""
+    """Losses against optimizer steps, or the objective against an optimizer's own iterations where it reports them.
+
+    ``history`` maps a tag to its steps and values.
+    """
     figure, ((axis,),) = _axes()
     colors = {"train/loss": BLUE, "train/objective": GREY, "val/loss": ORANGE}
+    unit = "optimizer step"
+    if "iteration/objective" in history:
+        # A whole minimization is one step.
+        colors, unit = {"iteration/objective": BLUE}, "iteration"
     drawn = []
     for tag, color in colors.items():
         if tag not in history or (tag == "train/objective" and history[tag] == history.get("train/loss")):
@@ -35,7 +42,7 @@ def loss_curves(history: Mapping[str, tuple[Sequence[float], Sequence[float]]]) 
         drawn += list(values)
     if drawn and min(drawn) > 0:
         axis.set_yscale("log")
-    axis.set(xlabel="optimizer step", ylabel="loss", title="Loss")
+    axis.set(xlabel=unit, ylabel="loss", title="Loss")
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
     return figure
