@@ -295,6 +295,26 @@ class Trainer:
         """End training after the step under way; ``reason`` becomes `stopped_because`."""
         self.should_stop, self.stopped_because = True, self.stopped_because or reason
 
+    def use_optimizer(self, configured: Any, *, accumulate_grad_batches: int | str | None = None) -> None:
+        """Go on with another optimizer; to be called between epochs, by a callback.
+
+        Steps and evaluations keep counting. A run that is resumed must call this before the checkpoint is restored, in
+        `Callback.on_load_checkpoint`: a checkpoint fits only the class of optimizer that wrote it.
+
+        Args:
+            configured: An optimizer, or any other form that `Module.configure_optimizers` may return.
+            accumulate_grad_batches: From now on; None to leave it.
+
+        Raises:
+            ValueError: The optimizer does not fit the module or the trainer's settings.
+        """
+        evaluations = self.closure.evaluations
+        if accumulate_grad_batches is not None:
+            self.accumulate_grad_batches = accumulate_grad_batches
+            check_settings(self)
+        self._set_up_optimizer(configured)
+        self.closure.evaluations = evaluations
+
     def _interrupt(self, signum: signal.Signals) -> None:
         self.interrupted = True
         self.stop(f"interrupted by {signum.name}")
@@ -363,7 +383,13 @@ class Trainer:
         self.metrics.awaited = "train" if self.val_batches is None else "validation"
 
         self.engine = Engine(self.fabric, self.module)
-        self.optimizer, self.schedulers = parse_optimizers(self.module.configure_optimizers())
+        self._set_up_optimizer(self.module.configure_optimizers())
+        if ckpt_path is not None:
+            checkpoints.restore(self, checkpoints.resolve(self, ckpt_path))
+
+    def _set_up_optimizer(self, configured: Any) -> None:
+        """Optimizer, schedulers and closure from any form that `configure_optimizers` may return, checked."""
+        self.optimizer, self.schedulers = parse_optimizers(configured)
         check_param_groups(self.module, self.optimizer)
         check_smoothness(self.module, self.optimizer)
         self.engine.set_up_optimizer(self.optimizer)
@@ -377,8 +403,6 @@ class Trainer:
         )
         if self.closure.reevaluates:
             check_reevaluation(self.optimizer, self.gradient_clip_val, fp16=self.engine.grad_scaler is not None)
-        if ckpt_path is not None:
-            checkpoints.restore(self, checkpoints.resolve(self, ckpt_path))
 
     def _batches(self, loader: Any, limit: Limit, name: str) -> Batches:
         return Batches(loader, limit=limit, device=self.fabric.device, name=name)

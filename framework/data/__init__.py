@@ -3,6 +3,8 @@
 from framework.data.augment import ImageTransform as ImageTransform
 from framework.data.fashion_mnist import fashion_mnist as fashion_mnist
 from framework.data.loader import TensorLoader as TensorLoader
+from framework.data.simulations import sparse_linear as sparse_linear
+from framework.data.simulations import sparse_mlp as sparse_mlp
 from framework.data.toy import cubic as cubic
 from framework.data.toy import cubic_function as cubic_function
 from framework.data.toy import sine as sine
