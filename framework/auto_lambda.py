@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ REMEDY = "give happy_lambda as a number instead"
 def auto_happy_lambda(
     network: nn.Module,
     groups: Iterable[Mapping[str, Any]],
-    loss: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
     penalty: Penalty,
     inputs: Tensor,
     targets: Tensor,
@@ -51,8 +51,8 @@ def auto_happy_lambda(
         linears, between, _ = split_layers(network)
     except TypeError as error:
         raise ValueError(
-            f"happy_lambda=auto: no threshold is known for this network: {error}. Use model=linear or model=sparse_mlp, "
-            f"or {REMEDY}"
+            f"happy_lambda=auto: no threshold is known for this network: {error}. Use model=linear or "
+            f"model=sparse_mlp, or {REMEDY}"
         ) from error
     _check_penalized(linears, groups)
     slope = _slope_at_zero(penalty, single=len(linears) == 2 or (len(linears) == 1 and linears[0].out_features == 1))
@@ -67,8 +67,8 @@ def auto_happy_lambda(
         reduction = _check_cross_entropy(loss, linears)
         return HappyLambdaClassifier(X, targets, draws, generator=generator, reduction=reduction).run() / slope
     raise ValueError(
-        f"happy_lambda=auto: no threshold is known for {type(loss).__name__}, under which the right weight depends on the "
-        f"unknown noise level. Use loss=l2 (the unsquared norm), or cross_entropy with model=linear, or {REMEDY}"
+        f"happy_lambda=auto: no threshold is known for {type(loss).__name__}, under which the right weight depends on "
+        f"the unknown noise level. Use loss=l2 (the unsquared norm), or cross_entropy with model=linear, or {REMEDY}"
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from framework.layers import NormalizedLinear, Sigma
 
-# What may stand between linear layers: elementwise, the same for every neuron, and without effect in evaluation or none.
+# What may stand between linear layers: elementwise, and the same for every neuron.
 ELEMENTWISE = (
     nn.Dropout,
     nn.ELU,
@@ -54,8 +54,8 @@ def prune(network: nn.Sequential) -> nn.Sequential:
     other norms. Zeros must be exact, as proximal optimizers leave them. The given network is not changed.
 
     Args:
-        network: `nn.Linear` and `NormalizedLinear` layers with elementwise activations or dropout between them, after an
-            optional `nn.Flatten`.
+        network: `nn.Linear` and `NormalizedLinear` layers with elementwise activations or dropout between them, after
+            an optional `nn.Flatten`.
 
     Returns:
         `SelectFeatures`, which takes the original input and knows the ``features`` that are left, then the linear and
@@ -66,7 +66,9 @@ def prune(network: nn.Sequential) -> nn.Sequential:
     """
     linears, between, head = split_layers(network)
     weights = [_effective_weight(linear) for linear in linears]
-    biases = [w.new_zeros(len(w)) if lin.bias is None else lin.bias.clone() for w, lin in zip(weights, linears, strict=True)]
+    biases = [
+        w.new_zeros(len(w)) if lin.bias is None else lin.bias.clone() for w, lin in zip(weights, linears, strict=True)
+    ]
     # kept[k]: which inputs of layer k are kept; all the outputs of the last one are.
     kept = [(weight != 0).any(dim=0) for weight in weights] + [torch.ones_like(biases[-1], dtype=torch.bool)]
     for k in reversed(range(len(weights) - 1)):
@@ -133,8 +135,7 @@ def _apply(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    # Not initialised: an empty layer has nothing to initialise, of which torch would warn.
-    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
-    layer.weight.copy_(weight)
-    layer.bias.copy_(bias)
+    layer = nn.Linear(1, 1)  # an empty one would warn that there is nothing to initialise
+    layer.out_features, layer.in_features = weight.shape
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
     return layer

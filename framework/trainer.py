@@ -19,7 +19,7 @@ from framework import checkpoint as checkpoints
 from framework.batches import Batches, groups
 from framework.callback import Callback, Hooks
 from framework.callbacks import default_callbacks
-from framework.checks import check_module, check_param_groups, check_reevaluation, check_smoothness
+from framework.checks import check_module, check_param_groups, check_penalty, check_reevaluation, check_smoothness
 from framework.closure import Closure
 from framework.configure import SchedulerConfig, learning_rates, parse_optimizers
 from framework.engine import Engine
@@ -401,6 +401,7 @@ class Trainer:
             backward=self.engine.backward,
             on_after_backward=self.hooks.on_after_backward,
         )
+        check_penalty(self.module, self.closure.penalized_groups)
         if self.closure.reevaluates:
             check_reevaluation(self.optimizer, self.gradient_clip_val, fp16=self.engine.grad_scaler is not None)
 

@@ -20,6 +20,8 @@ from framework.loggers import TensorBoardLogger
 from recipes import figures
 from recipes.data import Data
 from recipes.module import SupervisedModule
+from recipes.sparse_data import SparseData
+from recipes.sparse_report import sparse_report
 
 
 def write_report(
@@ -31,11 +33,15 @@ def write_report(
     """
     metrics = final_metrics(trainer)
     pictures = data.figures(lambda loader: predict(trainer, module, loader))
+    findings: dict[str, Any] = {}
+    if isinstance(data, SparseData):
+        more, findings, sparse_pictures = sparse_report(trainer, module, data, folder)
+        metrics, pictures = dict(sorted({**metrics, **more}.items())), {**pictures, **sparse_pictures}
     if history := read_history(folder / "metrics.csv"):
         pictures = {"loss": figures.loss_curves(history), **pictures}
     save_figures(trainer, pictures, folder / "plots")
     log_hyperparameters(trainer, config, metrics)
-    write_summary(trainer, config, metrics, folder / "summary.json")
+    write_summary(trainer, config, metrics, folder / "summary.json", findings)
     return metrics
 
 
@@ -76,14 +82,17 @@ def log_hyperparameters(trainer: Trainer, config: DictConfig, metrics: dict[str,
     """The configuration and the final metrics, for the HParams tab."""
     options: Any = OmegaConf.to_container(config, resolve=True)
     chosen = {key: value for key, value in options.items() if key not in ("callbacks", "logger")}
+    chosen["penalty"]["happy_lambda"] = trainer.module.happy_lambda  # a number where the configuration says auto
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(chosen, metrics)
             logger.finalize("success")
 
 
-def write_summary(trainer: Trainer, config: DictConfig, metrics: dict[str, float], path: Path) -> None:
-    """What came out, as JSON, written in one piece."""
+def write_summary(
+    trainer: Trainer, config: DictConfig, metrics: dict[str, float], path: Path, findings: dict[str, Any]
+) -> None:
+    """What came out, as JSON, written in one piece; ``findings`` are the recipe's own entries."""
     summary = {
         "recipe": config.recipe_name,
         "seed": config.seed,
@@ -92,6 +101,8 @@ def write_summary(trainer: Trainer, config: DictConfig, metrics: dict[str, float
         "closure_evaluations": trainer.closure_evaluations,
         "seconds": round(trainer.fit_seconds, 3),
         "stopped_because": trainer.stopped_because,
+        "hyperparameters": {"happy_lambda": trainer.module.happy_lambda},
+        **findings,
         "metrics": metrics,
     }
     temporary = path.with_suffix(".json.part")

@@ -73,8 +73,8 @@ class PenaltyPath(Callback):
     than a share ``tol`` of it. The windows start anew in each stage, which so lasts for two windows at least.
 
     Args:
-        optimizer: Called with the parameter groups: a class or a `functools.partial` of one. A proximal one is also given
-            the penalty and its weight.
+        optimizer: Called with the parameter groups: a class or a `functools.partial` of one. A proximal one is also
+            given the penalty and its weight.
         stages: Each a `Stage` or a mapping of its attributes. Default: the published schedule for the module's penalty,
             `HARDER_LASSO` for `Harder`, else `LASSO_ANN`.
         window: Epochs in a window.
@@ -93,6 +93,14 @@ class PenaltyPath(Callback):
         ValueError: At `fit`: the module has no penalty, a ``nu`` is given for another penalty than `Harder`, or an
             argument is out of range.
     """
+
+    stage: int
+    history: list[dict[str, Any]]
+    _epochs: int  # of this stage
+    _steps: int  # of this epoch
+    _loss: Tensor | float  # f, summed over this epoch's steps
+    _sum: Tensor | float  # f + g, summed over this window's epochs
+    _mean: float  # f + g over the window before
 
     def __init__(
         self,
@@ -142,7 +150,9 @@ class PenaltyPath(Callback):
         default = HARDER_LASSO if isinstance(module.penalty, Harder) else LASSO_ANN
         self.stages = default if self.given_stages is None else self.given_stages
         if not isinstance(module.penalty, Harder) and any(s.nu is not None for s in self.stages):
-            raise ValueError(f"PenaltyPath: a stage gives nu, which {module.penalty} does not have; drop it, or use Harder")
+            raise ValueError(
+                f"PenaltyPath: a stage gives nu, which {module.penalty} does not have; drop it, or use Harder"
+            )
         self._full = _Full(module.penalty, module.happy_lambda, trainer.accumulate_grad_batches)
         self._weights = []
         self._start()
@@ -203,14 +213,13 @@ class PenaltyPath(Callback):
 
     def _start(self) -> None:
         self.stage = 0
-        self.history: list[dict[str, Any]] = []
+        self.history = []
         self._start_stage()
 
     def _start_stage(self) -> None:
         """Forget what the stage before has seen: it must not end the next one."""
         self._epochs = self._steps = 0
-        self._loss: Tensor | float = 0.0
-        self._sum: Tensor | float = 0.0
+        self._loss = self._sum = 0.0
         self._mean = math.inf
 
     def _has_settled(self, window: int, tol: float) -> bool:
