@@ -102,7 +102,8 @@ def check_penalty(module: Module, groups: list[dict[str, Any]]) -> None:
     if module.penalty is None:
         return
     name = type(module.penalty).__name__
-    if not any(p.numel() for group in groups for p in group["params"]):
+    masks = [group["penalized"] for group in groups if len(list(group["params"]))]
+    if not any(mask if isinstance(mask, bool) else bool(mask.any()) for mask in masks):
         raise ValueError(
             f'the module has the penalty {name}, but no parameter is penalized: mark groups "penalized": True in '
             "param_groups(), or set the penalty to None"

@@ -21,6 +21,9 @@ from recipes.report import write_report
 def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, Any]:
     """The trainer, the module and the data that a configuration describes; logs and checkpoints go to ``folder``."""
     seed_everything(config.seed, verbose=False)
+    automatic = config.penalty.happy_lambda == "auto"
+    if isinstance(config.penalty.happy_lambda, str) and not automatic:
+        raise ValueError(f"penalty.happy_lambda={config.penalty.happy_lambda}; pass a number, or auto")
     data = instantiate(config.data)
     network = instantiate(config.model, input_shape=data.input_shape, num_outputs=data.num_outputs)
     module = SupervisedModule(
@@ -29,11 +32,11 @@ def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, 
         instantiate(config.optimizer, _convert_="all"),
         scheduler=instantiate(config.scheduler, _convert_="all"),
         penalty=instantiate(config.penalty.function),
-        happy_lambda=0.0 if config.penalty.happy_lambda == "auto" else config.penalty.happy_lambda,
+        happy_lambda=0.0 if automatic else config.penalty.happy_lambda,
         learning_rates=config.learning_rates,
         num_classes=data.num_classes,
     )
-    if config.penalty.happy_lambda == "auto" and module.penalty is not None:
+    if automatic and module.penalty is not None:
         module.happy_lambda = universal_threshold(module, data.train)
         print(f"happy_lambda: {module.happy_lambda:.6g} (quantile universal threshold)", flush=True)
     trainer = instantiate(
