@@ -89,6 +89,34 @@ def _check_penalized(groups: list[dict[str, Any]], *, needed: bool) -> None:
             raise ValueError(f'parameter group {index} has "penalized": {mask!r}; True, False or a mask is allowed')
 
 
+def check_penalty(module: Module, groups: list[dict[str, Any]]) -> None:
+    """Refuse a penalty on nothing, and one whose weight is no weight.
+
+    Args:
+        module: Whose penalty it is; nothing is checked where it has none.
+        groups: The penalized groups.
+
+    Raises:
+        ValueError: No parameter is penalized, or a weight is negative or not finite.
+    """
+    if module.penalty is None:
+        return
+    name = type(module.penalty).__name__
+    masks = [group["penalized"] for group in groups if len(list(group["params"]))]
+    if not any(mask if isinstance(mask, bool) else bool(mask.any()) for mask in masks):
+        raise ValueError(
+            f'the module has the penalty {name}, but no parameter is penalized: mark groups "penalized": True in '
+            "param_groups(), or set the penalty to None"
+        )
+    for index, weight in enumerate([module.happy_lambda, *(g["happy_lambda"] for g in groups if "happy_lambda" in g)]):
+        if isinstance(weight, str) or not 0 <= float(weight) < math.inf:
+            whose = f"penalized parameter group {index - 1}" if index else "the module"
+            raise ValueError(
+                f"happy_lambda={weight!r} of {whose}, the weight of its penalty {name}; it must be a finite number "
+                "that is not negative (framework.auto_lambda.auto_happy_lambda computes one)"
+            )
+
+
 def check_smoothness(module: Module, optimizer: Optimizer) -> None:
     """Refuse a penalty for an optimizer that relies on smoothness.
 

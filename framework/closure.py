@@ -39,7 +39,6 @@ class Closure:
         loss: f at the first evaluation of the step, detached.
         penalty: g there; None where there is none, or where neither the optimizer nor a log needs it.
         objective: f + g there (f where there is no g).
-        penalized_groups: The groups that g sums over.
         outputs: What `training_step` returned there, as a mapping with "loss"; a list of them for several batches.
     """
 
@@ -68,7 +67,6 @@ class Closure:
         self._forward = forward or module.training_step
         self._backward = backward
         self._on_after_backward = list(on_after_backward)
-        self.penalized_groups = penalized_groups(module, optimizer)
         self._batches: Any = ()
         self._batch_idx = 0
         self._adds_penalty = False
@@ -79,6 +77,11 @@ class Closure:
         self._stacks = True
         self._before: Replay | None = None
         self._after: Replay | None = None
+
+    @property
+    def penalized_groups(self) -> list[dict[str, Any]]:
+        """The groups that g sums over, as they are now: loading a state replaces an optimizer's groups."""
+        return penalized_groups(self._module, self._optimizer)
 
     def begin(self, batches: Iterable[Any], batch_idx: int, *, log: bool = False) -> None:
         """Take the micro-batches of the next step; ``batch_idx`` is the first one's, ``log`` says that g is wanted."""

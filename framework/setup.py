@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from framework import checkpoint as checkpoints
 from framework.batches import Batches
-from framework.checks import check_param_groups, check_reevaluation, check_smoothness
+from framework.checks import check_param_groups, check_penalty, check_reevaluation, check_smoothness
 from framework.closure import Closure
 from framework.configure import parse_optimizers
 from framework.engine import Engine
@@ -53,6 +53,7 @@ def set_up_optimizer(trainer: Trainer, configured: Any) -> None:
         backward=trainer.engine.backward,
         on_after_backward=trainer.hooks.on_after_backward,
     )
+    check_penalty(trainer.module, trainer.closure.penalized_groups)
     if trainer.closure.reevaluates:
         fp16 = trainer.engine.grad_scaler is not None
         check_reevaluation(trainer.optimizer, trainer.gradient_clip_val, fp16=fp16)

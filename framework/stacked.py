@@ -27,7 +27,7 @@ def stacked_values(
         RuntimeError: The module does what `vmap` does not allow, such as ``.item()``, or writes into buffers, or
             somebody besides the module holds one of the parameters, and would read it at another point.
     """
-    names = {param: f"module.{name}" for name, param in module.named_parameters()}
+    names: dict[Tensor, str] = {param: f"module.{name}" for name, param in module.named_parameters()}
     evaluation = _Evaluation(module, evaluate)
 
     def value(*point: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from framework.module import Module
 from framework.monitor import step_values
 from framework.progress import Progress
 from framework.settings import check_settings, parse_max_time, resolve_max_epochs
-from framework.setup import set_up_fit
+from framework.setup import set_up_fit, set_up_optimizer
 
 Limit = int | float | None
 
@@ -302,6 +302,26 @@ class Trainer:
     def stop(self, reason: str) -> None:
         """End training after the step under way; ``reason`` becomes `stopped_because`."""
         self.should_stop, self.stopped_because = True, self.stopped_because or reason
+
+    def use_optimizer(self, configured: Any, *, accumulate_grad_batches: int | str | None = None) -> None:
+        """Go on with another optimizer; to be called between epochs, by a callback.
+
+        Steps and evaluations keep counting. A run that is resumed must call this before the checkpoint is restored, in
+        `Callback.on_load_checkpoint`: a checkpoint fits only the class of optimizer that wrote it.
+
+        Args:
+            configured: An optimizer, or any other form that `Module.configure_optimizers` may return.
+            accumulate_grad_batches: From now on; None to leave it.
+
+        Raises:
+            ValueError: The optimizer does not fit the module or the trainer's settings.
+        """
+        evaluations = self.closure.evaluations
+        if accumulate_grad_batches is not None:
+            self.accumulate_grad_batches = accumulate_grad_batches
+            check_settings(self)
+        set_up_optimizer(self, configured)
+        self.closure.evaluations = evaluations
 
     def _interrupt(self, signum: signal.Signals) -> None:
         self.interrupted = True

@@ -142,3 +142,35 @@ def phase_transition(
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
     return figure
+
+
+def importances(values: Tensor, names: Sequence[str], support: Sequence[int] | None) -> Figure:
+    """How much a network uses each feature (values: shape (features,)), those that truly matter in another colour."""
+    figure, ((axis,),) = _axes(8.0, 4.2)
+    positions, heights = np.arange(len(values)), values.numpy()
+    true = np.isin(positions, [] if support is None else list(support))
+    for chosen, color, label in ((~true, BLUE, "features"), (true, ORANGE, "features that truly matter")):
+        if chosen.any():
+            axis.vlines(positions[chosen], 0, heights[chosen], color=color, lw=2)
+            axis.plot(positions[chosen], heights[chosen], "o", color=color, ms=4, label=label)
+    axis.axhline(0, color=GREY, lw=0.8)
+    if len(names) <= 60:
+        axis.set_xticks(positions, names, rotation=90, fontsize=7)
+    axis.set(xlabel="feature", ylabel="weight, norm over the neurons", title="What the network uses")
+    axis.legend(frameon=False)
+    return figure
+
+
+def penalty_path(weights: Sequence[float], values: Tensor, support: Sequence[int] | None) -> Figure:
+    """How much each feature is used (values: shape (stages, features)) at the end of each stage's penalty weight."""
+    figure, ((axis,),) = _axes(7.2, 4.2)
+    stages = np.arange(len(weights))
+    for feature, column in enumerate(values.T.numpy()):
+        true = support is not None and feature in support
+        axis.plot(stages, column, color=ORANGE if true else GREY, lw=1.8 if true else 0.8, alpha=1 if true else 0.6)
+    axis.set_xticks(stages, [f"{weight:.3g}" for weight in weights])
+    note = "" if support is None else "; orange: those that truly matter"
+    axis.set(
+        xlabel="weight of the penalty, stage by stage", ylabel="weight, norm over the neurons", title="Path" + note
+    )
+    return figure

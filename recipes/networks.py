@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
+
+from framework.layers import NormalizedLinear, Sigma
 
 
 class Linear(nn.Sequential):
@@ -50,6 +53,37 @@ class MLP(nn.Sequential):
             if dropout:
                 layers.append(nn.Dropout(dropout))
         super().__init__(*layers, nn.Linear(widths[-1], num_outputs))
+
+
+class SparseMLP(nn.Sequential):
+    """Fully connected layers of which the first is penalized and all others have rows of unit norm (LASSO ANN).
+
+    So the weights of the first layer alone carry the scale of the function, and a penalty on them selects features.
+
+    Args:
+        input_shape: Of one sample, without the batch dimension; it is flattened.
+        num_outputs: Numbers per sample.
+        hidden: Widths of the hidden layers.
+        activation: A class of `torch.nn`, such as "ReLU", or "Sigma" (`framework.layers.Sigma`), which is smooth.
+    """
+
+    def __init__(
+        self, input_shape: Sequence[int], num_outputs: int, *, hidden: Sequence[int] = (20,), activation: str = "ReLU"
+    ) -> None:
+        kind = Sigma if activation == "Sigma" else getattr(nn, activation)
+        layers: list[nn.Module] = [nn.Flatten(), nn.Linear(math.prod(input_shape), hidden[0])]
+        for wide, narrow in itertools.pairwise([*hidden, num_outputs]):
+            layers += [kind(), NormalizedLinear(wide, narrow)]
+        super().__init__(*layers)
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The first weight, penalized, and the rest."""
+        first = self[1].weight
+        rest = [parameter for parameter in self.parameters() if parameter is not first]
+        return [
+            {"name": "first", "params": [first], "penalized": True},
+            {"name": "rest", "params": rest, "penalized": False},
+        ]
 
 
 class CNN(nn.Sequential):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from framework import Trainer
@@ -22,6 +22,8 @@ from framework.loggers import Logger, TensorBoardLogger
 from recipes import figures
 from recipes.data import Data
 from recipes.module import SupervisedModule
+from recipes.sparse_data import SparseData
+from recipes.sparse_report import sparse_report
 
 
 def write_report(
@@ -33,10 +35,16 @@ def write_report(
     """
     metrics = final_metrics(trainer)
     pictures = data.figures(lambda loader: predict(trainer, module, loader))
+    findings: dict[str, Any] = {}
+    if isinstance(data, SparseData):
+        more, findings, sparse_pictures = sparse_report(trainer, module, data, folder)
+        metrics, pictures = dict(sorted({**metrics, **more}.items())), {**pictures, **sparse_pictures}
     if history := read_history(folder / "metrics.csv"):
         pictures = {"loss": figures.loss_curves(history), **pictures}
     save_figures(trainer.loggers, pictures, folder / "plots", trainer.global_step)
-    log_hyperparameters(trainer.loggers, config, metrics, trainer.global_step)
+    # A number where the configuration may say auto.
+    computed = OmegaConf.merge(config, {"penalty": {"happy_lambda": module.happy_lambda}})
+    log_hyperparameters(trainer.loggers, computed, metrics, trainer.global_step)
     write_summary(
         config,
         metrics,
@@ -46,6 +54,8 @@ def write_report(
         closure_evaluations=trainer.closure_evaluations,
         seconds=round(trainer.fit_seconds, 3),
         stopped_because=trainer.stopped_because,
+        hyperparameters={"happy_lambda": module.happy_lambda},
+        **findings,
     )
     return metrics
 
@@ -89,7 +99,7 @@ def save_figures(loggers: Sequence[Logger], pictures: dict[str, Figure], folder:
 
 
 def log_hyperparameters(
-    loggers: Sequence[Logger], config: DictConfig, metrics: dict[str, float], step: int = 0
+    loggers: Sequence[Logger], config: DictConfig | ListConfig, metrics: dict[str, float], step: int = 0
 ) -> None:
     """The configuration and the final metrics, for the HParams tab.
 
@@ -103,8 +113,8 @@ def log_hyperparameters(
             logger.finalize("success")
 
 
-def write_summary(config: DictConfig, metrics: dict[str, float], path: Path, **facts: float | str | None) -> None:
-    """What came out, as JSON, written in one piece; ``facts`` are numbers about the run beside its metrics."""
+def write_summary(config: DictConfig, metrics: dict[str, float], path: Path, **facts: Any) -> None:
+    """What came out, as JSON, written in one piece; ``facts`` are the entries beside its metrics."""
     summary = {"recipe": config.recipe_name, "seed": config.seed, **facts, "metrics": metrics}
     temporary = path.with_suffix(".json.part")
     temporary.write_text(json.dumps(summary, indent=2) + "\n")

@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from framework import Trainer, seed_everything
+from framework.auto_lambda import auto_happy_lambda
+from framework.data import TensorLoader
+from framework.losses import L2Loss
+from framework.replay import rng_state, set_rng_state
 from recipes.module import SupervisedModule
 from recipes.report import make_loggers, write_report
 
@@ -16,6 +21,9 @@ from recipes.report import make_loggers, write_report
 def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, Any]:
     """The trainer, the module and the data that a configuration describes; logs and checkpoints go to ``folder``."""
     seed_everything(config.seed, verbose=False)
+    automatic = config.penalty.happy_lambda == "auto"
+    if isinstance(config.penalty.happy_lambda, str) and not automatic:
+        raise ValueError(f"penalty.happy_lambda={config.penalty.happy_lambda}; pass a number, or auto")
     data = instantiate(config.data)
     network = instantiate(config.model, input_shape=data.input_shape, num_outputs=data.num_outputs)
     module = SupervisedModule(
@@ -24,10 +32,13 @@ def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, 
         instantiate(config.optimizer, _convert_="all"),
         scheduler=instantiate(config.scheduler, _convert_="all"),
         penalty=instantiate(config.penalty.function),
-        happy_lambda=config.penalty.happy_lambda,
+        happy_lambda=0.0 if automatic else config.penalty.happy_lambda,
         learning_rates=config.learning_rates,
         num_classes=data.num_classes,
     )
+    if automatic and module.penalty is not None:
+        module.happy_lambda = universal_threshold(module, data.train)
+        print(f"happy_lambda: {module.happy_lambda:.6g} (quantile universal threshold)", flush=True)
     trainer = instantiate(
         config.trainer,
         logger=make_loggers(config, folder),
@@ -38,6 +49,25 @@ def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, 
         default_root_dir=folder,
     )
     return trainer, module, data
+
+
+def universal_threshold(module: SupervisedModule, loader: TensorLoader) -> float:
+    """The happy_lambda of ``penalty.happy_lambda=auto``, from the training data and the network.
+
+    Raises:
+        ValueError: The theory has none for this network, loss, penalty or these batches; the message says what it has.
+    """
+    assert module.penalty is not None
+    if isinstance(module.loss, L2Loss) and len(loader) > 1:
+        raise ValueError(
+            f"happy_lambda=auto with loss=l2 in {len(loader)} batches: norms of batches do not add up to the norm of "
+            f"all, for which the threshold is. Use data.batch_size={loader.num_samples}, or a number for happy_lambda"
+        )
+    position, rng = loader.state_dict(), rng_state()
+    inputs, targets = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    loader.load_state_dict(position)
+    set_rng_state(rng)
+    return auto_happy_lambda(module.network, module.param_groups(), module.loss, module.penalty, inputs, targets)
 
 
 def train(config: DictConfig, folder: Path) -> dict[str, float]:

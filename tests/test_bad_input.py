@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from framework import Callback
 from framework.data import TensorLoader
+from framework.optim import SpaRSA
 from framework.penalties import L1
 from tests.modules import Regressor, make_loader, make_trainer, regression_data
 
@@ -268,6 +269,7 @@ def test_a_penalty_that_would_count_twice_is_refused(tmp_path):
             return self.loss(batch), self.loss(batch)
 
     module = Twice()
+    module.param_groups = lambda: [{"params": module.parameters(), "penalized": True}]
     module.penalty = grouped(lambda net: [], penalty=True).penalty
     refuse(tmp_path, module, "it would count twice. Return the loss alone, or set the module's penalty to None")
 
@@ -280,3 +282,58 @@ def test_a_penalty_is_refused_for_an_optimizer_that_needs_a_smooth_objective(tmp
     module.penalty = L1()
     with pytest.raises(ValueError, match=r"Smooth needs a smooth objective.*penalty L1.*SpaRSA"):
         make_trainer(tmp_path).fit(module, make_loader())
+
+
+@pytest.mark.parametrize("penalized", [False, torch.zeros(5, 3, dtype=torch.bool)], ids=["False", "empty mask"])
+def test_a_penalty_on_no_parameter_is_refused(tmp_path, penalized):
+    def groups(net):
+        rest = [p for p in net.parameters() if p is not net[0].weight]
+        return [{"params": [net[0].weight], "penalized": penalized}, {"params": rest, "penalized": False}]
+
+    module = grouped(groups)
+    module.penalty = L1()
+    refuse(tmp_path, module, r"the module has the penalty L1, but no parameter is penalized: mark groups .*or set")
+
+
+OPTIMIZERS = {
+    "SGD": lambda module: SGD(module.param_groups(), lr=0.1),
+    "LBFGS": lambda module: LBFGS(module.parameters()),
+    "SpaRSA": lambda module: SpaRSA(module.param_groups(), module.happy_lambda, module.penalty),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_a_weight_of_the_penalty_that_is_none_is_refused(tmp_path, optimizer, weight):
+    module = grouped(lambda net: [{"params": list(net.parameters()), "penalized": True}], OPTIMIZERS[optimizer])
+    module.penalty, module.happy_lambda = L1(), weight
+    before = module.net[0].weight.clone()
+    refuse(tmp_path, module, f"happy_lambda={weight}.*finite number that is not negative")
+    assert torch.equal(module.net[0].weight, before)
+
+
+def test_a_groups_own_weight_and_auto_are_refused_too(tmp_path):
+    group = {"penalized": True, "happy_lambda": -1.0}
+    module = grouped(lambda net: [{"params": list(net.parameters()), **group}])
+    module.penalty = L1()
+    refuse(tmp_path, module, r"happy_lambda=-1\.0 of penalized parameter group 0, .*L1; it must be a finite number")
+    module = grouped(lambda net: [{"params": list(net.parameters()), "penalized": True}])
+    module.penalty, module.happy_lambda = L1(), "auto"
+    refuse(tmp_path, module, r"happy_lambda='auto' of the module, .*framework\.auto_lambda\.auto_happy_lambda computes")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_nan_in_the_data_is_refused_and_nothing_is_trained(tmp_path, optimizer, where):
+    data = regression_data()
+    data[where][3, 0] = float("nan")
+    module = grouped(lambda net: [{"params": list(net.parameters()), "penalized": True}], OPTIMIZERS[optimizer])
+    module.penalty, module.happy_lambda = L1(), 0.1
+    before = module.net[0].weight.clone()
+    refuse(
+        tmp_path,
+        module,
+        "returned nan at the first step: are there NaNs in the data",
+        loader=TensorLoader(*data, batch_size=20),
+    )
+    assert torch.equal(module.net[0].weight, before)

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Every file of a layer may import from its own layer and from those before it.
 LAYERS = (
-    "_version penalties losses layers data flat curvature stacked metrics module callback replay progress happy_lambda",
+    "_version penalties losses layers data flat curvature stacked metrics module callback replay progress "
+    "happy_lambda pruning auto_lambda",
     "checks batches closure configure interrupt iterations settings monitor optim checkpoint loggers callbacks engine "
     "evaluation",
     "setup",

@@ -6,9 +6,11 @@ from framework.callback import Callback
 from framework.callbacks.early_stopping import EarlyStopping
 from framework.callbacks.model_checkpoint import ModelCheckpoint
 from framework.callbacks.model_summary import ModelSummary
+from framework.callbacks.penalty_path import PenaltyPath, Stage
 from framework.callbacks.progress_bar import ProgressBar
+from framework.callbacks.stationarity import Stationarity
 
-__all__ = ["EarlyStopping", "ModelCheckpoint", "ModelSummary", "ProgressBar"]
+__all__ = ["EarlyStopping", "ModelCheckpoint", "ModelSummary", "PenaltyPath", "ProgressBar", "Stage", "Stationarity"]
 
 
 def default_callbacks(

@@ -5,6 +5,8 @@ from framework.data.fashion_mnist import fashion_mnist as fashion_mnist
 from framework.data.functions import FUNCTIONS as FUNCTIONS
 from framework.data.functions import ToyFunction as ToyFunction
 from framework.data.loader import TensorLoader as TensorLoader
+from framework.data.simulations import sparse_linear as sparse_linear
+from framework.data.simulations import sparse_mlp as sparse_mlp
 from framework.data.sparse import LinearRecovery as LinearRecovery
 from framework.data.sparse import linear_recovery as linear_recovery
 from framework.data.toy import cubic as cubic

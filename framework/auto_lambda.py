@@ -1,0 +1,126 @@
+"""The weight of the penalty for a network, a loss and data, or why the theory has none for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from framework.happy_lambda import HappyLambdaClassifier, HappyLambdaLinear, HappyLambdaMLP
+from framework.layers import NormalizedLinear
+from framework.losses import L2Loss
+from framework.penalties import L1, ElasticNet, GroupL1, Harder, Penalty
+from framework.pruning import split_layers
+
+REMEDY = "give happy_lambda as a number instead"
+
+
+def auto_happy_lambda(
+    network: nn.Module,
+    groups: Iterable[Mapping[str, Any]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    penalty: Penalty,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    distribution_count: int = 1000,
+    generator: torch.Generator | None = None,
+) -> float:
+    """Computes happy_lambda by the quantile universal threshold, on the scale of the loss and of the penalty.
+
+    The weight at which 95 of 100 fits to pure noise select nothing: `HappyLambdaLinear` and `HappyLambdaMLP` under
+    `L2Loss`, `HappyLambdaClassifier` for a linear network under the cross-entropy (divided by n for its mean). The
+    threshold belongs to the slope of the penalty at 0: it is divided by that, such as the `l1_ratio` of `ElasticNet`.
+
+    Args:
+        network: One linear layer; or a linear layer, then `NormalizedLinear` layers with one activation between them.
+        groups: Its parameter groups; the weight of the first layer must be penalized, and nothing else.
+        loss: `L2Loss`, on all the data at once, or `nn.CrossEntropyLoss`.
+        penalty: `L1`, `Harder`, `ElasticNet`, or `GroupL1` by columns.
+        inputs: X, shape (N, ...), flattened to (N, P).
+        targets: y: shape (N, K), or class indices, shape (N,).
+        distribution_count: The number of draws.
+        generator: As in `HappyLambdaLinear`.
+
+    Raises:
+        ValueError: The theory gives no threshold for this network, loss or penalty; or the data are no good.
+    """
+    try:
+        linears, between, _ = split_layers(network)
+    except TypeError as error:
+        raise ValueError(
+            f"happy_lambda=auto: no threshold is known for this network: {error}. Use model=linear or "
+            f"model=sparse_mlp, or {REMEDY}"
+        ) from error
+    _check_penalized(linears, groups)
+    slope = _slope_at_zero(penalty, single=len(linears) == 2 or (len(linears) == 1 and linears[0].out_features == 1))
+    X, draws = inputs.flatten(1), distribution_count
+    if isinstance(loss, L2Loss):
+        options: dict[str, Any] = {"generator": generator, "num_responses": linears[-1].out_features}
+        if len(linears) == 1:
+            return HappyLambdaLinear(X, draws, **options).run() / slope
+        widths = [linear.out_features for linear in linears]
+        return HappyLambdaMLP(X, draws, widths, _activation(between), **options).run() / slope
+    if isinstance(loss, nn.CrossEntropyLoss):
+        reduction = _check_cross_entropy(loss, linears)
+        return HappyLambdaClassifier(X, targets, draws, generator=generator, reduction=reduction).run() / slope
+    raise ValueError(
+        f"happy_lambda=auto: no threshold is known for {type(loss).__name__}, under which the right weight depends on "
+        f"the unknown noise level. Use loss=l2 (the unsquared norm), or cross_entropy with model=linear, or {REMEDY}"
+    )
+
+
+def _check_penalized(linears: list[nn.Linear], groups: Iterable[Mapping[str, Any]]) -> None:
+    plain = [index for index, linear in enumerate(linears) if index and not isinstance(linear, NormalizedLinear)]
+    if plain or isinstance(linears[0], NormalizedLinear):
+        raise ValueError(
+            "happy_lambda=auto: the threshold holds for a plain first layer, with NormalizedLinear (rows of norm 1) in "
+            f"every layer after it, which this network has not. Use model=sparse_mlp, or {REMEDY}"
+        )
+    penalized = [(p, g["penalized"]) for g in groups if g.get("penalized", False) is not False for p in g["params"]]
+    if len(penalized) != 1 or penalized[0][0] is not linears[0].weight or penalized[0][1] is not True:
+        raise ValueError(
+            "happy_lambda=auto: the threshold holds when the weight of the first layer is penalized, all of it, and "
+            f"nothing else; penalized here are {len(penalized)} parameters. Change param_groups(), or {REMEDY}"
+        )
+
+
+def _slope_at_zero(penalty: Penalty, *, single: bool) -> float:
+    """The slope g'(0+) / lam, or for groups that of their norm; ``single``: the group threshold is that of `L1`."""
+    if isinstance(penalty, L1) or (isinstance(penalty, GroupL1) and penalty.groups == "columns" and single):
+        return 1.0
+    if isinstance(penalty, Harder):
+        return 1.0 if penalty.nu < 1 else 0.5
+    if isinstance(penalty, ElasticNet) and penalty.l1_ratio > 0:
+        return penalty.l1_ratio
+    raise ValueError(
+        f"happy_lambda=auto: no threshold is known for {penalty} with this network. Use L1, Harder, ElasticNet with "
+        "l1_ratio > 0, or GroupL1 by columns with one output or one hidden layer, "
+        f"or {REMEDY}"
+    )
+
+
+def _activation(between: list[list[nn.Module]]) -> nn.Module:
+    layers = [layer for part in between for layer in part if not (isinstance(layer, nn.Dropout) and layer.p == 0)]
+    if len(layers) != len(between) or len({repr(layer) for layer in layers}) != 1 or isinstance(layers[0], nn.Dropout):
+        raise ValueError(
+            f"happy_lambda=auto: between its layers the network has {[str(layer) for layer in layers]}; the threshold "
+            f"needs the same activation between every two, and no dropout. Change that, or {REMEDY}"
+        )
+    return layers[0]
+
+
+def _check_cross_entropy(loss: nn.CrossEntropyLoss, linears: list[nn.Linear]) -> Any:
+    if len(linears) > 1:
+        raise ValueError(
+            "happy_lambda=auto: with cross-entropy the threshold is known for a linear network only. Use model=linear, "
+            f"or {REMEDY}"
+        )
+    if loss.weight is not None or loss.label_smoothing or loss.reduction not in ("mean", "sum"):
+        raise ValueError(
+            f"happy_lambda=auto: the threshold is known for the plain cross-entropy, not with weight={loss.weight}, "
+            f"label_smoothing={loss.label_smoothing}, reduction={loss.reduction!r}. Drop these, or {REMEDY}"
+        )
+    return loss.reduction

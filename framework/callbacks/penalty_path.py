@@ -1,0 +1,283 @@
+"""Reach a strong penalty by a path of weaker ones, then finish on all the data with the module's own optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from framework.callback import Callback
+from framework.closure import penalty_value
+from framework.module import Module
+from framework.penalties import Harder
+
+if TYPE_CHECKING:
+    from framework.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stop on the way to the full penalty.
+
+    Attributes:
+        share: Of the full weight `happy_lambda`, from 0 on.
+        nu: The shape of the `Harder` penalty here; None for the module's own.
+    """
+
+    share: float
+    nu: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.share) and self.share >= 0):
+            raise ValueError(f"share={self.share!r} of the full weight; it must be a finite number from 0 on")
+
+
+def _sigmoid(k: int) -> float:
+    return math.exp(k) / (1 + math.exp(k))
+
+
+# Sardy et al. 2022: no penalty, then e^k / (1 + e^k) of the full weight, k = -1..4.
+LASSO_ANN = (Stage(0.0), *(Stage(_sigmoid(k)) for k in range(-1, 5)))
+# arXiv 2411.17180: weight and shape together, k = -1..3, then the full weight.
+HARDER_LASSO = (
+    Stage(0.0, 0.9),
+    *(Stage(_sigmoid(k), nu) for k, nu in zip(range(-1, 4), (0.9, 0.7, 0.5, 0.3, 0.2), strict=True)),
+    Stage(1.0, 0.1),
+)
+
+
+class _Full(NamedTuple):
+    """What the module and the trainer were given, in force in the final phase and after the run."""
+
+    penalty: Any
+    happy_lambda: float
+    accumulate_grad_batches: int | str
+
+
+class PenaltyPath(Callback):
+    """Trains through stages of growing penalty, each from where the last one ended, then with the full penalty.
+
+    From a cold start at the full weight, networks fall into the null model. During the stages the run uses this
+    callback's ``optimizer``, such as `ProxAdam` on mini-batches; after them the optimizer of the module's
+    `configure_optimizers`, each of whose steps sees all the data (``accumulate_grad_batches="epoch"``), with the
+    module's own weight and penalty. The module's ``penalty`` and ``happy_lambda`` say what is in force at any moment;
+    groups with a ``"happy_lambda"`` of their own are scaled alike. After the run both are what they were before.
+
+    A stage ends when the mean objective of a window of epochs is no longer below that of the window before by more
+    than a share ``tol`` of it. The windows start anew in each stage, which so lasts for two windows at least.
+
+    Args:
+        optimizer: Called with the parameter groups: a class or a `functools.partial` of one. A proximal one is also
+            given the penalty and its weight.
+        stages: Each a `Stage` or a mapping of its attributes. Default: the published schedule for the module's penalty,
+            `HARDER_LASSO` for `Harder`, else `LASSO_ANN`.
+        window: Epochs in a window.
+        tol: The least relative decrease from window to window that lets a stage go on.
+        max_epochs: The longest a stage may last, in epochs.
+        accumulate_grad_batches: Of the stages; the default is one batch for each step.
+        final_window: The window of the final phase. Its end ends the run.
+        final_tol: The least relative decrease that lets the final phase go on.
+
+    Attributes:
+        stage: The index of the stage under way; ``len(stages)`` in the final phase.
+        history: For each stage that ended: its ``epochs``, ``happy_lambda``, ``objective`` (of the last window) and
+            ``importance``, the Euclidean norm of each column of the first penalized weight.
+
+    Raises:
+        ValueError: At `fit`: the module has no penalty, a ``nu`` is given for another penalty than `Harder`, or an
+            argument is out of range.
+    """
+
+    stage: int
+    history: list[dict[str, Any]]
+    _epochs: int  # of this stage
+    _steps: int  # of this epoch
+    _loss: Tensor | float  # f, summed over this epoch's steps
+    _sum: Tensor | float  # f + g, summed over this window's epochs
+    _mean: float  # f + g over the window before
+
+    def __init__(
+        self,
+        optimizer: Callable[..., Optimizer],
+        stages: Iterable[Stage | Mapping[str, Any]] | None = None,
+        *,
+        window: int = 50,
+        tol: float = 0.01,
+        max_epochs: int = 1000,
+        accumulate_grad_batches: int | str = 1,
+        final_window: int = 10,
+        final_tol: float = 1e-9,
+    ) -> None:
+        for name, value in (("window", window), ("final_window", final_window), ("max_epochs", max_epochs)):
+            if value < 1:
+                raise ValueError(f"PenaltyPath: {name}={value!r}; it must be at least 1")
+        if max_epochs < 2 * window:
+            raise ValueError(
+                f"PenaltyPath: max_epochs={max_epochs} is less than two windows of {window} epochs, which every stage "
+                "needs to compare; raise max_epochs or lower window"
+            )
+        self.make_optimizer = optimizer
+        self.given_stages = None if stages is None else [s if isinstance(s, Stage) else Stage(**s) for s in stages]
+        self.window = window
+        self.tol = tol
+        self.max_epochs = max_epochs
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.final_window = final_window
+        self.final_tol = final_tol
+        self.stages: Sequence[Stage] = self.given_stages or []
+        self._full: _Full | None = None
+        self._weights: list[Any] = []
+        self._start()
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the stages are over and the module's own optimizer, weight and penalty are in force."""
+        return self.stage >= len(self.stages)
+
+    # ---------------------------------------------------------------------------------------------------- hooks
+
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        if stage != "fit":
+            return
+        if module.penalty is None:
+            raise ValueError("PenaltyPath needs a penalty to follow: set module.penalty, or drop the callback")
+        default = HARDER_LASSO if isinstance(module.penalty, Harder) else LASSO_ANN
+        self.stages = default if self.given_stages is None else self.given_stages
+        if not isinstance(module.penalty, Harder) and any(s.nu is not None for s in self.stages):
+            raise ValueError(
+                f"PenaltyPath: a stage gives nu, which {module.penalty} does not have; drop it, or use Harder"
+            )
+        self._full = _Full(module.penalty, module.happy_lambda, trainer.accumulate_grad_batches)
+        self._weights = []
+        self._start()
+
+    def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint["callbacks"].get(type(self).__name__, {})
+        if saved.get("stages") != self._described_stages():
+            raise ValueError(
+                "the checkpoint was written without PenaltyPath, or with other stages: continue with the configuration "
+                "of the run that wrote it"
+            )
+        # A checkpoint fits only the optimizer that wrote it, which its stage decides.
+        self.stage = saved["stage"]
+        self._use_optimizer(trainer, module)
+
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
+        if not self._weights:  # nothing was loaded
+            self._use_optimizer(trainer, module)
+        self._weigh(trainer, module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Module, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        assert trainer.closure.loss is not None
+        self._loss = self._loss + trainer.closure.loss.double()
+        self._steps += 1
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        if trainer.progress.batch_idx:
+            return  # stopped in the middle of an epoch, of which a resumed run trains the rest
+        # f as it was before the steps and g as it is after them: near enough to see a decrease come to its end.
+        with torch.no_grad():
+            penalty = penalty_value(module, trainer.closure.penalized_groups)
+        self._sum = self._sum + self._loss / self._steps + penalty
+        self._loss, self._steps, self._epochs = 0.0, 0, self._epochs + 1
+        if self.is_final:
+            if self._has_settled(self.final_window, self.final_tol):
+                trainer.stop("penalty_path: the objective decreases no more")
+        elif self._has_settled(self.window, self.tol) or self._epochs >= self.max_epochs:
+            self._end_stage(trainer, module)
+
+    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+        if stage == "fit" and self._full is not None:
+            module.penalty, module.happy_lambda, trainer.accumulate_grad_batches = self._full
+            self._full = None
+
+    def state_dict(self) -> dict[str, Any]:
+        counts = {"stage": self.stage, "epochs": self._epochs, "steps": self._steps}
+        sums = {"loss": float(self._loss), "sum": float(self._sum), "mean": self._mean}
+        return {"stages": self._described_stages(), "history": list(self.history), **counts, **sums}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.stage, self.history = state_dict["stage"], list(state_dict["history"])
+        self._epochs, self._steps = state_dict["epochs"], state_dict["steps"]
+        self._loss, self._sum, self._mean = state_dict["loss"], state_dict["sum"], state_dict["mean"]
+
+    # --------------------------------------------------------------------------------------------------- stages
+
+    def _start(self) -> None:
+        self.stage = 0
+        self.history = []
+        self._start_stage()
+
+    def _start_stage(self) -> None:
+        """Forget what the stage before has seen: it must not end the next one."""
+        self._epochs = self._steps = 0
+        self._loss = self._sum = 0.0
+        self._mean = math.inf
+
+    def _has_settled(self, window: int, tol: float) -> bool:
+        """At the end of a window: whether its mean objective is about that of the window before."""
+        if self._epochs % window:
+            return False
+        before, self._mean, self._sum = self._mean, float(self._sum) / window, 0.0  # waits for the device
+        return before < math.inf and before - self._mean <= tol * abs(before)
+
+    def _end_stage(self, trainer: Trainer, module: Module) -> None:
+        """Write down where the stage has come to, and go on to the next."""
+        weight = trainer.closure.penalized_groups[0]["params"][0].detach()
+        importance = weight.norm(dim=0) if weight.ndim == 2 else weight.abs()
+        self.history.append(
+            {
+                "epochs": self._epochs,
+                "happy_lambda": module.happy_lambda,
+                "objective": self._mean,
+                "importance": importance.cpu().clone(),
+            }
+        )
+        module.log("path/stage", self.stage)
+        module.log("path/happy_lambda", module.happy_lambda)
+        module.log("path/objective", self._mean)
+        module.log("path/features", int(importance.count_nonzero()))
+        self.stage += 1
+        self._start_stage()
+        if self.is_final:
+            assert self._full is not None
+            module.penalty, module.happy_lambda, _ = self._full
+            self._use_optimizer(trainer, module)
+        self._weigh(trainer, module)
+
+    def _use_optimizer(self, trainer: Trainer, module: Module) -> None:
+        """Install the optimizer of this phase, and note the full weight of each of its groups."""
+        assert self._full is not None
+        if self.is_final:
+            trainer.use_optimizer(module.configure_optimizers(), accumulate_grad_batches="epoch")
+        else:
+            options = {}
+            if getattr(getattr(self.make_optimizer, "func", self.make_optimizer), "handles_penalty", False):
+                options = {"happy_lambda": module.happy_lambda, "penalty": module.penalty}
+            optimizer = self.make_optimizer(module.param_groups(), **options)
+            trainer.use_optimizer(optimizer, accumulate_grad_batches=self.accumulate_grad_batches)
+        self._weights = [group.get("happy_lambda") for group in trainer.optimizer.param_groups]
+
+    def _weigh(self, trainer: Trainer, module: Module) -> None:
+        """Put the stage's weight and penalty in force: in the module, and in an optimizer that has its own."""
+        assert self._full is not None
+        stage = Stage(1.0) if self.is_final else self.stages[self.stage]
+        penalty = self._full.penalty
+        module.penalty = penalty if stage.nu is None else dataclasses.replace(penalty, nu=stage.nu)
+        module.happy_lambda = stage.share * self._full.happy_lambda
+        for group, weight in zip(trainer.optimizer.param_groups, self._weights, strict=True):
+            if weight is not None:
+                group["happy_lambda"] = stage.share * weight
+        if trainer.closure.handles_penalty:
+            trainer.optimizer.penalty = module.penalty  # type: ignore[attr-defined]
+
+    def _described_stages(self) -> list[list[float | None]]:
+        return [[stage.share, stage.nu] for stage in self.stages]

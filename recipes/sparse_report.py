@@ -1,0 +1,92 @@
+"""What a sparse run found: its features, the pruned network, and how well that fits without the penalty."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.optim import LBFGS
+
+from framework import Trainer
+from framework.callbacks import PenaltyPath
+from framework.pruning import prune, used_features
+from recipes import figures
+from recipes.module import SupervisedModule
+from recipes.sparse_data import SparseData
+
+
+def sparse_report(
+    trainer: Trainer, module: SupervisedModule, data: SparseData, folder: Path
+) -> tuple[dict[str, float], dict[str, Any], dict[str, Figure]]:
+    """Prunes and refits the network of a finished run; writes the refitted one to ``pruned.pt``.
+
+    Returns:
+        Metrics: ``support/...`` (its size and, where the truth is known, true positives, false discoveries and
+        whether it is exact), ``pruned/...`` and ``refit/...``; the support as feature names; pictures.
+    """
+    network = module.network
+    assert isinstance(network, nn.Sequential)
+    found = used_features(network).tolist()
+    metrics, findings = compare_supports(found, data)
+    metrics |= prune_and_refit(trainer, module, data, folder)
+    importance = feature_weights(network)
+    pictures = {"importance": figures.importances(importance, data.feature_names, data.support)}
+    for callback in trainer.callbacks:
+        if isinstance(callback, PenaltyPath) and callback.history:
+            weights = [stage["happy_lambda"] for stage in callback.history] + [module.happy_lambda]
+            values = [*(stage["importance"].float() for stage in callback.history), importance.abs()]
+            pictures["path"] = figures.penalty_path(weights, torch.stack(values), data.support)
+    return metrics, findings, pictures
+
+
+def compare_supports(found: list[int], data: SparseData) -> tuple[dict[str, float], dict[str, Any]]:
+    """How the features found compare with those that matter: as numbers, and as names."""
+    metrics: dict[str, float] = {"support/size": len(found)}
+    findings: dict[str, Any] = {"support": [data.feature_names[feature] for feature in found]}
+    if data.support is not None:
+        true_positives = len(set(found) & set(data.support))
+        metrics["support/true_positives"] = true_positives
+        metrics["support/false_discoveries"] = len(found) - true_positives
+        metrics["support/exact"] = float(found == data.support)
+        findings["true_support"] = [data.feature_names[feature] for feature in data.support]
+    return metrics, findings
+
+
+def feature_weights(network: nn.Sequential) -> Tensor:
+    """For each feature its coefficient, or with several neurons the norm of its weights, shape (features,)."""
+    weight = next(layer for layer in network if isinstance(layer, nn.Linear)).weight.detach().float().cpu()
+    return weight[0] if len(weight) == 1 else weight.norm(dim=0)
+
+
+def prune_and_refit(trainer: Trainer, module: SupervisedModule, data: SparseData, folder: Path) -> dict[str, float]:
+    """Prunes the network, compares what both compute, and fits the pruned one without penalty."""
+    pruned = prune(module.network)  # type: ignore[arg-type]
+    parameter = next(module.parameters())
+    X = data.train.tensors[0].to(parameter)
+    with torch.no_grad():
+        difference = (pruned(X) - module.network(X)).abs().max()
+    refit = SupervisedModule(
+        pruned, module.loss, partial(LBFGS, max_iter=100, history_size=20, line_search_fn="strong_wolfe")
+    )
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    refitter = Trainer(
+        accelerator=trainer.fabric.device.type,
+        devices=1,
+        precision="64-true" if parameter.dtype == torch.float64 else "32-true",
+        accumulate_grad_batches="epoch",
+        max_epochs=5,
+        logger=False,
+        **quiet,  # type: ignore[arg-type]
+    )
+    refitter.fit(refit, data.train, data.val)
+    torch.save(pruned.state_dict(), folder / "pruned.pt")
+    return {
+        "pruned/max_difference": float(difference),
+        "pruned/parameters": sum(p.numel() for p in pruned.parameters()),
+        "refit/train_loss": float(refitter.closure.loss),  # type: ignore[arg-type]
+        "refit/val_loss": refitter.callback_metrics["val/loss"],
+    }

@@ -1,0 +1,120 @@
+"""happy_lambda=auto: the threshold of the right theory on the scale of loss and penalty, or why there is none."""
+
+import pytest
+import torch
+from torch import nn
+
+from framework.auto_lambda import auto_happy_lambda
+from framework.happy_lambda import HappyLambdaClassifier, HappyLambdaLinear, HappyLambdaMLP
+from framework.layers import NormalizedLinear, Sigma, sigma
+from framework.losses import L2Loss
+from framework.penalties import L1, ElasticNet, GroupL1, Harder
+from recipes.networks import CNN, MLP, Linear, SparseMLP
+
+GENERATOR = torch.Generator().manual_seed(3)
+X = torch.randn(40, 6, generator=GENERATOR)
+Y = torch.randn(40, 1, generator=GENERATOR)
+LABELS = torch.randint(3, (40,), generator=GENERATOR)
+DRAWS = 200
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+def groups(network):
+    if isinstance(network, SparseMLP):
+        return network.param_groups()
+    return [
+        {"params": [p for p in network.parameters() if p.ndim > 1], "penalized": True},
+        {"params": [p for p in network.parameters() if p.ndim == 1], "penalized": False},
+    ]
+
+
+def auto(network, loss, penalty=None, targets=Y, **options):
+    options = {"groups": groups(network), **options}
+    given = options.pop("groups")
+    return auto_happy_lambda(
+        network, given, loss, penalty or L1(), X, targets, distribution_count=DRAWS, generator=generator()
+    )
+
+
+def test_each_model_and_loss_gets_its_threshold():
+    linear = HappyLambdaLinear(X, DRAWS, generator=generator()).run()
+    assert auto(Linear((6,), 1), L2Loss()) == linear
+    assert auto(Linear((2, 3), 1), L2Loss()) == linear  # images are flattened
+    two = HappyLambdaLinear(X, DRAWS, generator=generator(), num_responses=2).run()
+    assert auto(Linear((6,), 2), L2Loss()) == two
+    deep = SparseMLP((6,), 1, hidden=(5, 4), activation="Sigma")
+    assert auto(deep, L2Loss()) == HappyLambdaMLP(X, DRAWS, [5, 4, 1], sigma, generator=generator()).run()
+    mean = HappyLambdaClassifier(X, LABELS, DRAWS, generator=generator(), reduction="mean").run()
+    assert auto(Linear((6,), 3), nn.CrossEntropyLoss(), targets=LABELS) == mean
+    total = auto(Linear((6,), 3), nn.CrossEntropyLoss(reduction="sum"), targets=LABELS)
+    assert total == pytest.approx(len(X) * mean, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "slope"),
+    [(Harder(0.1), 1.0), (Harder(1.0), 0.5), (ElasticNet(0.25), 0.25), (GroupL1("columns"), 1.0)],
+)
+def test_the_threshold_is_divided_by_the_slope_of_the_penalty_at_zero(penalty, slope):
+    for network in (Linear((6,), 1), SparseMLP((6,), 1, hidden=(5,))):
+        assert auto(network, L2Loss(), penalty) == pytest.approx(auto(network, L2Loss()) / slope, rel=1e-12)
+
+
+@pytest.mark.parametrize("penalty", [L1(), Harder(1.0), ElasticNet(0.25)])
+def test_above_the_threshold_of_a_response_the_null_model_is_stationary_and_below_it_is_not(penalty):
+    """With the response as the only draw, the threshold is ||X'y||_inf / ||y||, over the slope."""
+    y = Y - Y.mean()
+    critical = float((X.T @ y).abs().max() / y.norm()) / {Harder(1.0): 0.5, ElasticNet(0.25): 0.25}.get(penalty, 1.0)
+    gradient = -(X.T @ y / y.norm()).T
+    zero = torch.zeros(1, 6)
+    assert penalty.subgradient_gap(zero, gradient, 1.001 * critical) == 0
+    assert penalty.subgradient_gap(zero, gradient, 0.999 * critical) > 0
+
+
+class Convolution(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 1))
+
+
+DROPOUT = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(0.5), NormalizedLinear(5, 1))
+MIXED = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), NormalizedLinear(5, 4), Sigma(), NormalizedLinear(4, 1))
+
+
+def first_only(network):
+    weight = next(network.parameters())
+    rest = [p for p in network.parameters() if p is not weight]
+    return [{"params": rest, "penalized": False}, {"params": [weight], "penalized": True}]
+
+
+@pytest.mark.parametrize(
+    ("network", "loss", "penalty", "message"),
+    [
+        (Linear((6,), 1), nn.MSELoss(), L1(), r"known for MSELoss, .*noise level\. Use loss=l2 .*number"),
+        (CNN((1, 8, 8), 3), L2Loss(), L1(), r"this network: layer 0 is Conv2d.*Use model=linear or model=sparse_mlp"),
+        (MLP((6,), 1), L2Loss(), L1(), "NormalizedLinear .rows of norm 1. in every layer after.*model=sparse_mlp"),
+        (SparseMLP((6,), 3), nn.CrossEntropyLoss(), L1(), "with cross-entropy the threshold is known for a linear"),
+        (Linear((6,), 3), nn.CrossEntropyLoss(label_smoothing=0.1), L1(), r"label_smoothing=0\.1"),
+        (Linear((6,), 1), L2Loss(), ElasticNet(0.0), r"no threshold is known for ElasticNet\(l1_ratio=0\.0\)"),
+        (Linear((6,), 2), L2Loss(), GroupL1("columns"), "no threshold is known for GroupL1"),
+        (SparseMLP((6,), 1, hidden=(3, 3)), L2Loss(), GroupL1("columns"), "no threshold is known for GroupL1"),
+        (SparseMLP((6,), 1), L2Loss(), GroupL1("rows"), "no threshold is known for GroupL1"),
+        (DROPOUT, L2Loss(), L1(), r"between its layers the network has .*Dropout.*needs the same activation"),
+        (MIXED, L2Loss(), L1(), "needs the same activation between every two"),
+    ],
+)
+def test_where_the_theory_has_none_it_says_what_is_allowed(network, loss, penalty, message):
+    given = groups(network) if isinstance(network, Linear | SparseMLP) else first_only(network)
+    with pytest.raises(ValueError, match=message):
+        auto(network, loss, penalty, targets=LABELS, groups=given)
+
+
+def test_another_choice_of_what_is_penalized_is_refused():
+    network = SparseMLP((6,), 1)
+    every = [{"params": list(network.parameters()), "penalized": True}]
+    mask = [{"params": [network[1].weight], "penalized": torch.ones(20, 6, dtype=torch.bool)}]
+    nothing = [{"params": list(network.parameters()), "penalized": False}]
+    for wrong in (every, mask, nothing):
+        with pytest.raises(ValueError, match="when the weight of the first layer is penalized, all of it, and nothing"):
+            auto(network, L2Loss(), groups=wrong)

@@ -1,0 +1,283 @@
+"""A path of penalties: stages that cannot be skipped, a final phase with the module's optimizer, resumed bitwise."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, SGD, Adam
+
+from framework import Callback, Trainer
+from framework.callbacks import PenaltyPath, Stage, Stationarity
+from framework.callbacks.penalty_path import HARDER_LASSO, LASSO_ANN
+from framework.data import TensorLoader
+from framework.losses import L2Loss
+from framework.optim import FISTA, ProxAdam, SpaRSA
+from framework.optim.proximal import stationarity_gap
+from framework.penalties import L1, Harder, Penalty
+from recipes.module import SupervisedModule
+from tests.modules import assert_same, make_trainer
+
+STAGES = [Stage(0.0), Stage(0.3), Stage(0.6)]
+
+
+def data(batch_size: int = 30) -> TensorLoader:
+    """y depends on features 0 and 3 of 8; 30 samples."""
+    generator = torch.Generator().manual_seed(2)
+    X = torch.randn(30, 8, generator=generator, dtype=torch.float64)
+    y = 2 * X[:, [0]] - 3 * X[:, [3]] + 0.5 * torch.randn(30, 1, generator=generator, dtype=torch.float64)
+    return TensorLoader(X, y, batch_size=batch_size, shuffle=batch_size < 30)
+
+
+def make_module(optimizer: Callable[..., Any] = SpaRSA, penalty: Penalty | None = None) -> SupervisedModule:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 1)).double()
+    return SupervisedModule(network, L2Loss(), optimizer, penalty=penalty or L1(), happy_lambda=2.0)
+
+
+def make_path(**options: Any) -> PenaltyPath:
+    defaults: dict[str, Any] = {"stages": STAGES, "window": 4, "max_epochs": 20, "tol": 1e-3}
+    return PenaltyPath(**({"optimizer": partial(ProxAdam, lr=0.05)} | defaults | options))
+
+
+def fit(tmp_path, module: SupervisedModule, *callbacks: Callback, loader: Any = None, **options: Any) -> Trainer:
+    trainer = make_trainer(tmp_path, callbacks=list(callbacks), **({"max_epochs": 300} | options))
+    trainer.fit(module, loader or data(), ckpt_path=options.pop("ckpt_path", None))
+    return trainer
+
+
+class Watch(Callback):
+    """What is in force at the start of every epoch."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, float, Any, Any]] = []
+        self.counts: list[tuple[int, int]] = []
+
+    def on_train_epoch_start(self, trainer, module):
+        lam = trainer.optimizer.param_groups[0].get("happy_lambda")
+        self.seen.append((type(trainer.optimizer).__name__, module.happy_lambda, lam, module.penalty))
+        self.counts.append((trainer.global_step, trainer.closure_evaluations))
+
+
+def test_every_stage_trains_with_its_own_weight_and_the_last_phase_with_the_modules_optimizer(tmp_path):
+    path, watch, module = make_path(), Watch(), make_module()
+    trainer = fit(tmp_path, module, path, watch, loader=data(10))
+    changes = [seen for i, seen in enumerate(watch.seen) if i == 0 or seen != watch.seen[i - 1]]
+    assert changes == [
+        ("ProxAdam", 0.0, 0.0, L1()),
+        ("ProxAdam", 0.6, 0.6, L1()),
+        ("ProxAdam", 1.2, 1.2, L1()),
+        ("SpaRSA", 2.0, 2.0, L1()),
+    ]
+    assert [record["happy_lambda"] for record in path.history] == [0.0, 0.6, 1.2]
+    assert all(8 <= record["epochs"] <= 20 for record in path.history)
+    assert path.is_final
+    assert trainer.stopped_because == "penalty_path: the objective decreases no more"
+    # Three batches make three steps of an epoch on the path, and one step of it in the final phase.
+    epochs = sum(record["epochs"] for record in path.history)
+    assert watch.counts[epochs] == (3 * epochs, 3 * epochs)
+    assert trainer.global_step == 3 * epochs + trainer.current_epoch - epochs
+    assert trainer.closure_evaluations > trainer.global_step
+    assert trainer.callback_metrics["path/stage"] == 2
+    assert trainer.accumulate_grad_batches == 1
+
+
+def test_the_final_phase_ends_where_the_optimizer_alone_does(tmp_path):
+    module, alone = make_module(), make_module()
+    fit(tmp_path, module, make_path(final_tol=0.0), Stationarity(1e-9))
+    fit(tmp_path, alone, Stationarity(1e-9))
+    for ours, theirs in zip(module.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
+    assert module.network[0].weight.count_nonzero() == 2
+
+
+@pytest.mark.parametrize("maker", [partial(Adam, lr=0.05), partial(SGD, lr=0.01)])
+def test_an_optimizer_without_prox_follows_the_path_by_the_modules_weight(tmp_path, maker):
+    path, watch = make_path(optimizer=maker), Watch()
+    fit(tmp_path, make_module(FISTA), path, watch)
+    weights = [seen[1] for seen in watch.seen]
+    assert sorted(set(weights)) == [0.0, 0.6, 1.2, 2.0]
+    assert weights == sorted(weights)
+
+
+def test_a_settled_stage_does_not_end_the_next_one(tmp_path):
+    """From the optimum of an unpenalized stage, equal stages after it have nothing to do: each lasts two windows."""
+    path = make_path(stages=[Stage(0.5)] * 4, tol=0.5)
+    fit(tmp_path, make_module(), path)
+    assert [record["epochs"] for record in path.history] == [8, 8, 8, 8]
+
+
+def test_a_stage_that_goes_on_improving_ends_at_max_epochs(tmp_path):
+    path = make_path(tol=-1.0, max_epochs=11)
+    fit(tmp_path, make_module(), path)
+    assert [record["epochs"] for record in path.history] == [11, 11, 11]
+
+
+def test_groups_with_weights_of_their_own_are_scaled_alike(tmp_path):
+    class TwoWeights(SupervisedModule):
+        def param_groups(self):
+            first, second = self.network
+            return [
+                {"params": [first.weight], "penalized": True, "happy_lambda": 1.0},
+                {"params": [second.weight], "penalized": True},
+                {"params": [first.bias, second.bias], "penalized": False},
+            ]
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 3), nn.Linear(3, 1)).double()
+    module = TwoWeights(network, L2Loss(), SpaRSA, penalty=L1(), happy_lambda=0.5)
+    seen = []
+
+    class Weights(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            weights = tuple(group["happy_lambda"] for group in trainer.optimizer.param_groups[:2])
+            if weights not in seen:
+                seen.append(weights)
+
+    fit(tmp_path, module, make_path(), Weights())
+    assert seen == [(0.0, 0.0), (0.3, 0.15), (0.6, 0.3), (1.0, 0.5)]
+
+
+def test_the_schedule_follows_the_penalty_and_the_module_gets_its_own_back(tmp_path):
+    def penalties(penalty: Penalty) -> list[Penalty]:
+        module, watch = make_module(penalty=penalty), Watch()
+        fit(tmp_path, module, make_path(stages=None, window=1, max_epochs=2), watch)
+        assert (module.penalty, module.happy_lambda) == (penalty, 2.0)
+        return list(dict.fromkeys(seen[3] for seen in watch.seen))
+
+    assert penalties(L1()) == [L1()]
+    assert penalties(Harder(0.1)) == [Harder(nu) for nu in (0.9, 0.7, 0.5, 0.3, 0.2, 0.1)]
+    shares = torch.tensor([stage.share for stage in LASSO_ANN[1:]])
+    torch.testing.assert_close(shares, torch.arange(-1.0, 5.0).sigmoid())
+    assert [stage.nu for stage in HARDER_LASSO] == [0.9, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1]
+
+
+# ------------------------------------------------------------------------------------------------------------ resume
+
+
+@pytest.mark.parametrize("steps", [1, 29, 40, 45, 90, 92])
+@pytest.mark.parametrize("optimizer", [SpaRSA, partial(Adam, lr=0.01)])
+def test_a_run_continued_from_any_phase_ends_like_one_that_was_not_interrupted(tmp_path, steps, optimizer):
+    """Epochs of 3 steps, stages of 15: in the middle of an epoch, at the end of a stage, of the path, and after it."""
+    path = make_path(window=2, max_epochs=5, tol=-1.0, stages=[Stage(0.2), Stage(0.5)] * 3, final_tol=-1.0)
+    options: dict[str, Any] = {"enable_checkpointing": True, "loader": data(12)}
+    whole, halted, resumed = (make_module(optimizer) for _ in range(3))
+    fit(tmp_path / "whole", whole, path, max_epochs=34, **options)
+    first = fit(tmp_path / "halted", halted, make_path_like(path), max_steps=steps, **options)
+    second = make_path_like(path)
+    trainer = make_trainer(tmp_path / "resumed", callbacks=[second], max_epochs=34, enable_checkpointing=True)
+    trainer.fit(resumed, data(12), ckpt_path=first.default_root_dir / "checkpoints" / "last.ckpt")
+    assert_same(whole, resumed)
+    assert second.stage == path.stage == 6
+    for ours, theirs in zip(second.history, path.history, strict=True):
+        assert ours["objective"] == theirs["objective"]
+        assert torch.equal(ours["importance"], theirs["importance"])
+
+
+def make_path_like(path: PenaltyPath) -> PenaltyPath:
+    return make_path(
+        window=path.window, max_epochs=path.max_epochs, tol=path.tol, stages=path.given_stages, final_tol=path.final_tol
+    )
+
+
+def test_a_checkpoint_of_another_path_is_refused(tmp_path):
+    fit(tmp_path, make_module(), make_path(), max_epochs=3, enable_checkpointing=True)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    for path in (make_path(stages=[Stage(0.5)]), make_path(stages=[*STAGES, Stage(1.0)])):
+        trainer = make_trainer(tmp_path, callbacks=[path])
+        with pytest.raises(
+            ValueError, match="written without PenaltyPath, or with other stages: continue with the conf"
+        ):
+            trainer.fit(make_module(), data(), ckpt_path=last)
+
+
+# -------------------------------------------------------------------------------------------------------- stationarity
+
+
+def gap_by_hand(module: SupervisedModule) -> Tensor:
+    X, y = data().tensors
+    weight, bias = (p.detach().clone().requires_grad_() for p in module.network[0].parameters())
+    torch.linalg.vector_norm(y - X @ weight.T - bias).backward()
+    groups = [
+        {"params": [weight], "penalized": True, "happy_lambda": 2.0},
+        {"params": [bias], "penalized": False, "happy_lambda": 2.0},
+    ]
+    return stationarity_gap(groups, L1())
+
+
+@pytest.mark.parametrize(
+    "optimizer", [SpaRSA, FISTA, partial(ProxAdam, lr=0.05), partial(Adam, lr=0.05), partial(LBFGS, lr=0.1)]
+)
+def test_the_gap_is_that_of_f_and_g_at_the_current_point_whatever_the_optimizer(tmp_path, optimizer):
+    module = make_module(optimizer)
+    trainer = fit(tmp_path, module, Stationarity(0.0), max_epochs=3)
+    assert trainer.callback_metrics["stationarity_gap"] == pytest.approx(float(gap_by_hand(module)), rel=1e-6)
+
+
+def test_training_stops_at_a_small_gap_and_measuring_changes_nothing_else(tmp_path):
+    module, plain = make_module(), make_module()
+    trainer = fit(tmp_path, module, Stationarity(1e-7))
+    assert trainer.stopped_because.startswith("stationarity: the gap is")
+    assert gap_by_hand(module) <= 1e-7
+    fit(tmp_path, plain, max_epochs=trainer.current_epoch)
+    assert_same(module, plain)
+
+
+def test_batch_norm_dropout_and_logs_do_not_notice_the_measurement(tmp_path):
+    class Noisy(SupervisedModule):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("noisy", loss, on_step=False, on_epoch=True)
+            return loss
+
+    def run(*callbacks: Callback) -> tuple[SupervisedModule, float]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 1)).double()
+        module = Noisy(network, nn.MSELoss(), partial(SGD, lr=0.01))
+        trainer = fit(tmp_path, module, *callbacks, max_epochs=4, loader=data(10))
+        return module, trainer.callback_metrics["noisy"]
+
+    (watched, logged), (plain, expected) = run(Stationarity()), run()
+    assert_same(watched, plain)
+    assert logged == expected
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 0}, "window=0; it must be at least 1"),
+        ({"max_epochs": 7}, "max_epochs=7 is less than two windows of 4 epochs"),
+        ({"stages": [{"share": -0.1}]}, r"share=-0\.1 of the full weight; it must be a finite"),
+        ({"stages": [Stage(0.5, nu=0.3)]}, r"a stage gives nu, which L1\(\) does not have"),
+    ],
+)
+def test_a_path_out_of_range_is_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, make_module(), make_path(**options))
+
+
+def test_a_path_without_penalty_is_refused(tmp_path):
+    module = make_module()
+    module.penalty = None
+    with pytest.raises(ValueError, match=r"PenaltyPath needs a penalty to follow: set module\.penalty, or drop"):
+        fit(tmp_path, module, make_path())
+
+
+@pytest.mark.parametrize(("options", "message"), [({"tol": -1.0}, "tol=-1.0"), ({"every_n_epochs": 0}, "every_n")])
+def test_a_measurement_out_of_range_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Stationarity(**options)
+
+
+def test_another_optimizer_is_checked_like_the_first(tmp_path):
+    class Switch(Callback):
+        def on_train_epoch_end(self, trainer, module):
+            trainer.use_optimizer(SGD(list(module.parameters())[:1], lr=0.1))
+
+    with pytest.raises(ValueError, match=r"in no parameter group of SGD: network\.0\.bias"):
+        fit(tmp_path, make_module(), Switch())
