@@ -1,6 +1,7 @@
 """Minimization by scipy as one step of a run: what shows of its iterations, and what ends it at the best point."""
 
 import csv
+import itertools
 import os
 import signal
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.loggers import CSVLogger
-from torch import nn
 from torch.optim import LBFGS, SGD
 
 from framework import Callback
@@ -200,7 +200,7 @@ def test_early_stopping_looks_at_every_iteration(tmp_path):
     trainer.fit(minimizing("L-BFGS-B"), make_loader(20))
     assert trainer.stopped_because.startswith("early_stopping: iteration/objective is no better than")
     values = [value for _, value in watch.seen]
-    gains = [before - after >= 0.05 for before, after in zip(values, values[1:], strict=False)]
+    gains = [before - after >= 0.05 for before, after in itertools.pairwise(values)]
     assert not any(gains[-2:])
     assert gains[0]
 
