@@ -27,12 +27,12 @@ def stacked_values(
         RuntimeError: The module does what `vmap` does not allow, such as ``.item()``, or writes into buffers, or
             somebody besides the module holds one of the parameters, and would read it at another point.
     """
-    names = {param: f"module.{name}" for name, param in module.named_parameters()}
+    names: dict[Tensor, str] = {param: f"module.{name}" for name, param in module.named_parameters()}
     evaluation = _Evaluation(module, evaluate)
 
     def value(*point: Tensor) -> Tensor:
         with _Refused(params):
-            return functional_call(evaluation, dict(zip(map(names.__getitem__, params), point, strict=True)), ())
+            return functional_call(evaluation, dict(zip((names[param] for param in params), point, strict=True)), ())
 
     return vmap(value, randomness="same")(*candidates)
 
