@@ -32,7 +32,7 @@ def stacked_values(
 
     def value(*point: Tensor) -> Tensor:
         with _Refused(params):
-            return functional_call(evaluation, dict(zip(map(names.__getitem__, params), point, strict=True)), ())
+            return functional_call(evaluation, dict(zip((names[param] for param in params), point, strict=True)), ())
 
     return vmap(value, randomness="same")(*candidates)
 

@@ -1,6 +1,6 @@
 """Measures MinimizeWrapper: overhead, curvature, defaults and the training loss per method.
 
-    uv run python scripts/benchmark_minimize.py [overhead] [curvature] [large] [lbfgs] [memory] [dtype] [table]
+    uv run python scripts/benchmark_minimize.py [overhead] [curvature] [large] [pieces] [lbfgs] [memory] [dtype] [table]
 
 Without arguments, everything; `memory` reads Fashion-MNIST from `DATA_ROOT`. Compared variants run interleaved, and
 medians of their times are compared.
@@ -25,6 +25,8 @@ import torchvision
 from scipy.optimize import OptimizeResult
 from torch import Tensor, nn
 
+from framework import Module, Trainer
+from framework.data import TensorLoader
 from framework.flat import ParameterVector, unflatten
 from framework.optim import MinimizeWrapper
 from framework.optim.objective import Objective
@@ -186,6 +188,44 @@ def large() -> None:
         )
 
 
+class Classifier(Module):
+    """One hidden layer of 256, minimized by a method of scipy."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(100, 256), nn.Tanh(), nn.Linear(256, 10))
+        self.method = method
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> MinimizeWrapper:
+        return MinimizeWrapper(self.param_groups(), {"method": self.method, "options": {"maxiter": 2}})
+
+
+def pieces() -> None:
+    """Peak memory of a minimization over all the data, in pieces and as one batch."""
+    _, data, target = softmax_problem(100_000, 100, 10)
+    print("\n100,000 samples, MLP 100-256-10; peak of resident memory over that before, cumulated, and seconds")
+    for method in ("L-BFGS-B", "Newton-CG"):
+        for size in (1_000, 10_000, 100_000):  # the peak only grows: small first
+            before, start = resident_megabytes(), time.perf_counter()
+            trainer = Trainer(
+                accelerator="cpu", max_epochs=1, accumulate_grad_batches="epoch", logger=False,
+                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            )  # fmt: skip
+            torch.manual_seed(0)
+            trainer.fit(Classifier(method), TensorLoader(data, target, batch_size=size))
+            grown, seconds = resident_megabytes() - before, time.perf_counter() - start
+            value = trainer.callback_metrics["iteration/objective"]
+            print(f"  {method:10} batches of {size:7,}   {grown:6.0f} MB more   {seconds:5.1f} s   loss {value:.8f}")
+
+
+def resident_megabytes() -> float:
+    """The most memory this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def lbfgs() -> None:
     """L-BFGS-B against torch.optim.LBFGS over the same number of evaluations, with scipy's pool limited or not."""
     torch.set_num_threads(2)
@@ -287,7 +327,9 @@ def table() -> None:
         print(f"| {method} | {' | '.join(cells)} |")
 
 
-BENCHMARKS = {function.__name__: function for function in (overhead, curvature, large, lbfgs, memory, dtype, table)}
+BENCHMARKS = {
+    function.__name__: function for function in (overhead, curvature, large, pieces, lbfgs, memory, dtype, table)
+}
 
 
 def main() -> None:

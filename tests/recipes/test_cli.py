@@ -57,6 +57,13 @@ def test_missing_images_are_explained_and_leave_no_finished_run(tmp_path: Path) 
     assert not list(tmp_path.rglob("summary.json"))
 
 
+def test_a_mistake_in_scipys_arguments_is_explained_and_leaves_no_finished_run(tmp_path: Path) -> None:
+    done = proxtrain("optimizer=scipy", "optimizer.method=newton", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "unknown method 'newton': did you mean 'Newton-CG'?" in done.stderr
+    assert not list(tmp_path.rglob("summary.json"))
+
+
 def test_help_lists_every_choice_of_every_group(tmp_path: Path) -> None:
     done = proxtrain("--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -78,9 +85,19 @@ def test_a_sweep_gives_every_run_a_folder_of_its_own(tmp_path: Path) -> None:
     assert [summary.parent.name for summary in summaries] == ["0", "1"]
 
 
-def test_ctrl_c_ends_a_run_with_a_checkpoint_and_a_summary(tmp_path: Path) -> None:
+ENDLESS = {
+    "epochs": ["trainer.max_epochs=-1"],
+    "minimization": [
+        *["optimizer=scipy", "optimizer.method=Nelder-Mead", "optimizer.maxiter=1000000000"],
+        "optimizer.options={maxfev: 1000000000, xatol: 0, fatol: 0}",
+    ],
+}
+
+
+@pytest.mark.parametrize("overrides", ENDLESS.values(), ids=ENDLESS)
+def test_ctrl_c_ends_a_run_with_a_checkpoint_and_a_summary(overrides: list[str], tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "recipes.cli", "trainer.max_epochs=-1", f"hydra.run.dir={tmp_path / 'run'}"],
+        [sys.executable, "-m", "recipes.cli", *overrides, f"hydra.run.dir={tmp_path / 'run'}"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(CONF).parent), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,

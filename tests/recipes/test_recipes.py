@@ -77,12 +77,74 @@ def test_every_recipe_trains_for_two_epochs_and_leaves_a_whole_run_folder(recipe
 
 @pytest.mark.parametrize("optimizer", sorted(path.stem for path in Path(CONF, "optimizer").glob("*.yaml")))
 def test_every_optimizer_lowers_the_loss_of_the_toy_regression(optimizer: str, tmp_path: Path) -> None:
-    epochs = {"lbfgs": 2, "sparsa": 5}.get(optimizer, 30)
+    several = {"scipy": 1, "lbfgs": 2, "sparsa": 5, "exhaustive_search": 10, "random_search": 100}
+    epochs = several.get(optimizer, 30)
     overrides = [f"optimizer={optimizer}", "logger=none", f"trainer.max_epochs={epochs}", "trainer.log_every_n_steps=1"]
     trainer, module, data = build(configure("toy_regression", tmp_path, *overrides), tmp_path)
     before = trainer.validate(module, data.val)[0]["val/loss"]
     trainer.fit(module, data.train, data.val)
     assert trainer.validate(module, data.val)[0]["val/loss"] < before / 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("toy_regression", ("optimizer=scipy", "optimizer.method=trust-ncg", "optimizer.maxiter=20")),
+        ("xor", ("optimizer=scipy", "optimizer.method=BFGS")),
+        (
+            "xor",
+            ("optimizer=scipy", "optimizer.method=dual_annealing", "optimizer.maxiter=5", "optimizer.bounds=[-5,5]"),
+        ),
+        ("sine", ("optimizer=scipy", "optimizer.method=Newton-CG", "optimizer.maxiter=20")),
+        ("sine", ("optimizer=lbfgs", "trainer.max_epochs=5")),
+        ("xor", ("optimizer=lbfgs", "trainer.max_epochs=5")),
+        pytest.param("fashion_mnist", ("model=linear", "optimizer=scipy", "optimizer.maxiter=10"), marks=needs_images),
+        pytest.param("fashion_mnist", ("model=linear", "optimizer=lbfgs", "trainer.max_epochs=1"), marks=needs_images),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_a_recipe_is_trained_on_all_its_data_at_once(recipe: str, overrides: tuple[str, ...], tmp_path: Path) -> None:
+    trainer, module, data = build(
+        configure(recipe, tmp_path, *overrides, "logger=none", *SMALL.get(recipe, [])), tmp_path
+    )
+    before = trainer.validate(module, data.val)[0]["val/loss"]
+    trainer.fit(module, data.train, data.val)
+    assert trainer.validate(module, data.val)[0]["val/loss"] < before / 2
+    assert trainer.global_step == trainer.current_epoch < trainer.closure_evaluations
+
+
+def test_a_minimization_by_scipy_leaves_a_whole_run_folder_with_its_iterations(tmp_path: Path) -> None:
+    overrides = ["optimizer=scipy", "optimizer.maxiter=7", "optimizer.options={maxcor: 20, gtol: 1e-9}"]
+    metrics = run(configure("sine", tmp_path, *overrides), tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["steps"], summary["epochs"], summary["stopped_because"]) == (1, 1, "max_epochs")
+    assert summary["closure_evaluations"] > 7
+    assert metrics["val/loss"] > 0
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    # The HParams tab has the last value once more, as step 0.
+    values = [event for event in events.Scalars("iteration/objective") if event.step]
+    assert [event.step for event in values] == list(range(1, 8))
+    assert values[-1].value == pytest.approx(metrics["iteration/objective"])
+    assert len(events.Scalars("iteration/closure_evaluations")) == 8
+    assert (tmp_path / "checkpoints" / "best.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.method=lbfgs"], "unknown method 'lbfgs': did you mean 'L-BFGS-B'"),
+        (["optimizer.options={banana: 1}"], "L-BFGS-B refuses its arguments: Unknown solver options: banana"),
+        (["optimizer.method=brute", "optimizer.bounds=[0,1]"], "brute does not take maxiter"),
+        (["optimizer.method=CG", "optimizer.bounds=[0,1]"], "cannot handle bounds"),
+        (["penalty=l1"], "MinimizeWrapper needs a smooth objective.*penalty L1.*SpaRSA"),
+        (["learning_rates={1: 1e-4}"], "learning_rates with MinimizeWrapper, which has none"),
+    ],
+)
+def test_what_scipy_cannot_do_is_refused_at_fit(overrides: list[str], message: str, tmp_path: Path) -> None:
+    config = configure("toy_regression", tmp_path, "optimizer=scipy", *overrides, "logger=none")
+    trainer, module, data = build(config, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(module, data.train, data.val)
 
 
 def torch_one_cycle(max_lr: float, steps: int) -> float:
