@@ -70,13 +70,13 @@ class PathRecorder(Callback):
     Attributes:
         points: The start, and the point after every step; of an optimizer that reports iterations, after each of them.
         evaluations: For an optimizer that evaluates more than once per step, every point where it took a gradient.
-        optimizer: Its name.
+        title: What was minimised by which optimizer, in how many steps and evaluations; known at the end.
     """
 
     def __init__(self) -> None:
         self.points: list[list[float]] = []
         self.evaluations: list[list[float]] = []
-        self.optimizer = ""
+        self.title = ""
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         if not isinstance(getattr(module, "network", None), Function):
@@ -87,7 +87,6 @@ class PathRecorder(Callback):
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self.function: Function = module.network  # type: ignore[assignment]
-        self.optimizer = getattr(trainer.optimizer, "method", type(trainer.optimizer).__name__)
         if not self.points:
             self.points.append(self._point())
 
@@ -102,6 +101,11 @@ class PathRecorder(Callback):
         # A step of iterations ended where the last of them did.
         if not hasattr(trainer.optimizer, "on_iteration") or self._point() != self.points[-1]:
             self.points.append(self._point())
+
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        optimizer = getattr(trainer.optimizer, "method", type(trainer.optimizer).__name__)
+        counts = f"{len(self.points) - 1} steps, {trainer.closure_evaluations} evaluations"
+        self.title = f"{self.function.name.replace('_', ' ').capitalize()}, {optimizer}, {counts}"
 
     def state_dict(self) -> dict[str, Any]:
         return {"points": self.points, "evaluations": self.evaluations}
@@ -122,8 +126,6 @@ class FunctionData(Data):
         super().__init__(loader, loader, input_shape=(), num_outputs=1, callbacks=[self.path])
 
     def figures(self, predict: Predict) -> dict[str, Figure]:
-        path, function = self.path, self.path.function
-        points = torch.tensor(path.points, dtype=torch.float64)
-        evaluations = torch.tensor(path.evaluations, dtype=torch.float64).reshape(-1, points.shape[1])
-        name = function.name.replace("_", " ").capitalize()
-        return {"path": paths.path(function.function, points, evaluations, f"{name}, {path.optimizer}")}
+        points = torch.tensor(self.path.points, dtype=torch.float64)
+        evaluations = torch.tensor(self.path.evaluations, dtype=torch.float64).reshape(-1, points.shape[1])
+        return {"path": paths.path(self.path.function.function, points, evaluations, self.path.title)}

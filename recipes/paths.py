@@ -28,17 +28,16 @@ def path(function: ToyFunction, points: Tensor, evaluations: Tensor, title: str)
         function: What was minimised.
         points: The path (t, n); what is not finite, after a divergence, is left out.
         evaluations: Other points that were tried on the way (e, n), perhaps none.
-        title: What it says above.
+        title: What it says above, before the values at the start and the end.
     """
     points = points[points.isfinite().all(1)]
-    values = function.value(points)
     figure = Figure(figsize=(6.8, 5.0), dpi=120, layout="constrained")
     axis = figure.subplots()
     draw = {1: _over_curve, 2: _over_contours}.get(points.shape[1], _over_steps)
     draw(axis, function, points, evaluations)
     axis.spines[["top", "right"]].set_visible(False)
-    steps = f"{len(points) - 1} step{'s' if len(points) != 2 else ''}"
-    axis.set_title(f"{title}: from {values[0]:.3g} to {values[-1]:.3g} in {steps}")
+    first, last = function.value(points[[0, -1]]).tolist()
+    axis.set_title(f"{title}: {first:.3g} to {last:.3g}", fontsize=11)
     figure.legend(loc="outside lower center", ncols=5, frameon=False)  # below: it would hide the minimum
     return figure
 
@@ -47,7 +46,7 @@ def _over_contours(axis: Axes, function: ToyFunction, points: Tensor, evaluation
     limits = [_limits(points[:, i], function.minimizer) for i in (0, 1)]
     grid = [torch.linspace(*limit, 301, dtype=torch.float64) for limit in limits]
     z = function.value(torch.cartesian_prod(*grid)).reshape(301, 301).T
-    # Levels at equal ratios: the valley's floor and its walls both show. Below a millionth of the top nothing would.
+    # Levels at equal ratios: the valley's floor and its walls both show. The least ten-thousandth is one colour.
     top = float(z.max())
     low = max(float(z.min()), 1e-4 * top)
     levels = np.geomspace(low, top, 17)

@@ -95,7 +95,7 @@ def test_a_run_leaves_a_picture_of_its_path(function: str, tmp_path: Path) -> No
 def test_a_path_that_diverged_or_never_moved_is_drawn_all_the_same() -> None:
     points = torch.tensor([[-1.2, 1.0], [-1.2, 1.0], [float("nan"), float("inf")]], dtype=torch.float64)
     figure = paths.path(FUNCTIONS["rosenbrock"], points, points[:0], "Title")
-    assert figure.axes[0].get_title() == "Title: from 24.2 to 24.2 in 1 step"
+    assert figure.axes[0].get_title() == "Title: 24.2 to 24.2"
     at_the_minimum = torch.zeros(2, 1, dtype=torch.float64)
     assert paths.path(FUNCTIONS["square"], at_the_minimum, at_the_minimum, "Title").axes[0].get_xlim() == (-1, 1)
 
