@@ -145,7 +145,7 @@ def measure_recovery(
         pesr=float((found == true).all(1).double().mean()),
         tpr=float(hits.double().mean() / s) if s else None,
         fdr=float(((found & ~true).sum(1).double() / found.sum(1).clamp(min=1)).mean()),
-        gap=stationarity_gap(X, Y, W, STAGES[name][-1][1], happy_lambda) / happy_lambda,
+        gap=largest_gap(X, Y, W, STAGES[name][-1][1], happy_lambda) / happy_lambda,
         published=PUBLISHED[name].get(s),
         evaluations=evaluations,
     )
@@ -215,7 +215,7 @@ def minimize(
     return result, evaluations, len(rows)
 
 
-def stationarity_gap(X: Tensor, Y: Tensor, W: Tensor, penalty: Penalty, lam: float) -> float:
+def largest_gap(X: Tensor, Y: Tensor, W: Tensor, penalty: Penalty, lam: float) -> float:
     """Computes the largest distance of -grad ||y - X w||_2 to the subdifferential of g, over all rows and entries."""
     R = W @ X.T - Y
     gradient = R / torch.linalg.vector_norm(R, dim=1, keepdim=True) @ X
