@@ -179,7 +179,10 @@ class Closure:
                 self._before.restore()
         self.evaluations += 1
 
-        f, g, outputs = self._over_batches(differentiate)
+        if self._several:
+            f, g, outputs = self._accumulate(differentiate)
+        else:
+            f, g, outputs = self._backpropagate(self._batches[0], self._batch_idx, 1.0, differentiate)
         objective = f if g is None else f + g
         value = f if self.handles_penalty else objective
         if counts or self._value is None:
@@ -191,13 +194,8 @@ class Closure:
 
     def _value_anew(self) -> Tensor:
         """The value, whatever was evaluated before."""
-        f, g, _ = self._over_batches(differentiate=False)
+        f, g, _ = self._accumulate(differentiate=False)
         return f if g is None or self.handles_penalty else f + g
-
-    def _over_batches(self, differentiate: bool) -> tuple[Tensor, Tensor | None, Any]:
-        if self._several:
-            return self._accumulate(differentiate)
-        return self._backpropagate(self._batches[0], self._batch_idx, 1.0, differentiate)
 
     def _accumulate(self, differentiate: bool) -> tuple[Tensor, Tensor | None, Any]:
         """f and g as means over the samples of the group, with their gradients if asked for, and the outputs."""

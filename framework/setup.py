@@ -1,20 +1,47 @@
-"""What `Trainer.fit` makes before its loop: data, optimizer and closure, each checked; then the checkpoint."""
+"""What a run has before its loop, data, optimizer and closure, each checked, and around it: signals, hooks, loggers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from framework import checkpoint as checkpoints
 from framework.batches import Batches
-from framework.checks import check_param_groups, check_penalty, check_reevaluation, check_smoothness
+from framework.callback import Hooks
+from framework.checks import check_module, check_param_groups, check_penalty, check_reevaluation, check_smoothness
 from framework.closure import Closure
 from framework.configure import parse_optimizers
 from framework.engine import Engine
+from framework.interrupt import on_signals
 from framework.iterations import Iterations
+from framework.module import Module
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer
+
+
+@contextmanager
+def running(trainer: Trainer, module: Module, stage: str) -> Iterator[None]:
+    """The frame of every run: signals, the first and the last hooks, and loggers closed whatever happens."""
+    check_module(module)
+    trainer.module, module._trainer = module, trainer
+    trainer.hooks = Hooks(trainer, module, trainer.callbacks, publish=trainer.publish_epoch)
+    trainer.interrupted = False
+    status = "failed"
+    try:
+        with on_signals(trainer.interrupt):
+            trainer.call("setup", stage)
+            yield
+        status = "success"
+    except BaseException as error:
+        trainer.call("on_exception", error)
+        raise
+    finally:
+        trainer.call("teardown", stage)
+        for logger in trainer.loggers:
+            logger.finalize(status)
 
 
 def set_up_fit(trainer: Trainer, train_dataloaders: Any, val_dataloaders: Any, ckpt_path: str | Path | None) -> None:
@@ -39,8 +66,11 @@ def set_up_data(trainer: Trainer, train_dataloaders: Any, val_dataloaders: Any) 
     trainer.metrics.awaited = "train" if trainer.val_batches is None else "validation"
 
 
-def set_up_optimizer(trainer: Trainer, configured: Any) -> None:
-    """The optimizer, its schedulers and its closure, from what ``configure_optimizers`` returned."""
+def set_up_optimizer(trainer: Trainer, configured: Any, *, evaluations: int = 0) -> None:
+    """The optimizer, its schedulers and its closure, from what ``configure_optimizers`` returned.
+
+    ``evaluations`` is how many there were before, with another optimizer.
+    """
     trainer.optimizer, trainer.schedulers = parse_optimizers(configured)
     check_param_groups(trainer.module, trainer.optimizer)
     check_smoothness(trainer.module, trainer.optimizer)
@@ -53,6 +83,7 @@ def set_up_optimizer(trainer: Trainer, configured: Any) -> None:
         backward=trainer.engine.backward,
         on_after_backward=trainer.hooks.on_after_backward,
     )
+    trainer.closure.evaluations = evaluations
     check_penalty(trainer.module, trainer.closure.penalized_groups)
     if trainer.closure.reevaluates:
         fp16 = trainer.engine.grad_scaler is not None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,10 @@ from framework import checkpoint as checkpoints
 from framework.batches import Batches, groups, num_groups
 from framework.callback import Callback, Hooks
 from framework.callbacks import default_callbacks
-from framework.checks import check_module
 from framework.closure import Closure
 from framework.configure import SchedulerConfig, learning_rates
 from framework.engine import Engine
 from framework.evaluation import evaluate, sanity_check, validate
-from framework.interrupt import on_signals
 from framework.iterations import Iterations
 from framework.loggers import Logger, make_loggers
 from framework.metrics import Metrics
@@ -32,7 +29,7 @@ from framework.module import Module
 from framework.monitor import step_values
 from framework.progress import Progress
 from framework.settings import check_settings, parse_max_time, resolve_max_epochs
-from framework.setup import set_up_fit, set_up_optimizer
+from framework.setup import running, set_up_fit, set_up_optimizer
 
 Limit = int | float | None
 
@@ -194,7 +191,7 @@ class Trainer:
             FileNotFoundError: There is no such checkpoint.
         """
         self.should_stop, self.stopped_because = False, None
-        with self._running(model, "fit"):
+        with running(self, model, "fit"):
             self.progress, self.metrics = Progress(), Metrics()
             self._deadline = time.monotonic() + self.max_time
             set_up_fit(self, train_dataloaders, val_dataloaders, ckpt_path)
@@ -274,7 +271,7 @@ class Trainer:
             validate(self)
             if self.interrupted:
                 return  # half a validation decides nothing: a resumed run makes it again
-        self._publish_epoch()
+        self.publish_epoch()
         if complete:
             for scheduler in self.schedulers:
                 if scheduler.interval == "epoch" and epoch % scheduler.frequency == 0:
@@ -283,7 +280,7 @@ class Trainer:
         self.call("on_train_epoch_end")
         self.progress.epoch = self.progress.epochs_completed
 
-    def _publish_epoch(self) -> None:
+    def publish_epoch(self) -> None:
         self.log_metrics(self.metrics.log_epoch())
 
     def is_over(self) -> bool:
@@ -316,14 +313,13 @@ class Trainer:
         Raises:
             ValueError: The optimizer does not fit the module or the trainer's settings.
         """
-        evaluations = self.closure.evaluations
         if accumulate_grad_batches is not None:
             self.accumulate_grad_batches = accumulate_grad_batches
             check_settings(self)
-        set_up_optimizer(self, configured)
-        self.closure.evaluations = evaluations
+        set_up_optimizer(self, configured, evaluations=self.closure.evaluations)
 
-    def _interrupt(self, signum: signal.Signals) -> None:
+    def interrupt(self, signum: signal.Signals) -> None:
+        """End training after the step under way, because of a signal."""
         self.interrupted = True
         self.stop(f"interrupted by {signum.name}")
 
@@ -344,36 +340,13 @@ class Trainer:
     def _run_evaluation(
         self, model: Module, dataloaders: Any, stage: str, limit: Limit, ckpt_path: str | Path | None
     ) -> tuple[dict[str, float], list[Any]]:
-        with self._running(model, "validate" if stage == "validation" else stage):
+        with running(self, model, "validate" if stage == "validation" else stage):
             self.engine = Engine(self.fabric, model)
             if ckpt_path is not None:
                 path = checkpoints.resolve(self, ckpt_path)
                 checkpoints.load_weights(model, checkpoints.load(path)["state_dict"], path)
             batches = Batches(dataloaders, limit=limit, device=self.fabric.device, name="dataloaders")
             return evaluate(self, batches, stage)
-
-    # ------------------------------------------------------------------------------------------------ every run
-
-    @contextmanager
-    def _running(self, model: Module, stage: str) -> Iterator[None]:
-        """The frame of every run: signals, the first and the last hooks, and loggers closed whatever happens."""
-        check_module(model)
-        self.module, model._trainer = model, self
-        self.hooks = Hooks(self, model, self.callbacks, publish=self._publish_epoch)
-        self.interrupted = False
-        status = "failed"
-        try:
-            with on_signals(self._interrupt):
-                self.call("setup", stage)
-                yield
-            status = "success"
-        except BaseException as error:
-            self.call("on_exception", error)
-            raise
-        finally:
-            self.call("teardown", stage)
-            for logger in self.loggers:
-                logger.finalize(status)
 
     def call(self, hook: str, *args: Any) -> None:
         """Fire a hook of all callbacks and of the module."""
