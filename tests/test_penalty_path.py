@@ -38,7 +38,7 @@ def make_module(optimizer: Callable[..., Any] = SpaRSA, penalty: Penalty | None 
 
 
 def make_path(**options: Any) -> PenaltyPath:
-    defaults: dict[str, Any] = {"stages": STAGES, "window": 4, "max_epochs": 20, "tol": 1e-3}
+    defaults: dict[str, Any] = {"stages": STAGES, "window": 4, "max_epochs": 20, "tol": 1e-3, "final_window": 10}
     return PenaltyPath(**({"optimizer": partial(ProxAdam, lr=0.05)} | defaults | options))
 
 

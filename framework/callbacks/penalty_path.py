@@ -111,8 +111,8 @@ class PenaltyPath(Callback):
         tol: float = 0.01,
         max_epochs: int = 1000,
         accumulate_grad_batches: int | str = 1,
-        final_window: int = 10,
-        final_tol: float = 1e-9,
+        final_window: int = 50,
+        final_tol: float = 1e-12,
     ) -> None:
         for name, value in (("window", window), ("final_window", final_window), ("max_epochs", max_epochs)):
             if value < 1:

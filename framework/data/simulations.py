@@ -29,8 +29,8 @@ def sparse_linear(
     """
     generator, X, active = _draw(num_samples, num_features, num_active, noise, seed)
     which = torch.randint(len(COEFFICIENTS), (num_active,), generator=generator)
-    y = X[:, active] @ torch.tensor(COEFFICIENTS)[which]
-    y += noise * torch.randn(num_samples, generator=generator)
+    y = X[:, active] @ torch.tensor(COEFFICIENTS, dtype=torch.float32)[which]
+    y += noise * torch.randn(num_samples, generator=generator, dtype=torch.float32)
     return X, y[:, None], active.sort().values.tolist()
 
 
@@ -59,7 +59,7 @@ def sparse_mlp(
     generator, X, active = _draw(num_samples, num_features, num_active, noise, seed)
     first, second = X[:, active].unflatten(1, (-1, 2)).unbind(2)
     y = 10 * (first - second).abs().sum(1)
-    y += noise * torch.randn(num_samples, generator=generator)
+    y += noise * torch.randn(num_samples, generator=generator, dtype=torch.float32)
     return X, y[:, None], active.sort().values.tolist()
 
 
@@ -71,5 +71,6 @@ def _draw(
     if num_samples < 1 or not 0 <= noise < math.inf:
         raise ValueError(f"num_samples={num_samples}, noise={noise}; pass at least 1 sample and a finite noise >= 0")
     generator = torch.Generator().manual_seed(seed)
-    X = torch.randn(num_samples, num_features, generator=generator)
+    # The type is named: under another default the same seed would draw other numbers.
+    X = torch.randn(num_samples, num_features, generator=generator, dtype=torch.float32)
     return generator, X, torch.randperm(num_features, generator=generator)[:num_active]
