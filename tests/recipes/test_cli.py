@@ -103,7 +103,7 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_a_summary(overrides: list[str],
         stderr=subprocess.DEVNULL,
     )
     metrics = tmp_path / "run" / "metrics.csv"
-    for _ in range(600):
+    for _ in range(2400):
         if metrics.exists() and len(metrics.read_text().splitlines()) > 3:
             break
         time.sleep(0.1)
