@@ -135,7 +135,8 @@ def phase_transition(
         axis.plot(s, share, color=color, lw=2, marker="o", ms=4, label=name)
         if name in published:
             axis.plot(*zip(*published[name].items(), strict=True), color=color, ls="", marker="x", ms=8, mew=1.5)
-    axis.plot([], [], color="black", ls="", marker="x", ms=8, label="published (200 replicates)")
+    if published:
+        axis.plot([], [], color="black", ls="", marker="x", ms=8, label="published (200 replicates)")
     axis.set(xlabel="number of true features s", ylabel="exact recovery", ylim=(-0.03, 1.03))
     axis.set_title(f"Share of {replicates} fits with exactly the true features")
     axis.xaxis.get_major_locator().set_params(integer=True)

@@ -124,6 +124,13 @@ def test_the_recipe_leaves_a_whole_run_folder(tmp_path):
         run(config, tmp_path)
 
 
+def test_another_shape_is_not_compared_with_the_published_figures(tmp_path):
+    shape = ["data.num_samples=30", "data.num_features=40", "data.num_replicates=2", "data.sparsities=[1,2]"]
+    run(configure(tmp_path, *shape, "replicates=2", "penalties=[l1]", "logger=none"), tmp_path)
+    with (tmp_path / "phase_transition.csv").open() as file:
+        assert [row["published"] for row in csv.DictReader(file)] == ["", ""]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
