@@ -28,8 +28,8 @@ from framework.metrics import Metrics
 from framework.module import Module
 from framework.monitor import step_values
 from framework.progress import Progress
+from framework.run import running, set_up_fit, set_up_optimizer
 from framework.settings import check_settings, parse_max_time, resolve_max_epochs
-from framework.setup import running, set_up_fit, set_up_optimizer
 
 Limit = int | float | None
 

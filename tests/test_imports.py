@@ -12,7 +12,7 @@ LAYERS = (
     "happy_lambda pruning auto_lambda",
     "checks batches closure configure interrupt iterations settings monitor optim checkpoint loggers callbacks engine "
     "evaluation",
-    "setup",
+    "run",
     "trainer",
     "__init__",
 )
