@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,18 @@ class TensorBoardLogger(FabricTensorBoardLogger):
         values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
         self.experiment._get_file_writer().add_summary(Summary(value=values), step)
 
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, metrics: Mapping[str, Any] | None = None, step: int | None = None) -> None:
+        """Hyperparameters, and the names of the metrics to show beside them: with the last values that were logged.
+
+        Fabric logs these values once more, by default at step 0: there TensorBoard takes the run for restarted and
+        drops the curves.
+        """
+        from torch.utils.tensorboard.summary import hparams  # slow to import, and seldom needed
+
+        for summary in hparams(dict(_flattened(params)), dict(metrics or {})):
+            self.experiment._get_file_writer().add_summary(summary, step)
+
 
 class CSVLogger(FabricCSVLogger):
     """Fabric's CSV logger, written at every call (Fabric writes on every hundredth step, and only there)."""
@@ -41,6 +53,15 @@ class CSVLogger(FabricCSVLogger):
 
     def log_hyperparams(self, params: Any) -> None:
         """Hyperparameters stand in the run folder's config.yaml; a table of numbers has no place for them."""
+
+
+def _flattened(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    """The leaves of nested mappings, under names such as "model/hidden", as what the HParams tab can show."""
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, bool | int | float | str) else str(value)
 
 
 def make_loggers(logger: bool | Logger | Sequence[Logger], root_dir: Path) -> list[Logger]:

@@ -1,9 +1,12 @@
-"""Optimizers whose arguments a configuration gives in another form than their classes take."""
+"""Optimizers and schedulers whose arguments a configuration gives in another form than their classes take."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from framework.optim import MinimizeWrapper
 
@@ -30,3 +33,9 @@ def minimize(
     limit = {} if maxiter is None else {"maxiter": maxiter}
     arguments = {"method": method, "options": limit | dict(options or {}), "tol": tol}
     return MinimizeWrapper([{**group, "bounds": bounds and tuple(bounds)} for group in groups], arguments)
+
+
+def one_cycle(optimizer: Optimizer, **options: Any) -> OneCycleLR:
+    """`OneCycleLR` with the momentum cycled where the optimizer has one; torch's class refuses the others."""
+    has_momentum = "momentum" in optimizer.defaults or "betas" in optimizer.defaults
+    return OneCycleLR(optimizer, **{"cycle_momentum": has_momentum, **options})

@@ -100,7 +100,7 @@ def phase_transition(config: DictConfig, folder: Path) -> dict[str, float]:
     picture = figures.phase_transition([(p.penalty, p.s, p.pesr) for p in curve], published, config.replicates)
     save_figures(loggers, {"phase_transition": picture}, folder / "plots")
     metrics = {"happy_lambda": happy_lambda, **{f"pesr/{point.penalty}/{point.s}": point.pesr for point in curve}}
-    log_hyperparameters(loggers, config, metrics)
+    log_hyperparameters(loggers, config, metrics, new=metrics)
     write_summary(
         config,
         metrics,

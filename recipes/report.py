@@ -6,7 +6,7 @@ import csv
 import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,17 @@ def write_report(
     """
     metrics = final_metrics(trainer)
     pictures = data.figures(lambda loader: predict(trainer, module, loader))
+    new: dict[str, float] = {}
     findings: dict[str, Any] = {}
     if isinstance(data, SparseData):
-        more, findings, sparse_pictures = sparse_report(trainer, module, data, folder)
-        metrics, pictures = dict(sorted({**metrics, **more}.items())), {**pictures, **sparse_pictures}
+        new, findings, sparse_pictures = sparse_report(trainer, module, data, folder)
+        metrics, pictures = dict(sorted({**metrics, **new}.items())), {**pictures, **sparse_pictures}
     if history := read_history(folder / "metrics.csv"):
         pictures = {"loss": figures.loss_curves(history), **pictures}
     save_figures(trainer.loggers, pictures, folder / "plots", trainer.global_step)
     # A number where the configuration may say auto.
     computed = OmegaConf.merge(config, {"penalty": {"happy_lambda": module.happy_lambda}})
-    log_hyperparameters(trainer.loggers, computed, metrics, trainer.global_step)
+    log_hyperparameters(trainer.loggers, computed, metrics, new=new, step=trainer.global_step)
     write_summary(
         config,
         metrics,
@@ -99,17 +100,23 @@ def save_figures(loggers: Sequence[Logger], pictures: dict[str, Figure], folder:
 
 
 def log_hyperparameters(
-    loggers: Sequence[Logger], config: DictConfig | ListConfig, metrics: dict[str, float], step: int = 0
+    loggers: Sequence[Logger],
+    config: DictConfig | ListConfig,
+    metrics: Mapping[str, float],
+    *,
+    new: Mapping[str, float],
+    step: int = 0,
 ) -> None:
     """The configuration and the final metrics, for the HParams tab.
 
-    ``step`` is the last one of the run: at an earlier one TensorBoard would drop all that was logged since.
+    ``new`` are those of the metrics that were not logged during the run; they are, at ``step``.
     """
     options: Any = OmegaConf.to_container(config, resolve=True)
     chosen = {key: value for key, value in options.items() if key not in ("callbacks", "logger")}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(chosen, metrics, step)
+            logger.log_metrics(new, step)
+            logger.log_hyperparams(chosen, metrics)
             logger.finalize("success")
 
 
