@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from framework import seed_everything
-from framework.data.sparse import LinearRecovery
+from framework.data.recovery import LinearRecovery
 from framework.happy_lambda import HappyLambdaLinear
 from framework.penalties import L1, Harder, Penalty
 from recipes import figures

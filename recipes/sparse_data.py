@@ -46,7 +46,7 @@ def sparse_regression(
     """A function of a few of many features: simulated, or a table.
 
     Args:
-        simulation: "linear" or "mlp" (`framework.data.simulations`); unused with a table.
+        simulation: "linear" or "mlp" (`framework.data.sparse`); unused with a table.
         csv: A table instead: a CSV file of numbers. Its rows are shuffled, and every column, the target too, is
             standardised by mean and deviation of the training rows.
         target: The column of the table to predict; all the others are features.

@@ -5,10 +5,10 @@ from framework.data.fashion_mnist import fashion_mnist as fashion_mnist
 from framework.data.functions import FUNCTIONS as FUNCTIONS
 from framework.data.functions import ToyFunction as ToyFunction
 from framework.data.loader import TensorLoader as TensorLoader
-from framework.data.simulations import sparse_linear as sparse_linear
-from framework.data.simulations import sparse_mlp as sparse_mlp
-from framework.data.sparse import LinearRecovery as LinearRecovery
-from framework.data.sparse import linear_recovery as linear_recovery
+from framework.data.recovery import LinearRecovery as LinearRecovery
+from framework.data.recovery import linear_recovery as linear_recovery
+from framework.data.sparse import sparse_linear as sparse_linear
+from framework.data.sparse import sparse_mlp as sparse_mlp
 from framework.data.toy import cubic as cubic
 from framework.data.toy import cubic_function as cubic_function
 from framework.data.toy import sine as sine

@@ -1,94 +1,76 @@
-"""The published simulation of sparse linear regression: which share of its supports does a method recover?"""
+"""Regression problems of which only a few features matter, and it is known which."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
-# The numbers of non-zero coefficients at which recovery was published, and the values these take.
-SPARSITIES = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 20)
-VALUES = (-3, -2, -1, 1, 2)
+# The values of true coefficients in the published simulations.
+COEFFICIENTS = (-3.0, -2.0, -1.0, 1.0, 2.0)
 
 
-@dataclass(frozen=True)
-class LinearRecovery:
-    """Replicates of y = X w + noise on one design, w having s non-zero entries. All tensors are float64.
-
-    Attributes:
-        X: The design, shape (n, p), columns of mean 0 and standard deviation 1.
-        X_test: Further samples, shape (num_test, p), standardised by their own means and deviations.
-        noise: One noise vector for each replicate, the same at every s: shape (replicates, n).
-        weights: The true coefficients by s, each of shape (replicates, p).
-    """
-
-    X: Tensor
-    X_test: Tensor
-    noise: Tensor
-    weights: dict[int, Tensor]
-
-    def targets(self, sparsity: int) -> Tensor:
-        """Computes the responses of all replicates with `sparsity` true coefficients, shape (replicates, n)."""
-        if sparsity not in self.weights:
-            raise ValueError(
-                f"no replicates with {sparsity} true coefficients were drawn, only with {sorted(self.weights)}; name "
-                "it among the sparsities of the simulation"
-            )
-        return self.weights[sparsity] @ self.X.T + self.noise
-
-
-def linear_recovery(
-    sparsities: Sequence[int] = SPARSITIES,
-    *,
-    num_samples: int = 70,
-    num_features: int = 250,
-    num_test: int = 1000,
-    num_replicates: int = 200,
-    seed: int = 42,
-) -> LinearRecovery:
-    """Draws the simulation; with the defaults, exactly the published one.
-
-    numpy's legacy generator draws, in this order, X (n, p), the test X, the noise (n, replicates), then for each s in
-    turn the supports of all replicates, uniform without replacement. Replicate i draws its coefficients, uniform over
-    -3, -2, -1, 1, 2, from a generator of its own, seeded `seed` + i. So the draws at one s depend on the sparsities
-    before it and on the number of replicates: for some of the published replicates draw them all, and take some.
-
-    Source: the simulations of HarderLASSO, arXiv 2411.17180.
+def sparse_linear(
+    *, num_samples: int = 100, num_features: int = 250, num_active: int = 4, noise: float = 1.0, seed: int = 0
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Draws y = X w + noise: X standard normal, w zero but for the active features, there drawn from `COEFFICIENTS`.
 
     Args:
-        sparsities: The numbers s of true coefficients, each from 0 to p.
         num_samples: n.
         num_features: p.
-        num_test: How many test samples.
-        num_replicates: How many replicates at each s.
-        seed: Selects the draws.
+        num_active: s, from 0 to p.
+        noise: Standard deviation of the Gaussian noise.
+        seed: Selects all draws.
+
+    Returns:
+        X of shape (n, p) and y of shape (n, 1), float32, and the active features in increasing order.
 
     Raises:
-        ValueError: A sparsity is out of range or named twice, or there are fewer than two samples to standardise.
+        ValueError: `num_active` is out of range, `num_samples` less than 1, or `noise` negative or not finite.
     """
-    if len(set(sparsities)) < len(sparsities) or not all(0 <= s <= num_features for s in sparsities):
-        raise ValueError(f"sparsities={list(sparsities)}; pass different numbers from 0 to num_features={num_features}")
-    if min(num_samples, num_test) < 2 or min(num_features, num_replicates) < 1:
-        raise ValueError(
-            f"num_samples={num_samples}, num_test={num_test}, num_features={num_features}, "
-            f"num_replicates={num_replicates}; pass at least 2 samples, 2 test samples, 1 feature and 1 replicate"
-        )
-    rng = np.random.RandomState(seed)
-    X, X_test = (_standardised(rng.normal(size=(rows, num_features))) for rows in (num_samples, num_test))
-    noise = rng.normal(size=(num_samples, num_replicates))
-    weights = {s: np.zeros((num_replicates, num_features)) for s in sparsities}
-    for s in sparsities:
-        for i in range(num_replicates if s else 0):
-            support = rng.choice(num_features, s, replace=False)
-            weights[s][i, support] = np.random.RandomState(seed + i).choice(VALUES, s)
-    return LinearRecovery(
-        X=torch.from_numpy(X),
-        X_test=torch.from_numpy(X_test),
-        noise=torch.from_numpy(noise.T.copy()),
-        weights={s: torch.from_numpy(w) for s, w in weights.items()},
-    )
+    generator, X, active = _draw(num_samples, num_features, num_active, noise, seed)
+    which = torch.randint(len(COEFFICIENTS), (num_active,), generator=generator)
+    y = X[:, active] @ torch.tensor(COEFFICIENTS, dtype=torch.float32)[which]
+    y += noise * torch.randn(num_samples, generator=generator, dtype=torch.float32)
+    return X, y[:, None], active.sort().values.tolist()
 
 
-def _standardised(X: np.ndarray) -> np.ndarray:
-    return (X - X.mean(axis=0)) / X.std(axis=0)
+def sparse_mlp(
+    *, num_samples: int = 500, num_features: int = 50, num_active: int = 4, noise: float = 1.0, seed: int = 0
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Draws y = 10 * sum |x_a - x_b| + noise over disjoint pairs (a, b) of the active features, X standard normal.
+
+    No linear model sees the features: they are uncorrelated with y. Source: LASSO ANN, Sardy et al. 2022.
+
+    Args:
+        num_samples: n.
+        num_features: p.
+        num_active: s, an even number from 0 to p; the pairs are s / 2.
+        noise: Standard deviation of the Gaussian noise.
+        seed: Selects all draws.
+
+    Returns:
+        X of shape (n, p) and y of shape (n, 1), float32, and the active features in increasing order.
+
+    Raises:
+        ValueError: `num_active` is odd or out of range, `num_samples` less than 1, or `noise` negative or not finite.
+    """
+    if num_active % 2:
+        raise ValueError(f"num_active={num_active}: the active features come in pairs; pass an even number")
+    generator, X, active = _draw(num_samples, num_features, num_active, noise, seed)
+    first, second = X[:, active].unflatten(1, (-1, 2)).unbind(2)
+    y = 10 * (first - second).abs().sum(1)
+    y += noise * torch.randn(num_samples, generator=generator, dtype=torch.float32)
+    return X, y[:, None], active.sort().values.tolist()
+
+
+def _draw(
+    num_samples: int, num_features: int, num_active: int, noise: float, seed: int
+) -> tuple[torch.Generator, Tensor, Tensor]:
+    if not 0 <= num_active <= num_features:
+        raise ValueError(f"num_active={num_active}; pass a number from 0 to num_features={num_features}")
+    if num_samples < 1 or not 0 <= noise < math.inf:
+        raise ValueError(f"num_samples={num_samples}, noise={noise}; pass at least 1 sample and a finite noise >= 0")
+    generator = torch.Generator().manual_seed(seed)
+    # The type is named: under another default the same seed would draw other numbers.
+    X = torch.randn(num_samples, num_features, generator=generator, dtype=torch.float32)
+    return generator, X, torch.randperm(num_features, generator=generator)[:num_active]

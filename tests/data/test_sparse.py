@@ -1,78 +1,47 @@
-"""The simulation of sparse linear regression is the published one, draw for draw."""
+"""Simulated sparse problems: y depends on the active features alone, in the way that is documented."""
 
-import numpy as np
 import pytest
 import torch
 
-from framework.data import linear_recovery
-from framework.data.sparse import SPARSITIES, VALUES
+from framework.data import sparse_linear, sparse_mlp
+from framework.data.sparse import COEFFICIENTS
 
 
-def test_the_draws_are_numpys_in_the_published_order():
-    simulation = linear_recovery()
-    np.random.seed(42)
-    X, X_test = np.random.randn(70, 250), np.random.randn(1000, 250)
-    noise = np.random.randn(70, 200)
-    supports = {s: [np.random.choice(250, s, replace=False) for _ in range(200)] for s in SPARSITIES if s > 0}
-
-    np.testing.assert_allclose(simulation.X, (X - X.mean(0)) / X.std(0), atol=1e-12)
-    np.testing.assert_allclose(simulation.X_test, (X_test - X_test.mean(0)) / X_test.std(0), atol=1e-12)
-    np.testing.assert_array_equal(simulation.noise.T, noise)
-    for s, i in [(1, 0), (4, 17), (20, 199)]:
-        np.random.seed(42 + i)
-        expected = np.zeros(250)
-        expected[supports[s][i]] = np.random.choice([-3, -2, -1, 1, 2], s)
-        np.testing.assert_array_equal(simulation.weights[s][i], expected)
+def test_a_linear_problem_is_solved_by_its_coefficients():
+    X, y, active = sparse_linear(num_samples=400, num_features=12, num_active=3, noise=0.0, seed=1)
+    assert (X.shape, y.shape, X.dtype) == ((400, 12), (400, 1), torch.float32)
+    w = torch.linalg.lstsq(X.double(), y.double()).solution.flatten()
+    assert (w.abs() > 1e-4).nonzero().flatten().tolist() == active == sorted(active)
+    assert all(min(abs(float(w[j]) - c) for c in COEFFICIENTS) < 1e-5 for j in active)
 
 
-def test_shapes_standardisation_and_support_sizes():
-    simulation = linear_recovery()
-    assert (simulation.X.shape, simulation.X_test.shape) == ((70, 250), (1000, 250))
-    assert simulation.noise.shape == (200, 70)
-    for X in (simulation.X, simulation.X_test):
-        assert X.dtype == torch.float64
-        torch.testing.assert_close(X.mean(0), torch.zeros(250, dtype=torch.float64), atol=1e-14, rtol=0)
-        torch.testing.assert_close(X.std(0, correction=0), torch.ones(250, dtype=torch.float64))
-    assert tuple(simulation.weights) == SPARSITIES
-    for s, weights in simulation.weights.items():
-        assert weights.shape == (200, 250)
-        assert ((weights != 0).sum(1) == s).all()
-        assert set(weights.unique().tolist()) <= {0.0, *VALUES}
+def test_a_network_problem_is_ten_times_the_sum_of_absolute_differences():
+    X, y, active = sparse_mlp(num_samples=50, num_features=9, num_active=2, noise=0.0, seed=2)
+    torch.testing.assert_close(y[:, 0], 10 * (X[:, active[0]] - X[:, active[1]]).abs())
+    X, y, active = sparse_mlp(num_samples=200, num_features=9, num_active=4, noise=0.0, seed=2)
+    a, b, c, d = X[:, active].unbind(1)
+    pairings = [((a, b), (c, d)), ((a, c), (b, d)), ((a, d), (b, c))]
+    sums = [10 * sum((u - v).abs() for u, v in pairs) for pairs in pairings]
+    assert min(float((y[:, 0] - s).abs().max()) for s in sums) < 1e-4
 
 
-def test_a_target_is_the_design_times_the_weights_and_noise():
-    simulation = linear_recovery()
-    assert torch.equal(simulation.targets(0), simulation.noise)
-    expected = simulation.X @ simulation.weights[6][3] + simulation.noise[3]
-    torch.testing.assert_close(simulation.targets(6)[3], expected)
+@pytest.mark.parametrize("draw", [sparse_linear, sparse_mlp])
+def test_noise_and_seed(draw):
+    (X, quiet, active), (X2, noisy, active2) = (draw(num_samples=5000, noise=sd, seed=3) for sd in (0.0, 2.0))
+    assert torch.equal(X, X2)
+    assert active == active2
+    assert float((noisy - quiet).std()) == pytest.approx(2.0, rel=0.05)
+    assert not torch.equal(draw(seed=4)[0], draw(seed=3)[0])
+    assert draw(num_active=0, noise=0.0)[1].abs().max() == 0
 
 
-def test_draws_depend_on_the_seed_alone():
-    np.random.seed(7)
-    first, again, other = linear_recovery(), linear_recovery(), linear_recovery(seed=43)
-    assert torch.equal(first.X, again.X)
-    assert torch.equal(first.targets(20), again.targets(20))
-    assert not torch.equal(first.X, other.X)
-    state = np.random.get_state()[1]
-    linear_recovery()
-    assert (np.random.get_state()[1] == state).all()
+@pytest.mark.parametrize("draw", [sparse_linear, sparse_mlp])
+@pytest.mark.parametrize("options", [{"num_active": 52, "num_features": 50}, {"noise": -1.0}, {"num_samples": 0}])
+def test_arguments_out_of_range_are_refused(draw, options):
+    with pytest.raises(ValueError, match=r"num_active=52; pass a number from 0|pass at least 1 sample and a finite"):
+        draw(**options)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"sparsities": [0, 251]}, r"sparsities=\[0, 251\]; pass different numbers from 0 to num_features=250"),
-        ({"sparsities": [-1]}, "pass different numbers from 0"),
-        ({"sparsities": [3, 3]}, "pass different numbers from 0"),
-        ({"num_samples": 1}, "at least 2 samples"),
-        ({"num_replicates": 0}, "1 replicate"),
-    ],
-)
-def test_sizes_that_make_no_simulation_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        linear_recovery(**options)
-
-
-def test_a_sparsity_that_was_not_drawn_is_refused_naming_those_that_were():
-    with pytest.raises(ValueError, match=r"with 7 true coefficients were drawn, only with \[0, 2\]"):
-        linear_recovery([0, 2]).targets(7)
+def test_an_odd_number_of_features_makes_no_pairs():
+    with pytest.raises(ValueError, match="num_active=3: the active features come in pairs; pass an even number"):
+        sparse_mlp(num_active=3)

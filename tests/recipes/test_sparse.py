@@ -55,9 +55,11 @@ def test_the_refit_is_least_squares_on_the_support(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_network_with_the_harder_penalty_finds_the_four_features_that_matter(tmp_path: Path) -> None:
-    metrics = run(configure("sparse_mlp", tmp_path, *QUICK), tmp_path)
+    # A seed whose final phase is short, as it ends at a smooth point.
+    metrics = run(configure("sparse_mlp", tmp_path, *QUICK, "seed=7"), tmp_path)
     assert metrics["support/exact"] == 1
     assert metrics["support/size"] == 4
+    assert metrics["stationarity_gap"] <= 1e-6
     assert metrics["pruned/max_difference"] < 1e-12
     assert metrics["pruned/parameters"] < 100
     assert metrics["refit/train_loss"] < metrics["train/loss"]

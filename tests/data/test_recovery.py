@@ -1,0 +1,78 @@
+"""The simulation of sparse linear regression is the published one, draw for draw."""
+
+import numpy as np
+import pytest
+import torch
+
+from framework.data import linear_recovery
+from framework.data.recovery import SPARSITIES, VALUES
+
+
+def test_the_draws_are_numpys_in_the_published_order():
+    simulation = linear_recovery()
+    np.random.seed(42)
+    X, X_test = np.random.randn(70, 250), np.random.randn(1000, 250)
+    noise = np.random.randn(70, 200)
+    supports = {s: [np.random.choice(250, s, replace=False) for _ in range(200)] for s in SPARSITIES if s > 0}
+
+    np.testing.assert_allclose(simulation.X, (X - X.mean(0)) / X.std(0), atol=1e-12)
+    np.testing.assert_allclose(simulation.X_test, (X_test - X_test.mean(0)) / X_test.std(0), atol=1e-12)
+    np.testing.assert_array_equal(simulation.noise.T, noise)
+    for s, i in [(1, 0), (4, 17), (20, 199)]:
+        np.random.seed(42 + i)
+        expected = np.zeros(250)
+        expected[supports[s][i]] = np.random.choice([-3, -2, -1, 1, 2], s)
+        np.testing.assert_array_equal(simulation.weights[s][i], expected)
+
+
+def test_shapes_standardisation_and_support_sizes():
+    simulation = linear_recovery()
+    assert (simulation.X.shape, simulation.X_test.shape) == ((70, 250), (1000, 250))
+    assert simulation.noise.shape == (200, 70)
+    for X in (simulation.X, simulation.X_test):
+        assert X.dtype == torch.float64
+        torch.testing.assert_close(X.mean(0), torch.zeros(250, dtype=torch.float64), atol=1e-14, rtol=0)
+        torch.testing.assert_close(X.std(0, correction=0), torch.ones(250, dtype=torch.float64))
+    assert tuple(simulation.weights) == SPARSITIES
+    for s, weights in simulation.weights.items():
+        assert weights.shape == (200, 250)
+        assert ((weights != 0).sum(1) == s).all()
+        assert set(weights.unique().tolist()) <= {0.0, *VALUES}
+
+
+def test_a_target_is_the_design_times_the_weights_and_noise():
+    simulation = linear_recovery()
+    assert torch.equal(simulation.targets(0), simulation.noise)
+    expected = simulation.X @ simulation.weights[6][3] + simulation.noise[3]
+    torch.testing.assert_close(simulation.targets(6)[3], expected)
+
+
+def test_draws_depend_on_the_seed_alone():
+    np.random.seed(7)
+    first, again, other = linear_recovery(), linear_recovery(), linear_recovery(seed=43)
+    assert torch.equal(first.X, again.X)
+    assert torch.equal(first.targets(20), again.targets(20))
+    assert not torch.equal(first.X, other.X)
+    state = np.random.get_state()[1]
+    linear_recovery()
+    assert (np.random.get_state()[1] == state).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsities": [0, 251]}, r"sparsities=\[0, 251\]; pass different numbers from 0 to num_features=250"),
+        ({"sparsities": [-1]}, "pass different numbers from 0"),
+        ({"sparsities": [3, 3]}, "pass different numbers from 0"),
+        ({"num_samples": 1}, "at least 2 samples"),
+        ({"num_replicates": 0}, "1 replicate"),
+    ],
+)
+def test_sizes_that_make_no_simulation_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        linear_recovery(**options)
+
+
+def test_a_sparsity_that_was_not_drawn_is_refused_naming_those_that_were():
+    with pytest.raises(ValueError, match=r"with 7 true coefficients were drawn, only with \[0, 2\]"):
+        linear_recovery([0, 2]).targets(7)
