@@ -91,13 +91,13 @@ def groups(batches: Batches, size: int | str, progress: Progress) -> Iterator[tu
     if progress.batch_idx == math.inf:
         return  # a stream without length, read to its end before the interruption
     start = int(progress.batch_idx)
-    generators = batches.generators()
     if start == 0:
         # The state of three generators takes as long as a small step: only where the order depends on it.
-        progress.epoch_rng = {} if batches.has_epochs else rng_state(generators)
+        progress.epoch_rng = {} if batches.has_epochs else rng_state(batches.generators())
         rest = iter(batches)
     else:
         # A resumed run draws the order of its epoch again and skips what it was trained on.
+        generators = batches.generators()
         now = rng_state(generators)
         set_rng_state(progress.epoch_rng or now, generators)
         rest = iter(batches)

@@ -213,9 +213,8 @@ class Trainer:
         step_schedulers = [s for s in self.schedulers if s.interval == "step"]
         # A gradient scaler decides itself whether to step, and takes no closure.
         step_args = (closure,) if closure.wanted and engine.grad_scaler is None else ()
-        batch_start, batch_end, before_step = (
-            getattr(hooks, f"on_{name}") for name in ("train_batch_start", "train_batch_end", "before_optimizer_step")
-        )
+        batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end
+        before_step = hooks.on_before_optimizer_step
         hooks.call("on_train_epoch_start")
         for batch_idx, next_idx, batches in groups(self.train_batches, self.accumulate_grad_batches, progress):
             self.metrics.batch = batch = batches[0] if self.accumulate_grad_batches == 1 else batches
