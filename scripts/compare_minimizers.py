@@ -33,8 +33,8 @@ from framework.optim import MinimizeWrapper
 PIECE = 10_000
 # The first setting of each full-batch method is its default. The rates of SGD and Adam fall linearly to 0.
 GRIDS: dict[str, list[dict[str, Any]]] = {
-    "L-BFGS-B": [{"maxcor": 50}, {"maxcor": 10}, {"maxcor": 100}],
-    "LBFGS": [{"history_size": 50}, {"history_size": 10}, {"history_size": 100}],
+    "L-BFGS-B": [{"maxcor": 50}, {"maxcor": 10}],
+    "LBFGS": [{"history_size": 50}, {"history_size": 10}],
     "CG": [{}],
     "Newton-CG": [{}],
     "SGD": [{"lr": lr, "batch_size": size} for size, lr in itertools.product((64, 512), (0.03, 0.1, 0.3))],
