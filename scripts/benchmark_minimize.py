@@ -171,7 +171,7 @@ def seed_minimize(problem: Problem, method: str) -> OptimizeResult:
 
 
 def large() -> None:
-    """Product methods at 50,000 parameters: the growth of the process in vectors of that length."""
+    """Product methods at 50,000 parameters: the growth of the process in vectors of that length; to be run alone."""
     problem = softmax_problem(1_000, 5_000, 10, correlation=0.0)
     size = sum(param.numel() for param in problem[0].parameters())
     minimize(problem, "L-BFGS-B", maxiter=3, maxcor=3)  # what any method needs: thread pools, gradients
@@ -293,14 +293,15 @@ def memory() -> None:
 
 def dtype() -> None:
     """A float32 model under scipy's float64 vectors against a float64 model."""
+    torch.set_num_threads(1)
     results: dict[str, OptimizeResult | None] = {}
     variants: dict[str, Callable[[], Any]] = {}
     for name, kind in {"float32": torch.float32, "float64": torch.float64}.items():
         problem = softmax_problem(5_000, 784, 10, dtype=kind)
         results[name] = minimize(problem, "L-BFGS-B", maxiter=100, ftol=0.0).result
         variants[name] = lambda p=problem: minimize(p, "L-BFGS-B", maxiter=100, ftol=0.0)  # type: ignore[misc]
-    times = interleaved(variants, 3)
-    print("\n100 iterations of L-BFGS-B, 7,850 parameters, 5,000 samples")
+    times = interleaved(variants, 3, time.process_time)
+    print("\n100 iterations of L-BFGS-B, 7,850 parameters, 5,000 samples, CPU seconds")
     for name, result in results.items():
         assert result is not None
         print(f"  {name}   {times[name]:.2f} s   loss {result.fun:.6f}   ratio {times[name] / times['float64']:.2f}")
