@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# The numbers of non-zero coefficients at which recovery was published, and the values these take.
+from framework.data.sparse import COEFFICIENTS
+
+# The numbers of non-zero coefficients at which recovery was published.
 SPARSITIES = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 20)
-VALUES = (-3, -2, -1, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def linear_recovery(
 
     numpy's legacy generator draws, in this order, X (n, p), the test X, the noise (n, replicates), then for each s in
     turn the supports of all replicates, uniform without replacement. Replicate i draws its coefficients, uniform over
-    -3, -2, -1, 1, 2, from a generator of its own, seeded `seed` + i. So the draws at one s depend on the sparsities
+    `COEFFICIENTS`, from a generator of its own, seeded `seed` + i. So the draws at one s depend on the sparsities
     before it and on the number of replicates: for some of the published replicates draw them all, and take some.
 
     Source: the simulations of HarderLASSO, arXiv 2411.17180.
@@ -81,7 +82,7 @@ def linear_recovery(
     for s in sparsities:
         for i in range(num_replicates if s else 0):
             support = rng.choice(num_features, s, replace=False)
-            weights[s][i, support] = np.random.RandomState(seed + i).choice(VALUES, s)
+            weights[s][i, support] = np.random.RandomState(seed + i).choice(COEFFICIENTS, s)
     return LinearRecovery(
         X=torch.from_numpy(X),
         X_test=torch.from_numpy(X_test),

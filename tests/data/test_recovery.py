@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from framework.data import linear_recovery
-from framework.data.recovery import SPARSITIES, VALUES
+from framework.data.recovery import SPARSITIES
+from framework.data.sparse import COEFFICIENTS
 
 
 def test_the_draws_are_numpys_in_the_published_order():
@@ -37,7 +38,7 @@ def test_shapes_standardisation_and_support_sizes():
     for s, weights in simulation.weights.items():
         assert weights.shape == (200, 250)
         assert ((weights != 0).sum(1) == s).all()
-        assert set(weights.unique().tolist()) <= {0.0, *VALUES}
+        assert set(weights.unique().tolist()) <= {0.0, *COEFFICIENTS}
 
 
 def test_a_target_is_the_design_times_the_weights_and_noise():
