@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from framework.optim.arguments import check_positive
 from framework.optim.proximal import (
     NO_DESCENT,
     NOT_FINITE,
     Objective,
     ProximalOptimizer,
-    check_positive,
     warn_no_step,
 )
 from framework.penalties import Penalty

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from framework.curvature import hessian, hessian_vector_product
 from framework.flat import ParameterVector
+from framework.optim.arguments import as_number
 
 
 class Objective:
@@ -159,20 +160,6 @@ class Objective:
             f" at evaluation {self.num_evaluations}; the parameters are left at {seen}. Check the data and the "
             "starting point, bound the parameters, or scale the loss so that the first steps are shorter"
         )
-
-
-def as_number(loss: Any) -> float:
-    """What a closure returned, as a float; a device sync, which every decision on a value needs.
-
-    Raises:
-        TypeError: if the closure returned nothing.
-        ValueError: if it returned several numbers.
-    """
-    if loss is None:
-        raise TypeError("the closure returned None: end it with `return loss`")
-    if isinstance(loss, Tensor) and loss.numel() != 1:
-        raise ValueError(f"the closure returned a tensor of shape {tuple(loss.shape)}: return its sum() or mean()")
-    return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
 
 
 def _as_numpy(tensor: Tensor) -> np.ndarray:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from framework.optim.proximal import ProximalOptimizer, check_positive, param_lam
+from framework.optim.arguments import check_positive
+from framework.optim.proximal import ProximalOptimizer, param_lam
 from framework.penalties import Penalty
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from framework.optim.objective import as_number
+from framework.optim.arguments import as_number, check_positive
 from framework.penalties import L1, Penalty
 
 Closure = Callable[[], Any]
@@ -68,13 +68,6 @@ class ProximalOptimizer(Optimizer):
     def search_state(self) -> dict[str, Any]:
         """What the search remembers as a whole; kept with the first parameter, as in `torch.optim.LBFGS`."""
         return self.state[self.param_groups[0]["params"][0]]
-
-
-def check_positive(**options: float) -> None:
-    """Raises `ValueError` naming the first option that is not a positive finite number."""
-    for name, value in options.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name}={value!r} is not allowed: pass a positive finite number")
 
 
 def _check_group(group: Group, index: int) -> None:

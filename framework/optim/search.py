@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from framework.flat import ParameterVector, unflatten
-from framework.optim.objective import as_number
+from framework.optim.arguments import as_number, check_positive
 
 
 class _Search(Optimizer):
@@ -87,10 +87,10 @@ class RandomSearch(_Search):
     """
 
     def __init__(self, params: ParamsT, scale: float = 0.01, *, candidates: int = 1, seed: int | None = None) -> None:
-        _check_positive(scale=scale, candidates=candidates)
+        check_positive(scale=scale, candidates=candidates)
         super().__init__(params, {"scale": scale})
         for group in self.param_groups:
-            _check_positive(scale=group["scale"])
+            check_positive(scale=group["scale"])
         ParameterVector(self.param_groups)
         self.candidates = candidates
         generator = torch.Generator().manual_seed(torch.initial_seed() if seed is None else seed)
@@ -127,10 +127,10 @@ class ExhaustiveSearch(_Search):
     """
 
     def __init__(self, params: ParamsT, step: float = 0.01, *, chunk_size: int = 64) -> None:
-        _check_positive(step=step, chunk_size=chunk_size)
+        check_positive(step=step, chunk_size=chunk_size)
         super().__init__(params, {"step": step})
         for group in self.param_groups:
-            _check_positive(step=group["step"])
+            check_positive(step=group["step"])
         ParameterVector(self.param_groups)
         self.chunk_size = chunk_size
 
@@ -166,9 +166,3 @@ def _moved(start: Tensor, moves: Tensor, chunk: Tensor) -> Tensor:
     points = start.repeat(len(chunk), 1)
     points[torch.arange(len(chunk), device=start.device), chunk % len(start)] += moves[chunk]
     return points
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value!r} must be positive and finite")

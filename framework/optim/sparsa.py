@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from framework.optim.arguments import check_positive
 from framework.optim.lbfgs import inverse_hessian_product
 from framework.optim.proximal import (
     NO_DESCENT,
@@ -13,7 +14,6 @@ from framework.optim.proximal import (
     Closure,
     Objective,
     ProximalOptimizer,
-    check_positive,
     warn_no_step,
 )
 from framework.penalties import Penalty
