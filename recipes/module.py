@@ -10,6 +10,7 @@ from torch.optim import LBFGS, Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from framework import Module
+from framework.configure import make_optimizer, optimizer_class
 from framework.penalties import Penalty
 
 
@@ -92,15 +93,12 @@ class SupervisedModule(Module):
 
     def configure_optimizers(self) -> Any:
         groups: Any = self.param_groups()
-        if _optimizer_class(self.make_optimizer) is LBFGS:
+        if optimizer_class(self.make_optimizer) is LBFGS:
             # torch's LBFGS takes one group; the closure knows the penalized ones from the module.
             if self.learning_rates:
                 raise ValueError("learning_rates with LBFGS, which has one learning rate for all; drop learning_rates")
             groups = [parameter for group in groups for parameter in group["params"]]
-        options = {}
-        if getattr(_optimizer_class(self.make_optimizer), "handles_penalty", False):
-            options = {"happy_lambda": self.happy_lambda, "penalty": self.penalty}
-        optimizer = self.make_optimizer(groups, **options)
+        optimizer = make_optimizer(self.make_optimizer, groups, self)
         if self.learning_rates and "lr" not in optimizer.defaults:
             raise ValueError(f"learning_rates with {type(optimizer).__name__}, which has none; drop learning_rates")
         if not self.make_scheduler:
@@ -115,10 +113,6 @@ class SupervisedModule(Module):
         steps = self.trainer.estimated_stepping_batches
         number = steps if config.get("interval") == "step" else self.trainer.max_epochs
         return int(number) if 0 < number < float("inf") else 1
-
-
-def _optimizer_class(make: Callable[..., Optimizer]) -> Any:
-    return getattr(make, "func", make)
 
 
 def _options(make: Any) -> Mapping[str, Any]:

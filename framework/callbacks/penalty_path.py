@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from framework.callback import Callback
 from framework.closure import penalty_value
+from framework.configure import make_optimizer
 from framework.module import Module
 from framework.penalties import Harder
 
@@ -259,10 +260,7 @@ class PenaltyPath(Callback):
         if self.is_final:
             trainer.use_optimizer(module.configure_optimizers(), accumulate_grad_batches="epoch")
         else:
-            options = {}
-            if getattr(getattr(self.make_optimizer, "func", self.make_optimizer), "handles_penalty", False):
-                options = {"happy_lambda": module.happy_lambda, "penalty": module.penalty}
-            optimizer = self.make_optimizer(module.param_groups(), **options)
+            optimizer = make_optimizer(self.make_optimizer, module.param_groups(), module)
             trainer.use_optimizer(optimizer, accumulate_grad_batches=self.accumulate_grad_batches)
         self._weights = [group.get("happy_lambda") for group in trainer.optimizer.param_groups]
 
