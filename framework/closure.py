@@ -81,7 +81,8 @@ class Closure:
     @property
     def penalized_groups(self) -> list[dict[str, Any]]:
         """The groups that g sums over, as they are now: loading a state replaces an optimizer's groups."""
-        return penalized_groups(self._module, self._optimizer)
+        groups = declared_groups(self._module, self._optimizer)
+        return [group for group in groups if group.get("penalized", False) is not False]
 
     def begin(self, batches: Iterable[Any], batch_idx: int, *, log: bool = False) -> None:
         """Take the micro-batches of the next step; ``batch_idx`` is the first one's, ``log`` says that g is wanted."""
@@ -314,14 +315,14 @@ def reevaluates(optimizer: Optimizer) -> bool:
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
-def penalized_groups(module: Module, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The groups whose parameters g sums over: the optimizer's where they say ``penalized``, else the module's."""
+def declared_groups(module: Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The groups that say what is penalized: the optimizer's if all of them do, else the module's."""
     groups = optimizer.param_groups
     if not all("penalized" in group for group in groups):
         # Like an optimizer, take a single tensor, or a generator, which could be read only once.
         given = [(group, group["params"]) for group in module.param_groups()]
         groups = [{**group, "params": [p] if isinstance(p, Tensor) else list(p)} for group, p in given]
-    return [group for group in groups if group.get("penalized", False) is not False]
+    return groups
 
 
 def penalty_value(module: Module, groups: Iterable[dict[str, Any]]) -> Tensor:

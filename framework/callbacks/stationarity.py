@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from framework.callback import Callback
 from framework.callbacks.penalty_path import PenaltyPath
-from framework.closure import Closure
+from framework.closure import Closure, declared_groups
 from framework.metrics import Metrics
 from framework.module import Module
 from framework.optim.proximal import stationarity_gap
@@ -78,8 +78,5 @@ def measure_gap(trainer: Trainer, module: Module) -> float:
 
 def _weighted_groups(trainer: Trainer, module: Module) -> list[dict[str, Any]]:
     """All parameters, in groups that each say whether they are penalized and by how much."""
-    groups = trainer.optimizer.param_groups
-    if not all("penalized" in group for group in groups):
-        groups = module.param_groups()
     weights = {"happy_lambda": module.happy_lambda if module.penalty is not None else 0.0}
-    return [{"penalized": False, **weights, **group, "params": list(group["params"])} for group in groups]
+    return [{"penalized": False, **weights, **group} for group in declared_groups(module, trainer.optimizer)]
