@@ -12,11 +12,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from framework import Callback
+from framework import Callback, Trainer
 from framework.data import ImageTransform, TensorLoader, cubic, cubic_function, sine, xor
 from framework.data import fashion_mnist as load_fashion_mnist
 from framework.data.fashion_mnist import CLASSES, MEAN, STD
 from recipes import figures
+from recipes.module import SupervisedModule
 
 Predict = Callable[[Any], Tensor]
 
@@ -44,6 +45,12 @@ class Data:
     def figures(self, predict: Predict) -> dict[str, Figure]:
         """Pictures by name; ``predict`` gives the network's outputs for a loader, in order."""
         return {}
+
+    def findings(
+        self, trainer: Trainer, module: SupervisedModule, folder: Path
+    ) -> tuple[dict[str, float], dict[str, Any], dict[str, Figure]]:
+        """What else there is to say of a finished run: metrics, other entries of the summary, and pictures by name."""
+        return {}, {}, {}
 
 
 @dataclass

@@ -22,8 +22,6 @@ from framework.loggers import Logger, TensorBoardLogger
 from recipes import figures
 from recipes.data import Data
 from recipes.module import SupervisedModule
-from recipes.sparse_data import SparseData
-from recipes.sparse_report import sparse_report
 
 
 def write_report(
@@ -35,11 +33,8 @@ def write_report(
     """
     metrics = final_metrics(trainer)
     pictures = data.figures(lambda loader: predict(trainer, module, loader))
-    new: dict[str, float] = {}
-    findings: dict[str, Any] = {}
-    if isinstance(data, SparseData):
-        new, findings, sparse_pictures = sparse_report(trainer, module, data, folder)
-        metrics, pictures = dict(sorted({**metrics, **new}.items())), {**pictures, **sparse_pictures}
+    new, findings, more_pictures = data.findings(trainer, module, folder)
+    metrics, pictures = dict(sorted({**metrics, **new}.items())), {**pictures, **more_pictures}
     if history := read_history(folder / "metrics.csv"):
         pictures = {"loss": figures.loss_curves(history), **pictures}
     save_figures(trainer.loggers, pictures, folder / "plots", trainer.global_step)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from framework import Trainer
 from framework.data import TensorLoader, sparse_linear, sparse_mlp
 from recipes.data import Data
+from recipes.module import SupervisedModule
+from recipes.sparse_report import sparse_report
 
 
 @dataclass
@@ -24,6 +29,11 @@ class SparseData(Data):
 
     feature_names: list[str] = field(default_factory=list)
     support: list[int] | None = None
+
+    def findings(
+        self, trainer: Trainer, module: SupervisedModule, folder: Path
+    ) -> tuple[dict[str, float], dict[str, Any], dict[str, Figure]]:
+        return sparse_report(trainer, module, self, folder)
 
 
 SIMULATIONS = {"linear": sparse_linear, "mlp": sparse_mlp}

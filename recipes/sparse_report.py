@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.figure import Figure
@@ -16,7 +16,9 @@ from framework.callbacks import PenaltyPath
 from framework.pruning import prune, used_features
 from recipes import figures
 from recipes.module import SupervisedModule
-from recipes.sparse_data import SparseData
+
+if TYPE_CHECKING:
+    from recipes.sparse_data import SparseData
 
 
 def sparse_report(
