@@ -1,5 +1,6 @@
 """Tiny modules, data and trainers that the tests share."""
 
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,21 @@ def assert_close(left: nn.Module, right: nn.Module, tolerance: float) -> None:
     """Parameters and buffers agree up to a relative and absolute tolerance."""
     for ours, theirs in zip(left.state_dict().values(), right.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+class Token:
+    """Lives as long as the node of the graph that holds it."""
+
+
+class Tagged(torch.autograd.Function):
+    """The identity, with a token in the graph."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, tokens: weakref.WeakSet) -> Tensor:
+        ctx.token = Token()
+        tokens.add(ctx.token)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None

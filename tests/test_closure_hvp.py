@@ -10,7 +10,7 @@ from torch.optim import SGD
 
 from framework.flat import flatten, unflatten
 from framework.penalties import ElasticNet
-from tests.modules import Evaluator, Regressor, make_loader, make_net, make_trainer
+from tests.modules import Evaluator, Regressor, Tagged, Token, make_loader, make_net, make_trainer
 
 
 class Elastic(Regressor):
@@ -133,24 +133,6 @@ def test_a_pass_over_the_batches_counts_as_an_evaluation(tmp_path, accumulate, p
     trainer = make_trainer(tmp_path, accumulate_grad_batches=accumulate)
     trainer.fit(Regressor(lambda m: Evaluator(m.parameters(), ask)), make_loader())
     assert trainer.closure_evaluations == (passes + 1) * trainer.global_step
-
-
-class Token:
-    """Lives as long as the node of the graph that holds it."""
-
-
-class Tagged(torch.autograd.Function):
-    """The identity, with a token in the graph."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, tokens: weakref.WeakSet) -> Tensor:
-        ctx.token = Token()
-        tokens.add(ctx.token)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
 
 
 def test_an_epoch_holds_the_graph_of_one_batch_at_a_time(tmp_path):

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from framework.curvature import hessian, hessian_vector_product
 from framework.flat import flatten, unflatten
+from tests.modules import Tagged, Token
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor, Tensor]:
@@ -96,24 +97,6 @@ def test_clipping_the_gradients_in_place_leaves_the_products_alone():
     product = hessian_vector_product(backward_closure(model, data, target), list(model.parameters()))
     nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
     torch.testing.assert_close(hessian(product, len(expected)), expected)
-
-
-class Token:
-    """Lives as long as the node of the graph that holds it."""
-
-
-class Tagged(torch.autograd.Function):
-    """The identity, with a token in the graph."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, tokens: weakref.WeakSet) -> Tensor:
-        ctx.token = Token()
-        tokens.add(ctx.token)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
 
 
 def test_the_graph_goes_with_the_product_without_garbage_collection():
