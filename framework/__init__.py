@@ -2,9 +2,9 @@
 
 from framework._version import __version__
 from framework.callback import Callback
-from framework.closure import Closure
 from framework.module import Module
-from framework.replay import seed_everything
+from framework.objective.closure import Closure
+from framework.objective.replay import seed_everything
 from framework.trainer import Trainer
 
 __all__ = ["Callback", "Closure", "Module", "Trainer", "__version__", "seed_everything"]

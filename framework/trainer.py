@@ -14,22 +14,22 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
-from framework import checkpoint as checkpoints
-from framework.batches import Batches, groups, num_groups
 from framework.callback import Callback, Hooks
 from framework.callbacks import default_callbacks
-from framework.closure import Closure
-from framework.configure import SchedulerConfig, learning_rates
-from framework.engine import Engine
-from framework.evaluation import evaluate, sanity_check, validate
-from framework.iterations import Iterations
 from framework.loggers import Logger, make_loggers
-from framework.metrics import Metrics
+from framework.loop import checkpoint as checkpoints
+from framework.loop.batches import Batches, groups, num_groups
+from framework.loop.engine import Engine
+from framework.loop.evaluate import evaluate, sanity_check, validate
+from framework.loop.inner_iterations import Iterations
+from framework.loop.metrics import Metrics
+from framework.loop.monitor import step_values
+from framework.loop.progress import Progress
+from framework.loop.run import running, set_up_fit, set_up_optimizer
+from framework.loop.schedulers import SchedulerConfig, learning_rates
+from framework.loop.settings import check_settings, parse_max_time, resolve_max_epochs
 from framework.module import Module
-from framework.monitor import step_values
-from framework.progress import Progress
-from framework.run import running, set_up_fit, set_up_optimizer
-from framework.settings import check_settings, parse_max_time, resolve_max_epochs
+from framework.objective.closure import Closure
 
 Limit = int | float | None
 

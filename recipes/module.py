@@ -10,7 +10,7 @@ from torch.optim import LBFGS, Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from framework import Module
-from framework.configure import make_optimizer, optimizer_class
+from framework.loop.schedulers import make_optimizer, optimizer_class
 from framework.penalties import Penalty
 
 

@@ -13,7 +13,7 @@ from framework import Trainer, seed_everything
 from framework.auto_lambda import auto_happy_lambda
 from framework.data import TensorLoader
 from framework.losses import L2Loss
-from framework.replay import rng_state, set_rng_state
+from framework.objective.replay import rng_state, set_rng_state
 from recipes.module import SupervisedModule
 from recipes.report import make_loggers, write_report
 

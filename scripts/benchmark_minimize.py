@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from framework import Module, Trainer
 from framework.data import TensorLoader
-from framework.flat import ParameterVector, unflatten
+from framework.objective.vector import ParameterVector, unflatten
 from framework.optim import MinimizeWrapper
 from framework.optim.objective import Objective
 from framework.optim.scipy_methods import GRADIENT, HESSIAN, PRODUCT

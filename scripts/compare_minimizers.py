@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from framework.curvature import hessian_vector_product
 from framework.data import TensorLoader, fashion_mnist
+from framework.objective.curvature import hessian_vector_product
 from framework.optim import MinimizeWrapper
 
 PIECE = 10_000

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from framework.callbacks.monitor import Monitor
+from framework.loop.monitor import objective_values
 from framework.module import Module
-from framework.monitor import objective_values
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from framework.callback import Callback
-from framework.metrics import Metrics
+from framework.loop.metrics import Metrics
 from framework.module import Module
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from framework.callback import Callback
-from framework.closure import penalty_value
-from framework.configure import make_optimizer
+from framework.loop.schedulers import make_optimizer
 from framework.module import Module
+from framework.objective.closure import penalty_value
 from framework.penalties import Harder
 
 if TYPE_CHECKING:

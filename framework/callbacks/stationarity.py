@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from framework.callback import Callback
 from framework.callbacks.penalty_path import PenaltyPath
-from framework.closure import Closure, declared_groups
-from framework.metrics import Metrics
+from framework.loop.metrics import Metrics
 from framework.module import Module
+from framework.objective.closure import Closure, declared_groups
+from framework.objective.replay import Replay
 from framework.optim.proximal import stationarity_gap
-from framework.replay import Replay
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer

@@ -13,7 +13,7 @@ from threadpoolctl import ThreadpoolController
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from framework.flat import ParameterVector
+from framework.objective.vector import ParameterVector
 from framework.optim import scipy_methods
 from framework.optim.objective import Objective
 
@@ -37,7 +37,7 @@ class MinimizeWrapper(Optimizer):
       arguments of `scipy.optimize.<method>`, and all but the first need finite bounds.
 
     scipy works on a float64 vector; the closure runs in the parameters' own dtype, on their device. Any closure will
-    do, also for curvature, which is taken from the loss whose `backward()` it calls (framework/curvature.py). The
+    do, also for curvature, which is taken from the loss whose `backward()` it calls (`objective/curvature.py`). The
     parameters end at the best point seen, also after an exception or Ctrl-C; under `constraints`, where the lowest
     value may be infeasible, at scipy's result or last iterate.
 

@@ -9,8 +9,8 @@ import torch
 from scipy.optimize import Bounds
 from torch import Tensor
 
-from framework.curvature import hessian, hessian_vector_product
-from framework.flat import ParameterVector
+from framework.objective.curvature import hessian, hessian_vector_product
+from framework.objective.vector import ParameterVector
 from framework.optim.arguments import as_number
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from framework.flat import ParameterVector, unflatten
+from framework.objective.vector import ParameterVector, unflatten
 from framework.optim.arguments import as_number, check_positive
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from framework.batches import Batches
-from framework.checks import check_output
-from framework.curvature import HessianVectorProduct, hessian_vector_product
-from framework.flat import ParameterVector
-from framework.metrics import Metrics, num_samples
+from framework.loop.batches import Batches
+from framework.loop.metrics import Metrics, num_samples
+from framework.loop.validation import check_output
 from framework.module import Module
-from framework.replay import Replay
-from framework.stacked import stacked_values
+from framework.objective.batched_values import stacked_values
+from framework.objective.curvature import HessianVectorProduct, hessian_vector_product
+from framework.objective.replay import Replay
+from framework.objective.vector import ParameterVector
 
 
 class Closure:
@@ -119,8 +119,9 @@ class Closure:
     def values(self, candidates: Sequence[Tensor]) -> Tensor:
         """The values (k,) at k points: a stack (k, *shape) for each trainable parameter of the optimizer's groups.
 
-        By one `vmap` where the module allows it (framework/stacked.py), else at one point after the other, which moves
-        the parameters. Gradients, logs, buffers and random state stay as they are. Each point counts as an evaluation.
+        By one `vmap` where the module allows it (`objective/batched_values.py`), else at one point after the other,
+        which moves the parameters. Gradients, logs, buffers and random state stay as they are. Each point
+        counts as an evaluation.
 
         Raises:
             RuntimeError: The optimizer evaluates once per step.

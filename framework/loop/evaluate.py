@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from framework.batches import Batches
-from framework.replay import rng_state, set_rng_state
+from framework.loop.batches import Batches
+from framework.objective.replay import rng_state, set_rng_state
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer

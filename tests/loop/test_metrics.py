@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from framework import Callback, Module
 from framework.callbacks import EarlyStopping
-from framework.metrics import num_samples
+from framework.loop.metrics import num_samples
 from tests.modules import Regressor, make_loader, make_trainer, regression_data
 
 VALUES = [1.0, 2.0, 6.0]  # logged for the batches of 8, 8 and 4 samples

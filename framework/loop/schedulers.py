@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from framework.metrics import Metrics
+from framework.loop.metrics import Metrics
 from framework.module import Module
 
 

@@ -15,9 +15,10 @@ from torch.optim import LBFGS, SGD, Adam
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
-from framework import Callback, Trainer, checkpoint
+from framework import Callback, Trainer
 from framework.callbacks import EarlyStopping, ModelCheckpoint
 from framework.data import TensorLoader
+from framework.loop import checkpoint
 from tests.modules import NUM_SAMPLES, Regressor, assert_same, make_loader, make_net, make_trainer, regression_data
 
 EPOCHS = 5

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from framework import Callback
-from framework.configure import SchedulerConfig, parse_optimizers
+from framework.loop.schedulers import SchedulerConfig, parse_optimizers
 from tests.modules import Evaluator, Regressor, make_loader, make_trainer
 
 

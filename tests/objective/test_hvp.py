@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import SGD
 
-from framework.flat import flatten, unflatten
+from framework.objective.vector import flatten, unflatten
 from framework.penalties import ElasticNet
 from tests.modules import Evaluator, Regressor, Tagged, Token, make_loader, make_net, make_trainer
 

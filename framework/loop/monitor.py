@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from framework.closure import Closure
+from framework.objective.closure import Closure
 
 
 def step_values(closure: Closure, global_step: int) -> dict[str, float]:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from framework.curvature import hessian, hessian_vector_product
-from framework.flat import flatten, unflatten
+from framework.objective.curvature import hessian, hessian_vector_product
+from framework.objective.vector import flatten, unflatten
 from tests.modules import Tagged, Token
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
-from framework.checks import check_loader, num_batches
-from framework.progress import Progress
-from framework.replay import rng_state, set_rng_state
+from framework.loop.progress import Progress
+from framework.loop.validation import check_loader, num_batches
+from framework.objective.replay import rng_state, set_rng_state
 
 
 class Batches:

@@ -7,16 +7,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from framework import checkpoint as checkpoints
-from framework.batches import Batches
 from framework.callback import Hooks
-from framework.checks import check_module, check_param_groups, check_penalty, check_reevaluation, check_smoothness
-from framework.closure import Closure
-from framework.configure import parse_optimizers
-from framework.engine import Engine
-from framework.interrupt import on_signals
-from framework.iterations import Iterations
+from framework.loop import checkpoint as checkpoints
+from framework.loop.batches import Batches
+from framework.loop.engine import Engine
+from framework.loop.inner_iterations import Iterations
+from framework.loop.schedulers import parse_optimizers
+from framework.loop.signals import on_signals
+from framework.loop.validation import (
+    check_module,
+    check_param_groups,
+    check_penalty,
+    check_reevaluation,
+    check_smoothness,
+)
 from framework.module import Module
+from framework.objective.closure import Closure
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer

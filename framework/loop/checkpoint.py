@@ -29,9 +29,9 @@ import torch
 
 from framework._version import __version__
 from framework.callback import Callback
+from framework.loop.progress import Progress
 from framework.module import Module
-from framework.progress import Progress
-from framework.replay import rng_state, set_rng_state
+from framework.objective.replay import rng_state, set_rng_state
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from framework.flat import flatten, unflatten
+from framework.objective.vector import flatten, unflatten
 
 
 class _KeepGraph(TorchFunctionMode):

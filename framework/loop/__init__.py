@@ -1,0 +1,1 @@
+"""How a run goes; private to the trainer."""

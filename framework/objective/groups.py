@@ -1,0 +1,200 @@
+"""What parameter groups say of the penalty: which entries it weighs, and how much.
+
+The only reader of the entries ``"penalized"`` and ``"happy_lambda"`` of groups: ``penalized`` is True, False, or a
+boolean mask of the parameter's shape; ``happy_lambda`` is the group's own weight, and missing or None where the weight
+given beside the groups holds, that of the module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from framework.module import Module
+from framework.penalties import L1, Penalty
+
+Group = Mapping[str, Any]
+
+
+def declared_groups(module: Module, optimizer: Optimizer) -> Sequence[Group]:
+    """Return the groups that say what is penalized: the optimizer's if all of them do, else the module's."""
+    if all("penalized" in group for group in optimizer.param_groups):
+        return optimizer.param_groups
+    # Like an optimizer, take a single tensor, or a generator, which could be read only once.
+    return [{**group, "params": _params(group)} for group in module.param_groups()]
+
+
+def is_penalized(group: Group) -> bool:
+    """Tell whether the penalty weighs any entry of a group."""
+    return group.get("penalized", False) is not False
+
+
+def weight(group: Group, param: Tensor, happy_lambda: float | None = None) -> float | Tensor:
+    """Return the weight lam of the penalty on one parameter of a group.
+
+    Args:
+        group: A parameter group.
+        param: One of its parameters.
+        happy_lambda: The weight for groups that have none of their own.
+
+    Returns:
+        A number, 0.0 where nothing is penalized; under a mask a tensor of the parameter's shape.
+
+    Raises:
+        ValueError: If the weight is missing, negative or not finite.
+    """
+    if not is_penalized(group):
+        return 0.0
+    own = group.get("happy_lambda")
+    lam = check_weight(happy_lambda if own is None else own, "a penalized parameter group")
+    mask = group["penalized"]
+    return lam * mask.to(param) if isinstance(mask, Tensor) else lam
+
+
+def check_weight(happy_lambda: Any, whose: str) -> float:
+    """Return the weight of a penalty as a number.
+
+    Raises:
+        ValueError: If it is no number, negative or not finite.
+    """
+    try:
+        lam = float(happy_lambda)
+    except (TypeError, ValueError):
+        lam = math.nan
+    if not (lam >= 0 and math.isfinite(lam)):
+        raise ValueError(
+            f"happy_lambda={happy_lambda!r} of {whose} is not allowed: the weight of a penalty is a finite number that "
+            "is not negative (framework.auto_lambda.auto_happy_lambda computes one)"
+        )
+    return lam
+
+
+def weighted_parameters(
+    groups: Iterable[Group], happy_lambda: float | None = None
+) -> Iterator[tuple[Tensor, float | Tensor]]:
+    """Yield every penalized parameter with its weight, as `weight` gives it."""
+    for group in groups:
+        if is_penalized(group):
+            for param in group["params"]:
+                yield param, weight(group, param, happy_lambda)
+
+
+def penalty_value(penalty: Penalty, groups: Iterable[Group], happy_lambda: float | None = None) -> Tensor | None:
+    """Compute g, the sum of ``penalty.value(param, lam)`` over the penalized parameters: a 0-d tensor.
+
+    None where no parameter is penalized.
+    """
+    total: Tensor | None = None
+    for param, lam in weighted_parameters(groups, happy_lambda):
+        value = penalty.value(param, lam)
+        total = value if total is None else total + value
+    return total
+
+
+@torch.no_grad()
+def stationarity_gap(
+    optimizer_or_groups: Optimizer | Iterable[Group],
+    penalty: Penalty | None = None,
+    happy_lambda: float | None = None,
+) -> Tensor:
+    """Compute how far the current point is from stationarity (KKT) of f + g, a 0-d tensor: 0 at a stationary point.
+
+    The largest over parameters of the distance of -grad f to the subdifferential of g (`Penalty.subgradient_gap`); of
+    |grad f| where nothing is penalized. Gradients of f must have been computed; parameters without one are left out.
+
+    Args:
+        optimizer_or_groups: An optimizer, or groups.
+        penalty: Default: the optimizer's own, else `L1()`.
+        happy_lambda: The weight for penalized groups that have none of their own.
+    """
+    groups = optimizer_or_groups.param_groups if isinstance(optimizer_or_groups, Optimizer) else optimizer_or_groups
+    penalty = penalty or getattr(optimizer_or_groups, "penalty", None) or L1()
+    gaps = []
+    for group in groups:
+        for param in group["params"]:
+            grad = param.grad
+            if grad is None or not param.requires_grad:
+                continue
+            lam = weight(group, param, happy_lambda)
+            unweighted = not isinstance(lam, Tensor) and lam == 0
+            gaps.append(grad.abs().amax() if unweighted else penalty.subgradient_gap(param, grad, lam))
+    return torch.stack([gap.to(gaps[0]) for gap in gaps]).amax() if gaps else torch.zeros(())
+
+
+@torch.no_grad()
+def sparsities(groups: Iterable[Group]) -> dict[str, float]:
+    """Compute the share of exact zeros in each penalized group, as ``sparsity/<name or index>``; waits for the device.
+
+    The index counts the penalized groups.
+    """
+    shares = {}
+    for index, group in enumerate(filter(is_penalized, groups)):
+        sizes = sum(p.numel() for p in group["params"])
+        nonzeros = sum(int(p.count_nonzero()) for p in group["params"])
+        shares[f"sparsity/{group.get('name', index)}"] = 1 - nonzeros / sizes
+    return shares
+
+
+def check_groups(groups: Sequence[Group], *, needed: bool) -> None:
+    """Check that every group says whether it is penalized, if one does or it is ``needed``, and how.
+
+    Raises:
+        ValueError: If one does not; it is named, with what to add.
+    """
+    said = ["penalized" in group for group in groups]
+    if not all(said) and (needed or any(said)):
+        raise ValueError(
+            f"parameter group {said.index(False)} does not say whether it is penalized: "
+            'add "penalized": True, False, or a boolean mask of the parameter\'s shape'
+        )
+    for index, group in enumerate(groups):
+        mask = group.get("penalized")
+        if isinstance(mask, Tensor):
+            shapes = [tuple(p.shape) for p in _params(group)]
+            if mask.dtype != torch.bool or any(shape != tuple(mask.shape) for shape in shapes):
+                raise ValueError(
+                    f'the "penalized" mask of parameter group {index} is {mask.dtype} of shape {tuple(mask.shape)}; it '
+                    f"must be boolean, of the shape of its parameter, one group per shape: {shapes}"
+                )
+        elif mask is not None and not isinstance(mask, bool):
+            raise ValueError(f'parameter group {index} has "penalized": {mask!r}; True, False or a mask is allowed')
+
+
+def adopt_penalty(optimizer: Any, module: Module) -> None:
+    """Give an optimizer that handles the penalty the module's penalty and weight, where it was made without them.
+
+    There is one source: what the optimizer has of its own must not contradict the module.
+
+    Raises:
+        ValueError: If the optimizer and the module have different penalties, or different weights.
+    """
+    if module.penalty is None:
+        return
+    name = type(optimizer).__name__
+    if getattr(optimizer, "penalty", None) is None:
+        optimizer.penalty = module.penalty
+    elif optimizer.penalty != module.penalty:
+        raise ValueError(
+            f"{name} was made with the penalty {optimizer.penalty}, and the module has {module.penalty}: there is one "
+            f"source. Make {name} without a penalty, and it takes the module's; or set the module's to None"
+        )
+    declared = {id(p): group.get("happy_lambda") for group in module.param_groups() for p in _params(group)}
+    for index, group in enumerate(optimizer.param_groups):
+        wanted = next((lam for p in group["params"] if (lam := declared.get(id(p))) is not None), module.happy_lambda)
+        if group.get("happy_lambda") is None:
+            group["happy_lambda"] = wanted
+        elif is_penalized(group) and group["happy_lambda"] != wanted:
+            raise ValueError(
+                f"parameter group {index} of {name} has happy_lambda={group['happy_lambda']!r}, and the module "
+                f"{wanted!r}: there is one source. Make {name} without happy_lambda, and it takes the module's"
+            )
+
+
+def _params(group: Group) -> list[Tensor]:
+    params = group["params"]
+    return [params] if isinstance(params, Tensor) else list(params)
