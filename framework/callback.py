@@ -37,9 +37,6 @@ A *step* of ``accumulate_grad_batches=k`` evaluates k batches, perhaps several t
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from framework.module import Module
@@ -176,54 +173,3 @@ class Callback:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-
-
-HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_") or name in ("setup", "teardown"))
-
-
-class Hooks:
-    """For every hook, the list of those who overrode it, bound to their arguments: ``hooks.on_fit_start`` is a list.
-
-    Built once at the start of a run, so that a hook nobody overrides costs nothing. ``publish`` is called in
-    `on_train_epoch_end`, after those who may log there and before those who watch what was logged.
-    """
-
-    def __init__(
-        self, trainer: Trainer, module: Module, callbacks: Sequence[Callback], publish: Callable[[], None]
-    ) -> None:
-        for callback in callbacks:
-            refuse_unknown_hooks(callback)
-        refuse_unknown_hooks(module)
-        self._listeners: dict[str, list[Callable[..., None]]] = {}
-        for name in HOOKS:
-            heard = [
-                (c.after_module, partial(getattr(c, name), trainer, module)) for c in callbacks if _overrides(c, name)
-            ]
-            listeners: list[Callable[..., None]] = [listener for after, listener in heard if not after]
-            if callable(own := getattr(module, name, None)):
-                listeners.append(own)
-            if name == "on_train_epoch_end":
-                listeners.append(publish)
-            listeners += [listener for after, listener in heard if after]
-            self._listeners[name] = listeners
-
-    def __getattr__(self, name: str) -> list[Callable[..., None]]:
-        return self._listeners[name]
-
-    def call(self, name: str, *args: Any) -> None:
-        """Fire one hook."""
-        for listener in self._listeners[name]:
-            listener(*args)
-
-
-def refuse_unknown_hooks(owner: Callback | Module) -> None:
-    """Raise a ValueError for a method called ``on_...`` that no moment of a run would call."""
-    for name in dir(type(owner)):
-        if name.startswith("on_") and name not in HOOKS and callable(getattr(type(owner), name)):
-            near = difflib.get_close_matches(name, HOOKS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "rename it, so that it does not start with 'on_'"
-            raise ValueError(f"{type(owner).__name__}.{name} is no hook and would never be called: {hint}")
-
-
-def _overrides(callback: Callback, name: str) -> bool:
-    return getattr(type(callback), name) is not getattr(Callback, name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from framework.data.samples import count_samples
 from framework.penalties import Penalty
 
 if TYPE_CHECKING:
@@ -59,6 +60,16 @@ class Module(nn.Module):
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         """The prediction for one batch. Default: the module called on the batch, or on its first element."""
         return self(batch[0] if isinstance(batch, tuple | list) else batch)
+
+    def count_samples(self, batch: Any) -> int:
+        """Count the samples of a batch: the weight of its mean among others, in accumulation and in logged means.
+
+        Default: the common length of its tensors. Override it where a batch holds tensors that are not per sample.
+
+        Raises:
+            ValueError: If the tensors have different lengths.
+        """
+        return count_samples(batch)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Torch parameter groups, each with ``"penalized"``: True, False, or a boolean mask of the parameter's shape.

@@ -1,37 +1,36 @@
-"""The Trainer: fit, validate, test, predict. It owns the loop and nothing else."""
+"""The Trainer: its settings, fit, validate, test, predict, and questions about the run."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import signal
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric import Fabric
-from torch import Tensor
 from torch.optim import Optimizer
 
-from framework.callback import Callback, Hooks
+from framework.callback import Callback
 from framework.callbacks import default_callbacks
 from framework.loggers import Logger, make_loggers
 from framework.loop import checkpoint as checkpoints
-from framework.loop.batches import Batches, groups, num_groups
+from framework.loop.batches import Batches, num_steps, read_fit_data
 from framework.loop.engine import Engine
-from framework.loop.evaluate import evaluate, sanity_check, validate
-from framework.loop.inner_iterations import Iterations
+from framework.loop.evaluate import evaluate
+from framework.loop.fit import fit
+from framework.loop.hooks import Hooks
 from framework.loop.metrics import Metrics
-from framework.loop.monitor import step_values
 from framework.loop.progress import Progress
-from framework.loop.run import running, set_up_fit, set_up_optimizer
-from framework.loop.schedulers import SchedulerConfig, learning_rates
-from framework.loop.settings import check_settings, parse_max_time, resolve_max_epochs
+from framework.loop.run import FitRun, Run, Stop
+from framework.loop.schedulers import SchedulerConfig
+from framework.loop.settings import Limit, Settings, parse_max_time, resolve_max_epochs
+from framework.loop.signals import on_signals
+from framework.loop.validation import check_module
 from framework.module import Module
 from framework.objective.closure import Closure
-
-Limit = int | float | None
 
 
 class Trainer:
@@ -67,25 +66,10 @@ class Trainer:
         default_root_dir: Where logs and checkpoints go. Default: the current folder.
 
     Attributes:
-        current_epoch: The index of the epoch under way, which is the number of those completed.
-        global_step: Optimizer steps taken.
-        fit_seconds: How long the last `fit` trained, validation included.
-        stopped_because: Why the last `fit` ended: "max_epochs", "max_steps", "max_time", or what `stop` was told.
-        interrupted: Whether a signal ended the run.
-        metrics: What was logged (`Metrics`).
-        fabric, module, optimizer, schedulers, closure, callbacks, loggers: Those of the run.
-        train_batches, val_batches: The data as the loop reads them (`Batches`).
+        fabric: Fabric, which places module and data.
+        callbacks, loggers: Those of the next run.
+        num_training_batches: How many batches an epoch of the last fit has; infinite for a stream without length.
     """
-
-    module: Module
-    optimizer: Optimizer
-    schedulers: list[SchedulerConfig]
-    closure: Closure
-    engine: Engine
-    hooks: Hooks
-    iterations: Iterations
-    train_batches: Batches
-    val_batches: Batches | None
 
     def __init__(
         self,
@@ -139,7 +123,7 @@ class Trainer:
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.inference_mode = inference_mode
         self.default_root_dir = Path(default_root_dir or ".")
-        check_settings(self)
+        self._settings()  # refuses what is out of range
 
         self.fabric = Fabric(
             accelerator=accelerator, strategy=strategy, devices=devices, num_nodes=num_nodes, precision=precision
@@ -153,28 +137,36 @@ class Trainer:
             checkpointing=enable_checkpointing,
             fast_dev_run=bool(fast_dev_run),
         )
-        self.metrics = Metrics()
-        self.progress = Progress()
-        self.should_stop = False
-        self.stopped_because: str | None = None
-        self.fit_seconds = 0.0
-        self.sanity_checking = self.interrupted = False
-        self._deadline = math.inf
+        self.num_training_batches = 0.0
+        self._stop = Stop()
+        self._run: Run | None = None
+        self._fit: FitRun | None = None
+        self._under_way: str | None = None
 
-    # ------------------------------------------------------------------------------------------------ training
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a setting only between runs: a run keeps those it started with."""
+        if name in _SETTINGS and getattr(self, "_under_way", None):
+            raise AttributeError(
+                f"trainer.{name} was set during {self._under_way}, which goes on with the value it started with: set "
+                "it before. (stop() ends a run, use_optimizer() changes how it goes on)"
+            )
+        super().__setattr__(name, value)
+
+    def _settings(self) -> Settings:
+        return Settings(**{name: getattr(self, name) for name in _SETTINGS})
+
+    # ---------------------------------------------------------------------------------------------------- runs
 
     def fit(
         self, model: Module, train_dataloaders: Any, val_dataloaders: Any = None, ckpt_path: str | Path | None = None
     ) -> None:
         """Train a module; return when a limit is reached, a callback stops it, or at Ctrl-C or SIGTERM.
 
-        The loop, in short (`framework.callback` says where the hooks are)::
+        The loop, in short (`framework.callback` says where the hooks are, `framework/loop/fit.py` is the loop itself)::
 
             while no limit is reached:
                 for batches in train_dataloaders:      # as many as accumulate_grad_batches says
-                    closure.begin(batches)
                     optimizer.step(closure)            # zero_grad, training_step, backward, as often as it asks
-                    closure.end()
                     step the schedulers of interval "step"; log on every log_every_n_steps-th step
                 validate
                 step the schedulers of interval "epoch"
@@ -186,118 +178,104 @@ class Trainer:
             ckpt_path: A checkpoint to continue from, or "last" or "best" of this trainer's `ModelCheckpoint`.
 
         Raises:
-            ValueError: Bad input or settings that contradict each other; the message names the remedy.
-            TypeError: The same, where the type is wrong.
-            FileNotFoundError: There is no such checkpoint.
+            ValueError: If input is bad or settings contradict each other; the message names the remedy.
+            TypeError: If the type of an input is wrong.
+            FileNotFoundError: If there is no such checkpoint.
         """
-        self.should_stop, self.stopped_because = False, None
-        with running(self, model, "fit"):
-            self.progress, self.metrics = Progress(), Metrics()
-            self._deadline = time.monotonic() + self.max_time
-            set_up_fit(self, train_dataloaders, val_dataloaders, ckpt_path)
-            self.call("on_fit_start")
-            sanity_check(self)
-            self.call("on_train_start")
-            start = time.perf_counter()
-            while not self.is_over():
-                self._train_epoch()
-            self.fit_seconds = time.perf_counter() - start
-            self.call("on_train_end")
-            self.call("on_fit_end")
+        with self._running(model, "fit") as hooks:
+            settings = self._settings()
+            train, val = read_fit_data(settings, train_dataloaders, val_dataloaders, self.fabric.device)
+            self.num_training_batches = train.num_batches
+            engine = Engine(self.fabric, model)
+            run = FitRun(
+                settings,
+                engine,
+                model,
+                hooks,
+                self.loggers,
+                self._stop,
+                train_batches=train,
+                val_batches=val,
+                configured=model.configure_optimizers(),
+                callbacks=self.callbacks,
+            )
+            self._run = self._fit = run
+            if ckpt_path is not None:
+                path = checkpoints.resolve(self.callbacks, ckpt_path)
+                run.load_state_dict(checkpoints.load(path), path)
+            fit(run)
 
-    def _train_epoch(self) -> None:
-        """One pass over the training data, or what is left of it, and what follows an epoch."""
-        hooks, closure, progress, engine = self.hooks, self.closure, self.progress, self.engine
-        # Any: torch annotates the closure as returning a float, though its own optimizers take a tensor.
-        optimizer: Any = engine.optimizer
-        step_schedulers = [s for s in self.schedulers if s.interval == "step"]
-        # A gradient scaler decides itself whether to step, and takes no closure.
-        step_args = (closure,) if closure.wanted and engine.grad_scaler is None else ()
-        batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end
-        before_step = hooks.on_before_optimizer_step
-        hooks.call("on_train_epoch_start")
-        for batch_idx, next_idx, batches in groups(self.train_batches, self.accumulate_grad_batches, progress):
-            self.metrics.batch = batch = batches[0] if self.accumulate_grad_batches == 1 else batches
-            for hook in batch_start:
-                hook(batch, batch_idx)
+    def validate(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[dict[str, float]]:
+        """Run `validation_step` over the data; return what was logged, in a list of one mapping."""
+        return [self._evaluate(model, dataloaders, "validation", self.limit_val_batches, ckpt_path)[0]]
 
-            log = progress.global_step % self.log_every_n_steps == 0
-            rates = learning_rates(self.optimizer) if log else {}
-            closure.begin(batches, batch_idx, log=log)
-            if closure.reevaluates:
-                optimizer.step(closure)
-                closure.end()
-            else:
-                # Evaluated before the step, so that also an optimizer that ignores its closure finds gradients.
-                closure()
-                for hook in before_step:
-                    hook(self.optimizer)
-                if log or self.gradient_clip_val:
-                    norm = engine.clip_gradients(self.gradient_clip_val, self.gradient_clip_algorithm, measure=log)
-                optimizer.step(*step_args)
-            progress.global_step += 1
-            progress.batch_idx = batch_idx if self.iterations.cut_short else next_idx
+    def test(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[dict[str, float]]:
+        """Run `test_step` over the data; return what was logged, in a list of one mapping."""
+        return [self._evaluate(model, dataloaders, "test", self.limit_test_batches, ckpt_path)[0]]
 
-            for scheduler in step_schedulers:
-                if progress.global_step % scheduler.frequency == 0:
-                    scheduler.step(self.metrics)
-            for hook in batch_end:
-                hook(closure.outputs, batch, batch_idx)
-            if log:
-                self._log_step(engine.gradient_norm() if closure.reevaluates else norm, rates)
-            if self.is_over():
-                break
-        else:
-            if progress.batch_idx == 0:
-                raise ValueError(
-                    "train_dataloaders yielded no batch: is it empty, or a generator that was read before?"
-                )
-            progress.batch_idx = self.train_batches.num_batches
-        if not self.interrupted:
-            self._end_epoch(complete=progress.batch_idx >= self.train_batches.num_batches)
+    def predict(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[Any]:
+        """Run `predict_step` over the data; return its results, one per batch."""
+        return self._evaluate(model, dataloaders, "predict", self.limit_predict_batches, ckpt_path)[1]
 
-    def _log_step(self, gradient_norm: Tensor | None, rates: dict[str, float]) -> None:
-        """Send the values of the step just taken to the loggers. Synchronizes with the device."""
-        assert gradient_norm is not None
-        values = step_values(self.closure, self.global_step - 1) | rates
-        values |= {"grad_norm": float(gradient_norm), "epoch": float(self.current_epoch)}
-        self.log_metrics(self.metrics.log_step(values), self.global_step - 1)
+    def _evaluate(
+        self, model: Module, dataloaders: Any, stage: str, limit: Limit, ckpt_path: str | Path | None
+    ) -> tuple[dict[str, float], list[Any]]:
+        with self._running(model, "validate" if stage == "validation" else stage) as hooks:
+            engine, progress = Engine(self.fabric, model), self.progress
+            run = self._run = Run(self._settings(), engine, model, hooks, self.loggers, self._stop, progress)
+            if ckpt_path is not None:
+                path = checkpoints.resolve(self.callbacks, ckpt_path)
+                checkpoints.load_weights(model, checkpoints.load(path)["state_dict"], path)
+            return evaluate(run, Batches(dataloaders, limit=limit, device=engine.device, name="dataloaders"), stage)
 
-    def _end_epoch(self, *, complete: bool) -> None:
-        """Validate, publish the epoch's means, step the schedulers of interval "epoch"."""
-        epoch = self.current_epoch + 1
-        if self.val_batches is not None and epoch % self.check_val_every_n_epoch == 0:
-            validate(self)
-            if self.interrupted:
-                return  # half a validation decides nothing: a resumed run makes it again
-        self.publish_epoch()
-        if complete:
-            for scheduler in self.schedulers:
-                if scheduler.interval == "epoch" and epoch % scheduler.frequency == 0:
-                    scheduler.step(self.metrics)
-            self.progress.epochs_completed, self.progress.batch_idx = epoch, 0
-        self.call("on_train_epoch_end")
-        self.progress.epoch = self.progress.epochs_completed
+    @contextmanager
+    def _running(self, module: Module, stage: str) -> Iterator[Hooks]:
+        """The frame of every run: signals, the first and the last hooks, and loggers closed whatever happens."""
+        check_module(module)
+        if self._under_way is not None:
+            raise RuntimeError(
+                f"Trainer.{stage} was called during {self._under_way}: wait for its end, or make another Trainer"
+            )
+        hooks = Hooks(self, module, self.callbacks)
+        module._trainer = self
+        self._stop, self._run = Stop(), None
+        if stage == "fit":
+            self._fit = None
+        status = "failed"
+        self._under_way = stage
+        try:
+            with on_signals(lambda number: self._stop.interrupt(number.name)):
+                hooks.call("setup", stage)
+                yield hooks
+            status = "success"
+        except BaseException as error:
+            hooks.call("on_exception", error)
+            raise
+        finally:
+            try:
+                hooks.call("teardown", stage)
+                for logger in self.loggers:
+                    logger.finalize(status)
+            finally:
+                self._under_way = None
 
-    def publish_epoch(self) -> None:
-        self.log_metrics(self.metrics.log_epoch())
+    # ---------------------------------------------------------------------------------------- during a run
 
-    def is_over(self) -> bool:
-        """Whether a limit is reached or somebody asked to stop."""
-        if self.stopped_because is None:
-            if self.should_stop:
-                self.stopped_because = "should_stop"
-            elif 0 <= self.max_steps <= self.progress.global_step:
-                self.stopped_because = "max_steps"
-            elif 0 <= self.max_epochs <= self.progress.epoch:
-                self.stopped_because = "max_epochs"
-            elif time.monotonic() >= self._deadline:
-                self.stopped_because = "max_time"
-        return self.stopped_because is not None
+    @property
+    def should_stop(self) -> bool:
+        """Whether somebody asked the run to end after the step under way; set it to True to ask."""
+        return self._stop.reason is not None
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        if value:
+            self._stop.ask("should_stop")
+        elif self.should_stop:
+            raise ValueError("should_stop=False: a run that was asked to stop cannot be told to go on; call fit again")
 
     def stop(self, reason: str) -> None:
         """End training after the step under way; ``reason`` becomes `stopped_because`."""
-        self.should_stop, self.stopped_because = True, self.stopped_because or reason
+        self._stop.ask(reason)
 
     def use_optimizer(self, configured: Any, *, accumulate_grad_batches: int | str | None = None) -> None:
         """Go on with another optimizer; to be called between epochs, by a callback.
@@ -310,87 +288,124 @@ class Trainer:
             accumulate_grad_batches: From now on; None to leave it.
 
         Raises:
-            ValueError: The optimizer does not fit the module or the trainer's settings.
+            ValueError: If the optimizer does not fit the module or the trainer's settings.
         """
-        if accumulate_grad_batches is not None:
-            self.accumulate_grad_batches = accumulate_grad_batches
-            check_settings(self)
-        set_up_optimizer(self, configured, evaluations=self.closure.evaluations)
+        self._last_fit("use_optimizer").use_optimizer(configured, accumulate_grad_batches)
 
-    def interrupt(self, signum: signal.Signals) -> None:
-        """End training after the step under way, because of a signal."""
-        self.interrupted = True
-        self.stop(f"interrupted by {signum.name}")
+    def stationarity_gap(self) -> float:
+        """Compute how far the parameters are from a stationary (KKT) point of f + g on all the training data.
 
-    # ---------------------------------------------------------------------------------------------- evaluation
-
-    def validate(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[dict[str, float]]:
-        """Run `validation_step` over the data; return what was logged, in a list of one mapping."""
-        return [self._run_evaluation(model, dataloaders, "validation", self.limit_val_batches, ckpt_path)[0]]
-
-    def test(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[dict[str, float]]:
-        """Run `test_step` over the data; return what was logged, in a list of one mapping."""
-        return [self._run_evaluation(model, dataloaders, "test", self.limit_test_batches, ckpt_path)[0]]
-
-    def predict(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[Any]:
-        """Run `predict_step` over the data; return its results, one per batch."""
-        return self._run_evaluation(model, dataloaders, "predict", self.limit_predict_batches, ckpt_path)[1]
-
-    def _run_evaluation(
-        self, model: Module, dataloaders: Any, stage: str, limit: Limit, ckpt_path: str | Path | None
-    ) -> tuple[dict[str, float], list[Any]]:
-        with running(self, model, "validate" if stage == "validation" else stage):
-            self.engine = Engine(self.fabric, model)
-            if ckpt_path is not None:
-                path = checkpoints.resolve(self, ckpt_path)
-                checkpoints.load_weights(model, checkpoints.load(path)["state_dict"], path)
-            batches = Batches(dataloaders, limit=limit, device=self.fabric.device, name="dataloaders")
-            return evaluate(self, batches, stage)
-
-    def call(self, hook: str, *args: Any) -> None:
-        """Fire a hook of all callbacks and of the module."""
-        self.hooks.call(hook, *args)
+        See `framework.optim.stationarity_gap`. It counts as one closure evaluation and changes neither gradients,
+        buffers nor random draws. To be called between steps, by a callback.
+        """
+        return self._last_fit("stationarity_gap").stationarity_gap()
 
     def save_checkpoint(self, path: str | Path) -> None:
-        """Write everything that `fit` needs to continue from here as if it had not been interrupted."""
+        """Write everything that `fit` needs to continue from here as if it had not been interrupted.
+
+        Raises:
+            ValueError: If the objective is not finite: rather an older checkpoint than one that has diverged.
+        """
+        run = self._last_fit("save_checkpoint")
         if self.fabric.is_global_zero:
-            checkpoints.save(checkpoints.collect(self), path)
+            run.check_finite()
+            checkpoints.save(run.state_dict(), path)
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Send values to all loggers; ``step`` defaults to `global_step`."""
-        if values:
-            for logger in self.loggers:
-                logger.log_metrics(dict(values), self.global_step if step is None else step)
+        self._last_run("log_metrics").log_metrics(values, step)
 
-    # ------------------------------------------------------------------------------------------------ questions
+    # ----------------------------------------------------------------------- questions, also after the run
+
+    def _last_run(self, question: str) -> Run:
+        if self._run is None:
+            raise RuntimeError(f"trainer.{question}: nothing has run yet; call fit, validate, test or predict first")
+        return self._run
+
+    def _last_fit(self, question: str) -> FitRun:
+        if self._fit is None:
+            raise RuntimeError(f"trainer.{question}: no fit has begun yet, or its optimizer is still to be configured")
+        return self._fit
+
+    @property
+    def module(self) -> Module:
+        """The module of the last run."""
+        return self._last_run("module").module
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer of the last fit."""
+        return self._last_fit("optimizer").phase.optimizer
+
+    @property
+    def schedulers(self) -> list[SchedulerConfig]:
+        """Its schedulers."""
+        return self._last_fit("schedulers").phase.schedulers
+
+    @property
+    def closure(self) -> Closure:
+        """What its steps evaluate."""
+        return self._last_fit("closure").phase.closure
+
+    @property
+    def progress(self) -> Progress:
+        """How far the last fit has come; at 0 before the first."""
+        return Progress() if self._fit is None else self._fit.progress
 
     @property
     def current_epoch(self) -> int:
+        """The index of the epoch under way, which is the number of those completed."""
         return self.progress.epoch
 
     @property
     def global_step(self) -> int:
+        """Optimizer steps taken by the last fit."""
         return self.progress.global_step
 
     @property
     def closure_evaluations(self) -> int:
-        """How many times the objective was evaluated in this run, with and without gradients."""
-        return self.closure.evaluations
+        """How many times the last fit evaluated its objective, with and without gradients."""
+        return 0 if self._fit is None else self._fit.phase.closure.objective.evaluations
+
+    @property
+    def fit_seconds(self) -> float:
+        """How long the last fit trained, validation included; 0 before its end."""
+        return 0.0 if self._fit is None else self._fit.seconds
+
+    @property
+    def stopped_because(self) -> str | None:
+        """Why the last fit ended: "max_epochs", "max_steps", "max_time", or what `stop` was told."""
+        return None if self._fit is None else self._fit.stop.reason
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended the last run."""
+        return self._stop.interrupted
+
+    @property
+    def sanity_checking(self) -> bool:
+        """Whether validation is only being tried before training."""
+        return self._run is not None and self._run.sanity_checking
+
+    @property
+    def metrics(self) -> Metrics:
+        """What was logged in the last run."""
+        return self._last_run("metrics").metrics
 
     @property
     def callback_metrics(self) -> dict[str, float]:
         """The last value of every metric."""
-        return self.metrics.callback_metrics
+        return {} if self._run is None else self._run.metrics.callback_metrics
 
     @property
     def progress_bar_metrics(self) -> dict[str, float]:
         """The metrics that the progress bar shows; another mapping when there is news."""
-        return self.metrics.progress_bar_metrics
+        return {} if self._run is None else self._run.metrics.progress_bar_metrics
 
     @property
     def estimated_stepping_batches(self) -> float:
         """How many optimizer steps the run will take, if nothing stops it: what a one-cycle schedule needs to know."""
-        steps = num_groups(self.train_batches, self.accumulate_grad_batches) * self.max_epochs
+        steps = num_steps(self.num_training_batches, self.accumulate_grad_batches) * self.max_epochs
         return min(limit if limit >= 0 else math.inf for limit in (steps, self.max_steps))
 
     @property
@@ -398,3 +413,6 @@ class Trainer:
         """The folder of the first logger that has one, else ``default_root_dir``."""
         directories = (getattr(logger, "log_dir", None) for logger in self.loggers)
         return next((Path(directory) for directory in directories if directory), self.default_root_dir)
+
+
+_SETTINGS = frozenset(field.name for field in dataclasses.fields(Settings))

@@ -89,6 +89,6 @@ def prune_and_refit(trainer: Trainer, module: SupervisedModule, data: SparseData
     return {
         "pruned/max_difference": float(difference),
         "pruned/parameters": sum(p.numel() for p in pruned.parameters()),
-        "refit/train_loss": float(refitter.closure.loss),  # type: ignore[arg-type]
+        "refit/train_loss": refitter.callback_metrics["train/loss"],
         "refit/val_loss": refitter.callback_metrics["val/loss"],
     }

@@ -13,7 +13,7 @@ from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop
 from torch.utils.data import DataLoader, IterableDataset
 
 from framework import Callback, Module
-from framework.callback import HOOKS
+from framework.loop.hooks import HOOKS
 from framework.callbacks import EarlyStopping
 from framework.data import TensorLoader
 from tests.modules import (

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from framework.callbacks.monitor import Monitor
-from framework.loop.monitor import objective_values
 from framework.module import Module
 
 if TYPE_CHECKING:
@@ -85,9 +84,6 @@ class ModelCheckpoint(Monitor):
             self.best_model_path = state_dict["best_model_path"]
 
     def _save_last(self, trainer: Trainer) -> None:
-        if trainer.global_step and trainer.closure.loss is not None:
-            # Rather an older state than one that has diverged.
-            objective_values(trainer.closure, trainer.global_step - 1)
         self.last_model_path = str(self._folder / "last.ckpt")
         trainer.save_checkpoint(self.last_model_path)
         self._due = time.monotonic() + self.train_time_interval.total_seconds()

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from framework.callback import Callback
 from framework.loop.schedulers import make_optimizer
 from framework.module import Module
-from framework.objective.closure import penalty_value
+from framework.objective.groups import penalty_value, weighted_parameters
 from framework.penalties import Harder
 
 if TYPE_CHECKING:
@@ -54,11 +54,10 @@ HARDER_LASSO = (
 
 
 class _Full(NamedTuple):
-    """What the module and the trainer were given, in force in the final phase and after the run."""
+    """What the module was given, in force in the final phase and after the run."""
 
     penalty: Any
     happy_lambda: float
-    accumulate_grad_batches: int | str
 
 
 class PenaltyPath(Callback):
@@ -154,7 +153,7 @@ class PenaltyPath(Callback):
             raise ValueError(
                 f"PenaltyPath: a stage gives nu, which {module.penalty} does not have; drop it, or use Harder"
             )
-        self._full = _Full(module.penalty, module.happy_lambda, trainer.accumulate_grad_batches)
+        self._full = _Full(module.penalty, module.happy_lambda)
         self._weights = []
         self._start()
 
@@ -177,8 +176,8 @@ class PenaltyPath(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: Module, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        assert trainer.closure.loss is not None
-        self._loss = self._loss + trainer.closure.loss.double()
+        assert trainer.closure.first is not None
+        self._loss = self._loss + trainer.closure.first.loss.double()
         self._steps += 1
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
@@ -186,7 +185,9 @@ class PenaltyPath(Callback):
             return  # stopped in the middle of an epoch, of which a resumed run trains the rest
         # f as it was before the steps and g as it is after them: near enough to see a decrease come to its end.
         with torch.no_grad():
-            penalty = penalty_value(module, trainer.closure.penalized_groups)
+            objective = trainer.closure.objective
+            assert objective.penalty is not None
+            penalty = penalty_value(objective.penalty, objective.groups, module.happy_lambda)
         self._sum = self._sum + self._loss / self._steps + penalty
         self._loss, self._steps, self._epochs = 0.0, 0, self._epochs + 1
         if self.is_final:
@@ -197,7 +198,7 @@ class PenaltyPath(Callback):
 
     def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
         if stage == "fit" and self._full is not None:
-            module.penalty, module.happy_lambda, trainer.accumulate_grad_batches = self._full
+            module.penalty, module.happy_lambda = self._full
             self._full = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -232,7 +233,7 @@ class PenaltyPath(Callback):
 
     def _end_stage(self, trainer: Trainer, module: Module) -> None:
         """Write down where the stage has come to, and go on to the next."""
-        weight = trainer.closure.penalized_groups[0]["params"][0].detach()
+        weight = next(weighted_parameters(trainer.closure.objective.groups, module.happy_lambda))[0].detach()
         importance = weight.norm(dim=0) if weight.ndim == 2 else weight.abs()
         self.history.append(
             {
@@ -250,7 +251,7 @@ class PenaltyPath(Callback):
         self._start_stage()
         if self.is_final:
             assert self._full is not None
-            module.penalty, module.happy_lambda, _ = self._full
+            module.penalty, module.happy_lambda = self._full
             self._use_optimizer(trainer, module)
         self._weigh(trainer, module)
 
@@ -274,7 +275,7 @@ class PenaltyPath(Callback):
         for group, weight in zip(trainer.optimizer.param_groups, self._weights, strict=True):
             if weight is not None:
                 group["happy_lambda"] = stage.share * weight
-        if trainer.closure.handles_penalty:
+        if trainer.closure.objective.handles_penalty:
             trainer.optimizer.penalty = module.penalty  # type: ignore[attr-defined]
 
     def _described_stages(self) -> list[list[float | None]]:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from framework.callback import Callback
 from framework.callbacks.penalty_path import PenaltyPath
-from framework.loop.metrics import Metrics
 from framework.module import Module
-from framework.objective.closure import Closure, declared_groups
-from framework.objective.replay import Replay
-from framework.optim.proximal import stationarity_gap
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer
@@ -45,38 +41,7 @@ class Stationarity(Callback):
             isinstance(callback, PenaltyPath) and not callback.is_final for callback in trainer.callbacks
         ):
             return
-        gap = measure_gap(trainer, module)
+        gap = trainer.stationarity_gap()
         module.log("stationarity_gap", gap)
         if gap <= self.tol:
             trainer.stop(f"stationarity: the gap is {gap:.2g}")
-
-
-def measure_gap(trainer: Trainer, module: Module) -> float:
-    """Evaluates the gradient of f on all the training data and returns the stationarity gap; waits for the device."""
-    generators = trainer.train_batches.generators()
-    replay, muted = Replay(module, generators), trainer.metrics.muted
-    gradients = [(p, p.grad) for p in module.parameters()]
-    closure = Closure(
-        module,
-        trainer.optimizer,
-        Metrics(),
-        forward=trainer.engine.forward("training_step"),
-        backward=trainer.engine.backward,
-    )
-    closure.handles_penalty = True  # the gradient of f alone, whatever the optimizer is given
-    trainer.metrics.muted = True
-    closure.begin(trainer.train_batches, 0)
-    closure()
-    trainer.metrics.muted = muted
-    trainer.closure.evaluations += 1
-    gap = float(stationarity_gap(_weighted_groups(trainer, module), module.penalty))
-    replay.restore()
-    for parameter, gradient in gradients:
-        parameter.grad = gradient
-    return gap
-
-
-def _weighted_groups(trainer: Trainer, module: Module) -> list[dict[str, Any]]:
-    """All parameters, in groups that each say whether they are penalized and by how much."""
-    weights = {"happy_lambda": module.happy_lambda if module.penalty is not None else 0.0}
-    return [{"penalized": False, **weights, **group} for group in declared_groups(module, trainer.optimizer)]

@@ -11,8 +11,9 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
 from framework.loop.progress import Progress
+from framework.loop.settings import Settings
 from framework.loop.validation import check_loader, num_batches
-from framework.objective.replay import rng_state, set_rng_state
+from framework.objective.replay import Generator, find_generators, rng_state, set_rng_state
 
 
 class Batches:
@@ -63,12 +64,9 @@ class Batches:
         self.loader, self._device = list(self), None
         self.limit = None
 
-    def generators(self) -> list[torch.Generator]:
-        """The generators that the order is drawn from, besides the global ones and those of a ``set_epoch``."""
-        batch_sampler = getattr(self.loader, "batch_sampler", None)
-        owners = (self.loader, getattr(self.loader, "sampler", None), getattr(batch_sampler, "sampler", None))
-        found = {id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
-        return list(found.values())
+    def generators(self) -> list[Generator]:
+        """Return the generators that batches are drawn from, besides the global ones and those of a ``set_epoch``."""
+        return find_generators(self.loader)
 
 
 def groups(batches: Batches, size: int | str, progress: Progress) -> Iterator[tuple[int, float, Any]]:
@@ -109,12 +107,27 @@ def groups(batches: Batches, size: int | str, progress: Progress) -> Iterator[tu
         start = end
 
 
-def num_groups(batches: Batches, size: int | str) -> float:
-    """How many steps an epoch of `groups` has; infinite for a stream without length."""
+def num_steps(num_batches: float, size: int | str) -> float:
+    """Count the steps of an epoch of `groups`; infinite for a stream without length."""
     if size == "epoch":
         return 1
-    steps = batches.num_batches / int(size)
+    steps = num_batches / int(size)
     return steps if steps == math.inf else math.ceil(steps)
+
+
+def read_fit_data(
+    settings: Settings, train_dataloaders: Any, val_dataloaders: Any, device: torch.device
+) -> tuple[Batches, Batches | None]:
+    """Return the training and the validation data of a fit, as far as the limits let them be read."""
+    held = settings.overfit_batches
+    train_limit, val_limit = held or settings.limit_train_batches, held or settings.limit_val_batches
+    train = Batches(train_dataloaders, limit=train_limit, device=device, name="train_dataloaders")
+    val = None
+    if val_dataloaders is not None and val_limit != 0:
+        val = Batches(val_dataloaders, limit=val_limit, device=device, name="val_dataloaders")
+    if held:
+        train.hold()
+    return train, val
 
 
 def _limited(num_batches: float, limit: int | float | None, name: str) -> float:

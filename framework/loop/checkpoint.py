@@ -20,21 +20,14 @@ import os
 import pickle
 import tempfile
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from framework._version import __version__
 from framework.callback import Callback
-from framework.loop.progress import Progress
 from framework.module import Module
-from framework.objective.replay import rng_state, set_rng_state
-
-if TYPE_CHECKING:
-    from framework.trainer import Trainer
 
 _NEEDED = (
     "progress",
@@ -114,77 +107,15 @@ def check_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: 
         raise ValueError(f"{path} is from another model than this {type(module).__name__}: {listed}")
 
 
-def collect(trainer: Trainer) -> dict[str, Any]:
-    """The state of a run, everything that `restore` needs."""
-    checkpoint: dict[str, Any] = {
-        "version": __version__,
-        "progress": {**vars(trainer.progress), "epoch": trainer.progress.epochs_completed},
-        "closure_evaluations": trainer.closure.evaluations,
-        "state_dict": trainer.module.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
-        "optimizer_class": type(trainer.optimizer).__name__,
-        "lr_schedulers": [config.scheduler.state_dict() for config in trainer.schedulers],
-        "callbacks": {name: state for name, c in _named_callbacks(trainer) if (state := c.state_dict())},
-        "rng": rng_state(trainer.train_batches.generators()),
-    }
-    trainer.call("on_save_checkpoint", checkpoint)
-    return checkpoint
-
-
-def restore(trainer: Trainer, path: str | Path) -> None:
-    """Put a run that is set up but not started into the state of a checkpoint.
+def resolve(callbacks: Iterable[Callback], ckpt_path: str | Path) -> str | Path:
+    """Return the file that ``ckpt_path`` means: "last" and "best" are those of the trainer's `ModelCheckpoint`.
 
     Raises:
-        ValueError: The file is no good, or from another model or optimizer.
-        FileNotFoundError: There is no such file.
-    """
-    checkpoint = load(path)
-    trainer.call("on_load_checkpoint", checkpoint)
-    check_weights(trainer.module, checkpoint["state_dict"], path)
-    if checkpoint["optimizer_class"] != type(trainer.optimizer).__name__:
-        raise ValueError(
-            f"{path} has the state of {checkpoint['optimizer_class']}, this run {type(trainer.optimizer).__name__}: "
-            "continue with the configuration of the run that wrote it"
-        )
-    if len(checkpoint["lr_schedulers"]) != len(trainer.schedulers):
-        raise ValueError(
-            f"{path} has {len(checkpoint['lr_schedulers'])} schedulers, this run {len(trainer.schedulers)}: "
-            "continue with the configuration of the run that wrote it"
-        )
-    try:
-        trainer.optimizer.load_state_dict(checkpoint["optimizer"])
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} does not fit the optimizer {type(trainer.optimizer).__name__}: {error}") from error
-    # The module comes after all that can be refused: then it is unchanged.
-    load_weights(trainer.module, checkpoint["state_dict"], path)
-    for config, state in zip(trainer.schedulers, checkpoint["lr_schedulers"], strict=True):
-        config.scheduler.load_state_dict(state)
-    for name, callback in _named_callbacks(trainer):
-        if name in checkpoint["callbacks"]:
-            callback.load_state_dict(checkpoint["callbacks"][name])
-    trainer.progress = Progress(**checkpoint["progress"])
-    trainer.closure.evaluations = checkpoint["closure_evaluations"]
-    set_rng_state(checkpoint["rng"], trainer.train_batches.generators())
-
-
-def resolve(trainer: Trainer, ckpt_path: str | Path) -> str | Path:
-    """The file that ``ckpt_path`` means: "last" and "best" are those of the trainer's `ModelCheckpoint`.
-
-    Raises:
-        ValueError: It has written none.
+        ValueError: If it has written none.
     """
     if ckpt_path not in ("last", "best"):
         return ckpt_path
-    for callback in trainer.callbacks:
+    for callback in callbacks:
         if path := getattr(callback, f"{ckpt_path}_model_path", None):
             return path
     raise ValueError(f"ckpt_path={ckpt_path!r}, but no ModelCheckpoint of this trainer has written one")
-
-
-def _named_callbacks(trainer: Trainer) -> Iterator[tuple[str, Callback]]:
-    """Each callback with a name that is the same in the next run: its class, numbered from the second on."""
-    count: Counter[str] = Counter()
-    for callback in trainer.callbacks:
-        name = type(callback).__name__
-        count[name] += 1
-        yield name if count[name] == 1 else f"{name}-{count[name]}", callback

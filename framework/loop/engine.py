@@ -22,14 +22,13 @@ class Engine:
     is the raw module, optimizer and ``loss.backward()``.
 
     Attributes:
+        device: Where the module is and batches should be.
         backward: Adds the gradients of a loss to those in the parameters.
-        optimizer: The optimizer, wrapped where there is need of it.
         grad_scaler: The gradient scaler of fp16, else None.
     """
 
-    optimizer: Optimizer
-
     def __init__(self, fabric: Fabric, module: Module) -> None:
+        self.device = fabric.device
         self._fabric, self._module = fabric, module
         self._wrapped = fabric.setup_module(module)
         self._precision = fabric.strategy.precision
@@ -37,13 +36,12 @@ class Engine:
         self.backward: Callable[[Tensor], None] = Tensor.backward if self._plain else fabric.backward
         self.grad_scaler = getattr(self._precision, "scaler", None)
 
-    def set_up_optimizer(self, optimizer: Optimizer) -> None:
-        """Take the optimizer of the module."""
-        self._raw_optimizer = optimizer
-        self.optimizer = optimizer if self._plain else self._fabric.setup_optimizers(optimizer)  # type: ignore[assignment]
+    def wrap(self, optimizer: Optimizer) -> Any:
+        """Return the optimizer to step, wrapped where there is need of it."""
+        return optimizer if self._plain else self._fabric.setup_optimizers(optimizer)
 
     def forward(self, name: str) -> Callable[[Any, int], Any]:
-        """A step method of the module, such as "training_step"."""
+        """Return a step method of the module, such as "training_step"."""
         if self._plain:
             return getattr(self._module, name)
         self._wrapped.mark_forward_method(name)
@@ -55,19 +53,23 @@ class Engine:
 
         return forward
 
-    def gradient_norm(self) -> Tensor:
-        """The 2-norm of all gradients together."""
-        return get_total_norm([p.grad for p in self._parameters() if p.grad is not None])
-
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self._raw_optimizer.param_groups for p in group["params"]]
-
-    def clip_gradients(self, clip_val: float | None, algorithm: str, *, measure: bool) -> Tensor | None:
+    def clip_gradients(
+        self, optimizer: Optimizer, clip_val: float | None, algorithm: str, *, measure: bool
+    ) -> Tensor | None:
         """Unscale the gradients if need be and clip them; return their norm before that, if it is to be measured."""
-        self._precision.unscale_gradients(self._raw_optimizer)
-        norm = self.gradient_norm() if measure else None
+        self._precision.unscale_gradients(optimizer)
+        norm = gradient_norm(optimizer) if measure else None
         if clip_val and algorithm == "norm":
-            clip_grad_norm_(self._parameters(), clip_val)
+            clip_grad_norm_(_parameters(optimizer), clip_val)
         elif clip_val:
-            clip_grad_value_(self._parameters(), clip_val)
+            clip_grad_value_(_parameters(optimizer), clip_val)
         return norm
+
+
+def gradient_norm(optimizer: Optimizer) -> Tensor:
+    """Compute the 2-norm of all gradients together."""
+    return get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

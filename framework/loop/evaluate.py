@@ -2,88 +2,86 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from framework.loop.batches import Batches
+from framework.loop.run import FitRun, Run
+from framework.module import Module
 from framework.objective.replay import rng_state, set_rng_state
 
-if TYPE_CHECKING:
-    from framework.trainer import Trainer
 
-
-def evaluate(trainer: Trainer, batches: Batches, stage: str) -> tuple[dict[str, float], list[Any]]:
+def evaluate(
+    run: Run, batches: Batches, stage: str, *, max_batches: int | None = None
+) -> tuple[dict[str, float], list[Any]]:
     """Run ``<stage>_step`` over the batches, in evaluation mode and without gradients.
 
     Args:
-        trainer: Whose module, hooks, metrics and loggers take part.
+        run: Whose module, hooks, metrics and loggers take part.
         batches: The data.
         stage: "validation", "test" or "predict".
+        max_batches: Read only so many.
 
     Returns:
         The reduced metrics, and for "predict" what the steps returned.
     """
-    hooks, metrics = trainer.hooks, trainer.metrics
-    step = trainer.engine.forward(f"{stage}_step")
+    hooks, metrics = run.hooks, run.metrics
+    step = run.engine.forward(f"{stage}_step")
     outputs = []
-    with _evaluating(trainer, stage):
-        with torch.inference_mode() if trainer.inference_mode else torch.no_grad():
+    with _evaluation_mode(run.module), metrics.collecting(stage):
+        with torch.inference_mode() if run.settings.inference_mode else torch.no_grad():
             hooks.call(f"on_{stage}_start")
             hooks.call(f"on_{stage}_epoch_start")
-            for batch_idx, batch in enumerate(batches):
+            for batch_idx, batch in enumerate(itertools.islice(batches, max_batches)):
                 hooks.call(f"on_{stage}_batch_start", batch, batch_idx)
-                metrics.batch = batch
+                metrics.read(batch)
                 output = step(batch, batch_idx)
                 if stage == "predict":
                     outputs.append(output)
                 hooks.call(f"on_{stage}_batch_end", output, batch, batch_idx)
-                if trainer.interrupted:
+                if run.stop.interrupted:
                     break
             hooks.call(f"on_{stage}_epoch_end")
         values = metrics.log_epoch()
-        if not (trainer.sanity_checking or trainer.interrupted):
-            trainer.log_metrics(values)
+        if not (run.sanity_checking or run.stop.interrupted):
+            run.log_metrics(values)
         hooks.call(f"on_{stage}_end")
     return values, outputs
 
 
-def validate(trainer: Trainer) -> None:
+def validate(run: FitRun, *, max_batches: int | None = None) -> None:
     """Evaluate on the validation data of a fit; training goes on as if nothing had been drawn at random."""
-    assert trainer.val_batches is not None
-    state = rng_state()
-    evaluate(trainer, trainer.val_batches, "validation")
-    set_rng_state(state)
+    assert run.val_batches is not None
+    generators = run.train_batches.generators() + run.val_batches.generators()
+    state = rng_state(generators)
+    try:
+        evaluate(run, run.val_batches, "validation", max_batches=max_batches)
+    finally:
+        set_rng_state(state, generators)
 
 
-def sanity_check(trainer: Trainer) -> None:
+def sanity_check(run: FitRun) -> None:
     """Try a few validation batches, so that a mistake there does not wait for the end of the first epoch."""
-    batches = trainer.val_batches
-    if batches is None or trainer.num_sanity_val_steps == 0:
+    max_batches = run.settings.num_sanity_val_steps
+    if run.val_batches is None or max_batches == 0:
         return
-    trainer.sanity_checking = True
-    trainer.call("on_sanity_check_start")
-    limit = batches.limit
-    if 0 <= trainer.num_sanity_val_steps < batches.num_batches:
-        batches.limit = trainer.num_sanity_val_steps
-    validate(trainer)
-    batches.limit = limit
-    trainer.metrics.forget()
-    trainer.call("on_sanity_check_end")
-    trainer.sanity_checking = False
+    with run.trying_validation():
+        run.hooks.call("on_sanity_check_start")
+        validate(run, max_batches=None if max_batches == -1 else max_batches)
+        run.hooks.call("on_sanity_check_end")
 
 
 @contextmanager
-def _evaluating(trainer: Trainer, stage: str) -> Iterator[None]:
-    """Evaluation mode, for the module and for what it logs; afterwards each part is in its own mode again."""
-    modes = [(part, part.training) for part in trainer.module.modules()]
-    trainer.module.eval()
-    trainer.metrics.stage = stage
+def _evaluation_mode(module: Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each part is in its own mode again."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
     try:
         yield
     finally:
-        trainer.metrics.stage = "train"
         for part, mode in modes:
             part.training = mode

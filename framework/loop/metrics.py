@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,19 +18,6 @@ _REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "min": torch.minimum,
     "max": torch.maximum,
 }
-
-
-def num_samples(batch: Any) -> int:
-    """The length of the first tensor found in a (nested) batch; 1 where there is none."""
-    if isinstance(batch, Tensor):
-        return batch.shape[0] if batch.ndim else 1
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, Sequence) and not isinstance(batch, str):
-        for part in batch:
-            if isinstance(part, Tensor | Mapping | Sequence) and not isinstance(part, str):
-                return num_samples(part)
-    return 1
 
 
 @dataclass(slots=True)
@@ -55,6 +43,11 @@ class _Logged:
         self.total = value if self.total is None else _REDUCTIONS[self.reduce_fx](self.total, value)
         self.weight += weight
 
+    def clear(self) -> None:
+        if isinstance(self.value, Metric):
+            self.value.reset()
+        self.value, self.total, self.weight = None, None, 0.0
+
     def reduced(self) -> Any:
         if isinstance(self.value, Metric):
             return self.value.compute()
@@ -66,24 +59,51 @@ class _Logged:
 class Metrics:
     """The metrics of a run.
 
+    Args:
+        count_samples: Of a batch: its weight in a mean.
+
     Attributes:
         callback_metrics: The last value of every name, as numbers: what monitors read.
         progress_bar_metrics: Those that the progress bar shows; replaced, not changed, when there is news.
         updated: For every name, how many times it got a new value.
         stage: "train", "validation", "test" or "predict": whose names are collected, and by which defaults.
-        muted: While True, ``log`` is ignored: a closure is evaluated again.
-        batch: The batch under way, for the weight in a mean; None between epochs.
         awaited: The stage whose first epoch is still to come: until then, a name never logged is no mistake.
     """
 
+    count_samples: Callable[[Any], int]
+    awaited: str | None = None
     callback_metrics: dict[str, float] = field(default_factory=dict)
     progress_bar_metrics: dict[str, float] = field(default_factory=dict)
     updated: dict[str, int] = field(default_factory=dict)
     stage: str = "train"
-    muted: bool = False
-    batch: Any = None
-    awaited: str | None = None
+    _muted: bool = False
+    _batch: Any = None  # the one under way, for the weight in a mean; None between epochs
     _stages: dict[str, dict[str, _Logged]] = field(default_factory=lambda: defaultdict(dict))
+
+    def read(self, batch: Any) -> None:
+        """Note the batch that belongs to what is logged from now on."""
+        self._batch = batch
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Ignore, within, what is logged: a step is seen again."""
+        before, self._muted = self._muted, True
+        try:
+            yield
+        finally:
+            self._muted = before
+
+    @contextmanager
+    def collecting(self, stage: str) -> Iterator[None]:
+        """Collect, within, for another stage; what it leaves unpublished after an exception is dropped."""
+        before, self.stage = self.stage, stage
+        try:
+            yield
+        finally:
+            self.stage = before
+            for entry in self._stages[stage].values():
+                entry.clear()
+            self._batch = None
 
     def log(
         self,
@@ -98,12 +118,12 @@ class Metrics:
         batch_size: int | None,
     ) -> None:
         """See ``Module.log``."""
-        if self.muted:
+        if self._muted:
             return
         entry = self._stages[self.stage].get(name)
         if entry is None:
             _check(name, value, reduce_fx)
-            in_step = self.stage == "train" and self.batch is not None
+            in_step = self.stage == "train" and self._batch is not None
             entry = self._stages[self.stage][name] = _Logged(
                 on_step=in_step if on_step is None else on_step,
                 on_epoch=not in_step if on_epoch is None else on_epoch,
@@ -113,7 +133,7 @@ class Metrics:
             )
         if isinstance(value, Tensor):
             value = value.detach()
-        entry.update(value, (batch_size or num_samples(self.batch)) if entry.on_epoch else 0)
+        entry.update(value, (batch_size or self.count_samples(self._batch)) if entry.on_epoch else 0)
 
     def log_step(self, values: Mapping[str, float]) -> dict[str, float]:
         """Publish the values of this step, the trainer's own and the logged ones; return those for the loggers.
@@ -148,18 +168,11 @@ class Metrics:
             if entry.on_epoch and entry.value is not None:
                 name = f"{name}_epoch" if entry.on_step else name
                 self._collect(name, entry, entry.reduced(), sent, shown)
-            if isinstance(entry.value, Metric):
-                entry.value.reset()
-            entry.value, entry.total, entry.weight = None, None, 0.0
-        self.batch = None
+            entry.clear()
+        self._batch = None
         if self.stage == self.awaited:
             self.awaited = None
         return self._publish(sent, shown)
-
-    def forget(self) -> None:
-        """Drop every published value: it was only a trial of the validation, which is still to come."""
-        self.callback_metrics, self.progress_bar_metrics, self.updated = {}, {}, {}
-        self.awaited = "validation"
 
     def news(self, name: str, seen: int, reader: str) -> tuple[int, float] | None:
         """How many values a name got, and the last of them; None if that is the one ``seen`` before.

@@ -1,97 +1,340 @@
-"""What a run has before its loop, data, optimizer and closure, each checked, and around it: signals, hooks, loggers."""
+"""The state of a run, complete from the start to the end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from framework.callback import Hooks
-from framework.loop import checkpoint as checkpoints
+from torch.optim import Optimizer
+
+from framework._version import __version__
+from framework.callback import Callback
+from framework.loggers import Logger
 from framework.loop.batches import Batches
+from framework.loop.checkpoint import check_weights, load_weights
 from framework.loop.engine import Engine
-from framework.loop.inner_iterations import Iterations
-from framework.loop.schedulers import parse_optimizers
-from framework.loop.signals import on_signals
-from framework.loop.validation import (
-    check_module,
-    check_param_groups,
-    check_penalty,
-    check_reevaluation,
-    check_smoothness,
-)
+from framework.loop.hooks import Hooks
+from framework.loop.inner_iterations import InnerIterations
+from framework.loop.metrics import Metrics
+from framework.loop.progress import Progress
+from framework.loop.schedulers import SchedulerConfig, parse_optimizers
+from framework.loop.settings import Settings
+from framework.loop.step import Step, make_step
+from framework.loop.validation import check_param_groups, check_penalty, check_reevaluation, check_smoothness
 from framework.module import Module
-from framework.objective.closure import Closure
-
-if TYPE_CHECKING:
-    from framework.trainer import Trainer
-
-
-@contextmanager
-def running(trainer: Trainer, module: Module, stage: str) -> Iterator[None]:
-    """The frame of every run: signals, the first and the last hooks, and loggers closed whatever happens."""
-    check_module(module)
-    trainer.module, module._trainer = module, trainer
-    trainer.hooks = Hooks(trainer, module, trainer.callbacks, publish=trainer.publish_epoch)
-    trainer.interrupted = False
-    status = "failed"
-    try:
-        with on_signals(trainer.interrupt):
-            trainer.call("setup", stage)
-            yield
-        status = "success"
-    except BaseException as error:
-        trainer.call("on_exception", error)
-        raise
-    finally:
-        trainer.call("teardown", stage)
-        for logger in trainer.loggers:
-            logger.finalize(status)
+from framework.objective.closure import Closure, Objective
+from framework.objective.groups import is_penalized, sparsities, stationarity_gap
+from framework.objective.replay import rng_state, set_rng_state
 
 
-def set_up_fit(trainer: Trainer, train_dataloaders: Any, val_dataloaders: Any, ckpt_path: str | Path | None) -> None:
-    """Make everything that the loop works with, as attributes of the trainer."""
-    set_up_data(trainer, train_dataloaders, val_dataloaders)
-    trainer.engine = Engine(trainer.fabric, trainer.module)
-    set_up_optimizer(trainer, trainer.module.configure_optimizers())
-    if ckpt_path is not None:
-        checkpoints.restore(trainer, checkpoints.resolve(trainer, ckpt_path))
+@dataclass
+class Stop:
+    """Whether a run is asked to end.
 
-
-def set_up_data(trainer: Trainer, train_dataloaders: Any, val_dataloaders: Any) -> None:
-    """The training and validation data, as far as the trainer's limits let them be read."""
-    device, held = trainer.fabric.device, trainer.overfit_batches
-    train_limit, val_limit = held or trainer.limit_train_batches, held or trainer.limit_val_batches
-    trainer.train_batches = Batches(train_dataloaders, limit=train_limit, device=device, name="train_dataloaders")
-    trainer.val_batches = None
-    if val_dataloaders is not None and val_limit != 0:
-        trainer.val_batches = Batches(val_dataloaders, limit=val_limit, device=device, name="val_dataloaders")
-    if held:
-        trainer.train_batches.hold()
-    trainer.metrics.awaited = "train" if trainer.val_batches is None else "validation"
-
-
-def set_up_optimizer(trainer: Trainer, configured: Any, *, evaluations: int = 0) -> None:
-    """The optimizer, its schedulers and its closure, from what ``configure_optimizers`` returned.
-
-    ``evaluations`` is how many there were before, with another optimizer.
+    Attributes:
+        reason: Why; None while nobody asks.
+        interrupted: Whether a signal asks.
     """
-    trainer.optimizer, trainer.schedulers = parse_optimizers(configured)
-    check_param_groups(trainer.module, trainer.optimizer)
-    check_smoothness(trainer.module, trainer.optimizer)
-    trainer.engine.set_up_optimizer(trainer.optimizer)
-    trainer.closure = Closure(
-        trainer.module,
-        trainer.optimizer,
-        trainer.metrics,
-        forward=trainer.engine.forward("training_step"),
-        backward=trainer.engine.backward,
-        on_after_backward=trainer.hooks.on_after_backward,
-    )
-    trainer.closure.evaluations = evaluations
-    check_penalty(trainer.module, trainer.closure.penalized_groups)
-    if trainer.closure.reevaluates:
-        fp16 = trainer.engine.grad_scaler is not None
-        check_reevaluation(trainer.optimizer, trainer.gradient_clip_val, fp16=fp16)
-    trainer.iterations = Iterations(trainer)
+
+    reason: str | None = None
+    interrupted: bool = False
+
+    def ask(self, reason: str) -> None:
+        """Ask for the end after the step under way; the first reason is kept."""
+        self.reason = self.reason or reason
+
+    def interrupt(self, signal_name: str) -> None:
+        """Ask for the end because of a signal."""
+        self.interrupted = True
+        self.ask(f"interrupted by {signal_name}")
+
+
+class Run:
+    """What `validate`, `test` and `predict` work with, and the part of a `fit` that is like theirs.
+
+    Attributes:
+        settings: The trainer's, as they were when the run began.
+        engine: Device and precision.
+        module: What is run.
+        hooks: Who hears what.
+        loggers: Who is sent the metrics.
+        stop: Whether to end early.
+        metrics: What the module logs.
+        progress: How far training has come: the step at which metrics are logged.
+        sanity_checking: Whether validation is only being tried.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        module: Module,
+        hooks: Hooks,
+        loggers: Sequence[Logger],
+        stop: Stop,
+        progress: Progress,
+    ) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.module = module
+        self.hooks = hooks
+        self.loggers = loggers
+        self.stop = stop
+        self.metrics = Metrics(module.count_samples)
+        self.progress = progress
+        self.sanity_checking = False
+
+    def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Send values to all loggers; ``step`` defaults to the number of optimizer steps taken."""
+        if values:
+            for logger in self.loggers:
+                logger.log_metrics(dict(values), self.progress.global_step if step is None else step)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a run optimizes by, until a callback changes it between epochs.
+
+    Attributes:
+        optimizer: The optimizer itself, not wrapped.
+        schedulers: Its schedulers.
+        closure: What it evaluates.
+        step: How a step is taken.
+        iterations: Those within a step.
+        accumulate_grad_batches: How many batches make one step, or "epoch".
+    """
+
+    optimizer: Optimizer
+    schedulers: list[SchedulerConfig]
+    closure: Closure
+    step: Step
+    iterations: InnerIterations
+    accumulate_grad_batches: int | str
+
+
+class FitRun(Run):
+    """The whole state of one `fit`: it can be saved at any step, and restored into a new one.
+
+    Args:
+        train_batches: The training data.
+        val_batches: The validation data, if any.
+        configured: What the module's `configure_optimizers` returned.
+        callbacks: Whose states are saved.
+
+    Attributes:
+        phase: Optimizer, schedulers and closure.
+        seconds: How long training took, validation included; 0 before its end.
+
+    Raises:
+        ValueError: If the optimizer does not fit the module or the settings.
+        TypeError: If ``configured`` has none of the forms allowed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        module: Module,
+        hooks: Hooks,
+        loggers: Sequence[Logger],
+        stop: Stop,
+        *,
+        train_batches: Batches,
+        val_batches: Batches | None,
+        configured: Any,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        super().__init__(settings, engine, module, hooks, loggers, stop, Progress())
+        self.train_batches = train_batches
+        self.val_batches = val_batches
+        self.metrics = Metrics(module.count_samples, awaited="train" if val_batches is None else "validation")
+        self.seconds = 0.0
+        self.phase = self._make_phase(configured, settings.accumulate_grad_batches, evaluations=0)
+        self._callbacks = callbacks
+        self._deadline = time.monotonic() + settings.max_time
+
+    # ------------------------------------------------------------------------------------------------ optimizing
+
+    def use_optimizer(self, configured: Any, accumulate_grad_batches: int | str | None = None) -> None:
+        """Go on with another optimizer, between epochs; steps and evaluations keep counting."""
+        if accumulate_grad_batches is None:
+            accumulate_grad_batches = self.phase.accumulate_grad_batches
+        dataclasses.replace(self.settings, accumulate_grad_batches=accumulate_grad_batches)  # refuses what is wrong
+        self.phase = self._make_phase(
+            configured, accumulate_grad_batches, evaluations=self.phase.closure.objective.evaluations
+        )
+
+    def _make_phase(self, configured: Any, accumulate_grad_batches: int | str, *, evaluations: int) -> Phase:
+        module, engine, settings = self.module, self.engine, self.settings
+        optimizer, schedulers = parse_optimizers(configured)
+        check_param_groups(module, optimizer)
+        check_smoothness(module, optimizer)
+        objective = Objective(
+            module,
+            optimizer,
+            forward=engine.forward("training_step"),
+            backward=engine.backward,
+            recorder=self.metrics,
+            evaluations=evaluations,
+        )
+        check_penalty(module, [dict(group) for group in objective.groups if is_penalized(group)])
+        closure = Closure(
+            objective,
+            recorder=self.metrics,
+            data_generators=self.train_batches.generators,
+            on_after_backward=self.hooks.on_after_backward,
+        )
+        if closure.reevaluates:
+            check_reevaluation(optimizer, settings.gradient_clip_val, fp16=engine.grad_scaler is not None)
+        step = make_step(closure, engine, settings, self.hooks.on_before_optimizer_step)
+        iterations = InnerIterations(optimizer, self._report_iteration, self.is_over)
+        return Phase(optimizer, schedulers, closure, step, iterations, accumulate_grad_batches)
+
+    def _report_iteration(self, iteration: int, value: float) -> None:
+        """Log an iteration within a step, at its number in the run, and fire the hook."""
+        self.progress.iterations += 1
+        evaluations = float(self.phase.closure.objective.evaluations)
+        values = {"iteration/objective": value, "iteration/closure_evaluations": evaluations}
+        self.log_metrics(self.metrics.log_iteration(values), self.progress.iterations)
+        self.hooks.call("on_optimizer_iteration", iteration, value)
+
+    def stationarity_gap(self) -> float:
+        """Compute the stationarity gap on all the training data: one evaluation more, and the device is waited for."""
+        closure, objective = self.phase.closure, self.phase.closure.objective
+        with closure.smooth_gradient(self.train_batches):
+            return float(stationarity_gap(objective.groups, objective.penalty, self.module.happy_lambda))
+
+    # ------------------------------------------------------------------------------------------------------ ends
+
+    def is_over(self) -> bool:
+        """Tell whether a limit is reached or somebody asked to stop."""
+        if self.stop.reason is None:
+            settings, progress = self.settings, self.progress
+            if 0 <= settings.max_steps <= progress.global_step:
+                self.stop.ask("max_steps")
+            elif 0 <= settings.max_epochs <= progress.epoch:
+                self.stop.ask("max_epochs")
+            elif time.monotonic() >= self._deadline:
+                self.stop.ask("max_time")
+        return self.stop.reason is not None
+
+    @contextmanager
+    def trying_validation(self) -> Iterator[None]:
+        """Within, metrics are collected aside and dropped afterwards."""
+        kept, self.metrics, self.sanity_checking = self.metrics, Metrics(self.module.count_samples), True
+        try:
+            yield
+        finally:
+            self.metrics, self.sanity_checking = kept, False
+
+    # -------------------------------------------------------------------------------------------------- logging
+
+    def step_values(self) -> dict[str, float]:
+        """Return what every run logs of the last step; waits for the device.
+
+        ``train/loss`` is f, ``train/penalty`` g where there is one, ``train/objective`` f + g, all at the point before
+        the step; ``sparsity/<group>``, the share of exact zeros in each penalized group after it;
+        ``closure_evaluations``.
+
+        Raises:
+            ValueError: If the objective is not finite.
+        """
+        objective = self.phase.closure.objective
+        values = self.check_finite()
+        values["closure_evaluations"] = objective.evaluations
+        return values | sparsities(objective.groups)
+
+    def check_finite(self) -> dict[str, float]:
+        """Return the objective before the last step, as numbers; waits for the device.
+
+        Raises:
+            ValueError: If it is not finite.
+        """
+        first = self.phase.closure.first
+        if first is None:
+            return {}
+        values = {"train/loss": first.loss.item(), "train/objective": first.objective.item()}
+        if first.penalty is not None:
+            values["train/penalty"] = first.penalty.item()
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"{name} is {value} at global_step {self.progress.global_step - 1}: the run has diverged. Lower "
+                    "the learning rate or clip the gradients (gradient_clip_val), and look for NaNs in the data. Older "
+                    "checkpoints are kept"
+                )
+        return values
+
+    def publish_epoch(self) -> None:
+        """Send the reductions over the epoch to the loggers."""
+        self.log_metrics(self.metrics.log_epoch())
+
+    # --------------------------------------------------------------------------------------- saving, continuing
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that `load_state_dict` needs; `framework.loop.checkpoint` lists it."""
+        phase = self.phase
+        checkpoint: dict[str, Any] = {
+            "version": __version__,
+            "progress": {**vars(self.progress), "epoch": self.progress.epochs_completed},
+            "closure_evaluations": phase.closure.objective.evaluations,
+            "state_dict": self.module.state_dict(),
+            "optimizer": phase.optimizer.state_dict(),
+            "optimizer_class": type(phase.optimizer).__name__,
+            "lr_schedulers": [config.scheduler.state_dict() for config in phase.schedulers],
+            "callbacks": {name: state for name, c in _named(self._callbacks) if (state := c.state_dict())},
+            "rng": rng_state(self.train_batches.generators()),
+        }
+        self.hooks.call("on_save_checkpoint", checkpoint)
+        return checkpoint
+
+    def load_state_dict(self, checkpoint: dict[str, Any], path: str | Path) -> None:
+        """Put a run that has not started into the state of a checkpoint; ``path`` is its name in errors.
+
+        Raises:
+            ValueError: If it is from another model or optimizer.
+        """
+        self.hooks.call("on_load_checkpoint", checkpoint)
+        # A callback may have changed the phase.
+        optimizer, schedulers = self.phase.optimizer, self.phase.schedulers
+        check_weights(self.module, checkpoint["state_dict"], path)
+        if checkpoint["optimizer_class"] != type(optimizer).__name__:
+            raise ValueError(
+                f"{path} has the state of {checkpoint['optimizer_class']}, this run {type(optimizer).__name__}: "
+                "continue with the configuration of the run that wrote it"
+            )
+        if len(checkpoint["lr_schedulers"]) != len(schedulers):
+            raise ValueError(
+                f"{path} has {len(checkpoint['lr_schedulers'])} schedulers, this run {len(schedulers)}: "
+                "continue with the configuration of the run that wrote it"
+            )
+        try:
+            optimizer.load_state_dict(checkpoint["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path} does not fit the optimizer {type(optimizer).__name__}: {error}") from error
+        # The module comes after all that can be refused: then it is unchanged.
+        load_weights(self.module, checkpoint["state_dict"], path)
+        for config, state in zip(schedulers, checkpoint["lr_schedulers"], strict=True):
+            config.scheduler.load_state_dict(state)
+        for name, callback in _named(self._callbacks):
+            if name in checkpoint["callbacks"]:
+                callback.load_state_dict(checkpoint["callbacks"][name])
+        self.progress = Progress(**checkpoint["progress"])
+        self.phase.closure.objective.evaluations = checkpoint["closure_evaluations"]
+        set_rng_state(checkpoint["rng"], self.train_batches.generators())
+
+
+def _named(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:
+    """Each callback with a name that is the same in the next run: its class, numbered from the second on."""
+    count: Counter[str] = Counter()
+    for callback in callbacks:
+        name = type(callback).__name__
+        count[name] += 1
+        yield name if count[name] == 1 else f"{name}-{count[name]}", callback

@@ -4,14 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from framework.trainer import Trainer
+Limit = int | float | None
 
 
-def check_settings(trainer: Trainer) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run reads of its trainer's settings, checked, as they are when it starts. `Trainer` says what each means.
+
+    Attributes:
+        max_time: In seconds; infinite for no limit.
+    """
+
+    max_epochs: int
+    max_steps: int
+    max_time: float
+    fast_dev_run: int | bool
+    limit_train_batches: Limit
+    limit_val_batches: Limit
+    limit_test_batches: Limit
+    limit_predict_batches: Limit
+    overfit_batches: int | float
+    check_val_every_n_epoch: int
+    num_sanity_val_steps: int
+    log_every_n_steps: int
+    accumulate_grad_batches: int | str
+    gradient_clip_val: float | None
+    gradient_clip_algorithm: str
+    inference_mode: bool
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def check_settings(trainer: Any) -> None:
     """Refuse arguments out of range.
 
     Raises:

@@ -4,211 +4,176 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from framework.loop.batches import Batches
-from framework.loop.metrics import Metrics, num_samples
-from framework.loop.validation import check_output
 from framework.module import Module
 from framework.objective.batched_values import stacked_values
 from framework.objective.curvature import HessianVectorProduct, hessian_vector_product
-from framework.objective.replay import Replay
+from framework.objective.groups import Group, declared_groups, penalty_value
+from framework.objective.output import check_output, parse_output
+from framework.objective.replay import Generator, Replay
 from framework.objective.vector import ParameterVector
+from framework.penalties import Penalty
 
 
-class Closure:
-    """The objective of the current step, as ``optimizer.step`` receives it.
+class Recorder(Protocol):
+    """Who collects what `training_step` logs."""
 
-    The trainer brackets every step by `begin` and `end`. In between, each evaluation sees the same function: the same
-    batches, dropout masks, augmentations and buffers. The first one with gradients counts: it is logged, and
-    its batch-norm statistics and random draws are those that `end` commits.
+    def read(self, batch: Any) -> None:
+        """Note the batch that belongs to what is logged from now on."""
+
+    def muted(self) -> AbstractContextManager[None]:
+        """Ignore, within, what is logged: the step is seen again."""
+
+
+class Unrecorded:
+    """The recorder of a closure whose logs nobody collects."""
+
+    def read(self, batch: Any) -> None: ...
+
+    def muted(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """What one evaluation found, detached.
+
+    Attributes:
+        loss: f, a 0-d tensor, the mean over the samples.
+        penalty: g; None where there is none, or where neither the optimizer nor a log needs it.
+        value: What the optimizer minimizes by its closure: f + g, or f where it handles the penalty itself.
+        outputs: What `training_step` returned, as a mapping with "loss"; a list of them for several batches.
+    """
+
+    loss: Tensor
+    penalty: Tensor | None
+    value: Tensor
+    outputs: Any
+
+    @property
+    def objective(self) -> Tensor:
+        """f + g, or f where there is no g."""
+        return self.loss if self.penalty is None else self.loss + self.penalty
+
+
+class Objective:
+    """f + g over micro-batches, at the current parameters: one evaluation, and nothing of steps.
 
     Whether the value is f or f + g is decided by the optimizer's class: ``handles_penalty = True`` means f.
 
+    Args:
+        module: Whose `training_step` gives f, and whose penalty gives g.
+        optimizer: Whose parameters are differentiated.
+        forward: `training_step` as the device and precision want it called.
+        backward: Adds the gradients of a loss to those in the parameters.
+        recorder: Is told the batch under way.
+        evaluations: How many there were before.
+
     Attributes:
         evaluations: How many evaluations there were, with gradients, without, and for products with the Hessian.
-        reevaluates: Whether the optimizer evaluates more than once per step.
-        wanted: Whether its ``step`` is given the closure. Torch's own optimizers that evaluate once would only call it
-            for the value that the trainer has.
         handles_penalty: Whether the optimizer applies g by its prox, and is given f alone.
-        loss: f at the first evaluation of the step, detached.
-        penalty: g there; None where there is none, or where neither the optimizer nor a log needs it.
-        objective: f + g there (f where there is no g).
-        outputs: What `training_step` returned there, as a mapping with "loss"; a list of them for several batches.
     """
 
     def __init__(
         self,
         module: Module,
         optimizer: Optimizer,
-        metrics: Metrics,
         *,
         forward: Callable[[Any, int], Any] | None = None,
         backward: Callable[[Tensor], None] = Tensor.backward,
-        on_after_backward: Iterable[Callable[[], None]] = (),
+        recorder: Recorder | None = None,
+        evaluations: int = 0,
     ) -> None:
-        self.evaluations = 0
-        self.reevaluates = reevaluates(optimizer)
-        self.wanted = self.reevaluates or not type(optimizer).__module__.startswith("torch.optim.")
-        self.handles_penalty = getattr(type(optimizer), "handles_penalty", False)
-        self.loss: Tensor | None = None
-        self.penalty: Tensor | None = None
-        self.objective: Tensor | None = None
-        self.outputs: Any = None
-
-        self._module = module
-        self._optimizer = optimizer
-        self._metrics = metrics
+        self.evaluations = evaluations
+        self.handles_penalty: bool = getattr(type(optimizer), "handles_penalty", False)
+        self.module = module
+        self.optimizer = optimizer
         self._forward = forward or module.training_step
         self._backward = backward
-        self._on_after_backward = list(on_after_backward)
-        self._batches: Any = ()
-        self._batch_idx = 0
-        self._adds_penalty = False
-        self._value: Tensor | None = None
-        self._value_returned = False
-        self._counted = False
-        self._several = False
-        self._stacks = True
-        self._before: Replay | None = None
-        self._after: Replay | None = None
+        self._recorder = recorder or Unrecorded()
 
     @property
-    def penalized_groups(self) -> list[dict[str, Any]]:
-        """The groups that g sums over, as they are now: loading a state replaces an optimizer's groups."""
-        groups = declared_groups(self._module, self._optimizer)
-        return [group for group in groups if group.get("penalized", False) is not False]
+    def penalty(self) -> Penalty | None:
+        """The penalty function: the module's, or that of an optimizer that has its own where the module has none."""
+        if self.module.penalty is None and self.handles_penalty:
+            return getattr(self.optimizer, "penalty", None)
+        return self.module.penalty
 
-    def begin(self, batches: Iterable[Any], batch_idx: int, *, log: bool = False) -> None:
-        """Take the micro-batches of the next step; ``batch_idx`` is the first one's, ``log`` says that g is wanted."""
-        self._batches, self._batch_idx = batches, batch_idx
-        self._several = not (isinstance(batches, list) and len(batches) == 1)
-        self._adds_penalty = self._module.penalty is not None and (log or not self.handles_penalty)
-        self._value, self._value_returned, self._counted = None, False, False
-        if self.reevaluates:
-            self._before, self._after = self._state_now(), None
+    @property
+    def groups(self) -> Sequence[Group]:
+        """The groups that say what is penalized, as they are now: loading a state replaces an optimizer's groups."""
+        return declared_groups(self.module, self.optimizer)
 
-    def __call__(self) -> Tensor:
-        """Zero the gradients, evaluate, backpropagate; return the value, detached. With gradients also in `no_grad`."""
-        if self._value is not None and not self.reevaluates:
-            return self._value_once()
-        for group in self._optimizer.param_groups:
-            for param in group["params"]:
-                param.grad = None
-        if torch.is_grad_enabled():
-            value = self._evaluate(differentiate=True)
-        else:
-            with torch.enable_grad():
-                value = self._evaluate(differentiate=True)
-        for hook in self._on_after_backward:
-            hook()
-        return value
+    def evaluate(
+        self, batches: Iterable[Any], batch_idx: int, *, differentiate: bool, with_penalty: bool = True
+    ) -> Evaluation:
+        """Evaluate once over the batches; ``batch_idx`` is the first one's.
 
-    def value(self) -> Tensor:
-        """The value alone: no backward; gradients, logs, buffers and random state stay as they are."""
-        if self._value is not None and not self.reevaluates:
-            return self._value_once()
-        with torch.no_grad():
-            return self._evaluate(differentiate=False)
-
-    def values(self, candidates: Sequence[Tensor]) -> Tensor:
-        """The values (k,) at k points: a stack (k, *shape) for each trainable parameter of the optimizer's groups.
-
-        By one `vmap` where the module allows it (`objective/batched_values.py`), else at one point after the other,
-        which moves the parameters. Gradients, logs, buffers and random state stay as they are. Each point
-        counts as an evaluation.
-
-        Raises:
-            RuntimeError: The optimizer evaluates once per step.
+        Args:
+            batches: The micro-batches; f and g are means over all their samples.
+            batch_idx: The index of the first.
+            differentiate: Whether to add the gradients of the value to those in the parameters.
+            with_penalty: Whether g is wanted although the optimizer handles it itself.
         """
-        if not self.reevaluates:
-            raise self._undeclared()
-        params = ParameterVector(self._optimizer.param_groups).params
-        if self._stacks:
-            try:
-                with self._aside(len(candidates[0])), torch.no_grad():
-                    return stacked_values(self._module, self._value_anew, params, candidates)
-            except RuntimeError:
-                self._stacks = False
-                self.evaluations -= len(candidates[0])
-        values = []
-        for point in zip(*candidates, strict=True):
-            with self._aside(), torch.no_grad():
-                for param, value in zip(params, point, strict=True):
-                    param.copy_(value)
-                values.append(self._value_anew())
-        return torch.stack(values)
-
-    def hvp(self) -> Callable[[Tensor], Tensor]:
-        """The Hessian at the current point, as a function from a vector (n,) or a stack (k, n) to its products.
-
-        n counts the trainable values of the optimizer's groups, in their order. The Hessian is that of the value:
-        f + g, or f for an optimizer that handles the penalty. Gradients, logs, buffers and random state stay as they
-        are. Valid until the parameters change.
-
-        One batch, or a list of them, is evaluated once, and its graphs are kept. Over an epoch every product evaluates
-        the batches again, one at a time, in the memory of one. Each pass counts as an evaluation.
-
-        Raises:
-            RuntimeError: The optimizer evaluates once per step.
-        """
-        if not self.reevaluates:
-            raise self._undeclared()
-        if not isinstance(self._batches, list):
-            return self._product_over_batches
-        with self._aside():
-            kept = [(num_samples(b), self._curvature(b, i)) for i, b in enumerate(self._batches, self._batch_idx)]
-        return lambda vector: _mean((size, curvature(vector)) for size, curvature in kept)
-
-    def end(self) -> None:
-        """The step is over: commit the buffers and random draws of the evaluation that counts."""
-        if self._after is not None:
-            self._after.restore()
-            self._metrics.muted = False
-
-    def _evaluate(self, *, differentiate: bool) -> Tensor:
-        """One evaluation; keep what is logged and committed of the first, or of the first with gradients."""
-        counts = differentiate and not self._counted
-        if self.reevaluates:
-            self._metrics.muted = not counts
-            if self._value is not None:
-                assert self._before is not None
-                self._before.restore()
         self.evaluations += 1
-
-        if self._several:
-            f, g, outputs = self._accumulate(differentiate)
+        outputs: Any
+        if isinstance(batches, list) and len(batches) == 1:
+            loss, penalty, outputs = self._add(batches[0], batch_idx, 1.0, differentiate, with_penalty)
         else:
-            f, g, outputs = self._backpropagate(self._batches[0], self._batch_idx, 1.0, differentiate)
-        objective = f if g is None else f + g
-        value = f if self.handles_penalty else objective
-        if counts or self._value is None:
-            self._value, self._counted = value, counts
-            self.loss, self.penalty, self.objective, self.outputs = f, g, objective, outputs
-            if self.reevaluates:
-                self._after = self._state_now()
-        return value
+            loss, penalty, outputs = self._mean(batches, batch_idx, differentiate, with_penalty)
+        return Evaluation(loss, penalty, loss if penalty is None or self.handles_penalty else loss + penalty, outputs)
 
-    def _value_anew(self) -> Tensor:
-        """The value, whatever was evaluated before."""
-        f, g, _ = self._accumulate(differentiate=False)
-        return f if g is None or self.handles_penalty else f + g
+    def graph(
+        self, batch: Any, batch_idx: int, *, with_penalty: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor | None, Mapping[str, Any]]:
+        """Return the value for one batch with its graph, f, g and what else `training_step` returned."""
+        self._recorder.read(batch)
+        output = self._forward(batch, batch_idx)
+        if self.evaluations == 1:
+            check_output(self.module, output)
+        loss, penalty, extras = parse_output(self.module, output)
+        if with_penalty or not self.handles_penalty:
+            function = self.penalty
+            if function is not None:
+                penalty = penalty_value(function, self.groups, self.module.happy_lambda)
+        return loss if penalty is None or self.handles_penalty else loss + penalty, loss, penalty, extras
 
-    def _accumulate(self, differentiate: bool) -> tuple[Tensor, Tensor | None, Any]:
+    def curvature(self, batch: Any, batch_idx: int) -> HessianVectorProduct:
+        """Return the Hessian of the value for one batch, with its graph."""
+        params = ParameterVector(self.optimizer.param_groups).params
+        return hessian_vector_product(lambda: self.graph(batch, batch_idx)[0], params)
+
+    def _add(
+        self, batch: Any, batch_idx: int, weight: float, differentiate: bool, with_penalty: bool
+    ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """f, g and the outputs for one batch, detached; the gradients of ``weight`` times the value are added."""
+        value, loss, penalty, extras = self.graph(batch, batch_idx, with_penalty=with_penalty)
+        if differentiate:
+            self._backward(value if weight == 1 else value * weight)
+        loss = loss.detach()
+        outputs = {name: part.detach() if isinstance(part, Tensor) else part for name, part in extras.items()}
+        return loss, None if penalty is None else penalty.detach(), {**outputs, "loss": loss}
+
+    def _mean(
+        self, batches: Iterable[Any], batch_idx: int, differentiate: bool, with_penalty: bool
+    ) -> tuple[Tensor, Tensor | None, list[dict[str, Any]]]:
         """f and g as means over the samples of the group, with their gradients if asked for, and the outputs."""
         outputs = []
         first_size, total_weight, f, g = 0, 0.0, None, None
-        for batch_idx, batch in enumerate(self._batches, self._batch_idx):
+        for index, batch in enumerate(batches, batch_idx):
             # Weights relative to the first batch, so that equal batches need no scaling before their sum.
-            size = num_samples(batch)
+            size = self.module.count_samples(batch)
             first_size = first_size or size
             weight = size / first_size
-            loss, penalty, output = self._backpropagate(batch, batch_idx, weight, differentiate)
+            loss, penalty, output = self._add(batch, index, weight, differentiate, with_penalty)
             total_weight += weight
             outputs.append(output)
             f = loss * weight if f is None else f + loss * weight
@@ -220,82 +185,328 @@ class Closure:
             self._scale_gradients(1 / total_weight)
         return f / total_weight, None if g is None else g / total_weight, outputs
 
-    def _backpropagate(
-        self, batch: Any, batch_idx: int, weight: float, differentiate: bool
-    ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-        """f, g and the outputs for one batch, detached; the gradients of ``weight`` times the objective are added."""
-        objective, loss, penalty, extra = self._objective(batch, batch_idx)
-        if differentiate:
-            self._backward(objective if weight == 1 else objective * weight)
-        loss = loss.detach()
-        return loss, None if penalty is None else penalty.detach(), {**extra, "loss": loss}
-
-    def _objective(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor, Tensor | None, Mapping[str, Any]]:
-        """What the optimizer differentiates, for one batch: with its graph, and with f, g and what else there is."""
-        self._metrics.batch = batch
-        output = self._forward(batch, batch_idx)
-        if self.evaluations == 1:
-            check_output(self._module, output)
-        extra: Mapping[str, Any] = {}
-        if isinstance(output, Tensor):
-            loss, penalty = output, None
-        elif isinstance(output, Mapping):
-            loss, penalty, extra = output["loss"], output.get("penalty"), output
-        else:
-            loss, penalty = output
-        if self._adds_penalty:
-            penalty = penalty_value(self._module, self.penalized_groups)
-
-        return loss if penalty is None or self.handles_penalty else loss + penalty, loss, penalty, extra
-
-    def _curvature(self, batch: Any, batch_idx: int) -> HessianVectorProduct:
-        """The Hessian of the objective for one batch, with its graph."""
-        params = ParameterVector(self._optimizer.param_groups).params
-        return hessian_vector_product(lambda: self._objective(batch, batch_idx)[0], params)
-
-    def _product_over_batches(self, vector: Tensor) -> Tensor:
-        with self._aside():
-            return _mean(
-                (num_samples(batch), self._curvature(batch, batch_idx)(vector))
-                for batch_idx, batch in enumerate(self._batches, self._batch_idx)
-            )
-
-    @contextmanager
-    def _aside(self, count: int = 1) -> Iterator[None]:
-        """Evaluations of the step's function that leave no trace but their count."""
-        assert self._before is not None
-        self.evaluations += count
-        muted, self._metrics.muted = self._metrics.muted, True
-        try:
-            with self._before.on_copies():
-                yield
-        finally:
-            self._metrics.muted = muted
-
-    def _state_now(self) -> Replay:
-        generators = self._batches.generators() if isinstance(self._batches, Batches) else ()
-        return Replay(self._module, generators)
+    def zero_gradients(self) -> None:
+        """Drop the gradients of the optimizer's parameters."""
+        for group in self.optimizer.param_groups:
+            for param in group["params"]:
+                param.grad = None
 
     def _scale_gradients(self, factor: float) -> None:
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
                     param.grad.mul_(factor)
 
-    def _value_once(self) -> Tensor:
-        """The value that the trainer computed before the step of an optimizer that evaluates once."""
-        assert self._value is not None
-        if self._value_returned:
-            raise self._undeclared()
-        self._value_returned = True
-        return self._value
 
-    def _undeclared(self) -> RuntimeError:
-        name = type(self._optimizer).__name__
-        return RuntimeError(
-            f"{name} evaluates its closure more than once per step. Say so by `reevaluates = True` on the class "
-            f"{name}: then every evaluation of a step sees the same function."
+class Closure:
+    """The objective of the current step, as ``optimizer.step`` receives it.
+
+    The trainer brackets every step by `step`. In between, each evaluation sees the same function: the same
+    batches, dropout masks, augmentations and buffers. The first one counts: it is logged, and its random draws are
+    those of the step. Batch-norm statistics are those at the point that the optimizer accepts.
+
+    A value always belongs to the current parameters. Gradients that were computed before the optimizer's ``step`` are
+    the answer to `__call__` as long as neither they nor the parameters have changed; else it evaluates.
+
+    Args:
+        objective: What is evaluated.
+        recorder: Is muted while a step is seen again.
+        data_generators: Those that the data are drawn from, for a step whose batches are read at every evaluation.
+        on_after_backward: Called after each evaluation with gradients.
+
+    Attributes:
+        objective: What is evaluated, with the count of evaluations.
+        reevaluates: Whether the optimizer evaluates more than once per step.
+        first: The evaluation of the last step that counts; None before the first step.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        recorder: Recorder | None = None,
+        data_generators: Callable[[], Iterable[Generator]] = tuple,
+        on_after_backward: Iterable[Callable[[], None]] = (),
+    ) -> None:
+        self.objective = objective
+        self.reevaluates = reevaluates(objective.optimizer)
+        self.first: Evaluation | None = None
+        self._recorder = recorder or Unrecorded()
+        self._data_generators = data_generators
+        self._on_after_backward = list(on_after_backward)
+        self._minimizes: bool = getattr(type(objective.optimizer), "minimizes", False)
+        self._vmaps = True
+        self._step: _Step | None = None
+
+    # ------------------------------------------------------------------------------------- for the optimizer
+
+    def __call__(self) -> Tensor:
+        """Zero the gradients, evaluate, backpropagate; return the value, detached. With gradients also in `no_grad`."""
+        if (value := self._ready_value()) is not None:
+            return value
+        return self._evaluate(differentiate=True)
+
+    def value(self) -> Tensor:
+        """Return the value alone: no backward; gradients and random state stay as they are."""
+        if (value := self._ready_value()) is not None:
+            return value
+        return self._evaluate(differentiate=False)
+
+    def values(self, candidates: Sequence[Tensor]) -> Tensor:
+        """Return the values (k,) at k points: a stack (k, *shape) for each trainable parameter of the groups.
+
+        By one `vmap` where the module allows it (`objective/batched_values.py`), else at one point after the other,
+        which moves the parameters. Gradients, logs, buffers and random state stay as they are. Each point counts as an
+        evaluation.
+        """
+        params = ParameterVector(self.objective.optimizer.param_groups).params
+        if self._vmaps:
+            try:
+                with self._aside(), torch.no_grad():
+                    at_once = stacked_values(self.objective.module, self._value_anew, params, candidates)
+                self.objective.evaluations += len(candidates[0]) - 1
+                return at_once
+            except RuntimeError:
+                self._vmaps = False
+                self.objective.evaluations -= 1
+        values = []
+        for point in zip(*candidates, strict=True):
+            with self._aside(), torch.no_grad():
+                for param, value in zip(params, point, strict=True):
+                    param.copy_(value)
+                values.append(self._value_anew())
+        return torch.stack(values)
+
+    def hvp(self) -> Callable[[Tensor], Tensor]:
+        """Return the Hessian at the current point, as a function from a vector (n,) or a stack (k, n) to its products.
+
+        n counts the trainable values of the optimizer's groups, in their order. The Hessian is that of the value:
+        f + g, or f for an optimizer that handles the penalty. Gradients, logs, buffers and random state stay as they
+        are. Valid until the parameters change.
+
+        One batch, or a list of them, is evaluated once, and its graphs are kept. Over an epoch every product evaluates
+        the batches again, one at a time, in the memory of one. Each pass counts as an evaluation.
+        """
+        step = self._under_way()
+        if not isinstance(step.batches, list):
+            return self._product_over_batches
+        with self._aside():
+            self.objective.evaluations += 1
+            kept = [
+                (self.objective.module.count_samples(batch), self.objective.curvature(batch, index))
+                for index, batch in enumerate(step.batches, step.batch_idx)
+            ]
+        return lambda vector: _mean((size, curvature(vector)) for size, curvature in kept)
+
+    # --------------------------------------------------------------------------------------- for the trainer
+
+    def evaluate_once(self, batches: Iterable[Any], batch_idx: int, *, log: bool = False) -> None:
+        """Compute the gradients of a step whose optimizer needs no closure: nothing is kept to see it again."""
+        self.objective.zero_gradients()
+        self.first = self.objective.evaluate(batches, batch_idx, differentiate=True, with_penalty=log)
+        for hook in self._on_after_backward:
+            hook()
+
+    @contextmanager
+    def step(self, batches: Iterable[Any], batch_idx: int, *, log: bool = False) -> Iterator[None]:
+        """Within, every evaluation sees the same function; afterwards buffers are those of the point accepted.
+
+        Args:
+            batches: The micro-batches of the step: a list, or what can be read again at every evaluation.
+            batch_idx: The index of the first.
+            log: Whether g is wanted although the optimizer handles it itself.
+
+        Raises:
+            RuntimeError: If the optimizer has evaluated nothing.
+        """
+        generators = () if isinstance(batches, list) else self._data_generators()
+        self.first = None
+        self._step = step = _Step(batches, batch_idx, log, Replay(self.objective.module, generators))
+        try:
+            yield
+            if self.first is None:
+                raise RuntimeError(
+                    f"{type(self.objective.optimizer).__name__}.step returned without a call of its closure: it must "
+                    "evaluate the objective, by closure() or closure.value()"
+                )
+            self._settle_buffers(step)
+        finally:
+            self._step = None
+
+    def keep_ready(self) -> None:
+        """Let the evaluation just made, and the gradients as they are now, answer the optimizer's first call."""
+        assert self.first is not None
+        self._under_way().ready = _snapshot(self.objective.optimizer)
+
+    @contextmanager
+    def smooth_gradient(self, batches: Iterable[Any]) -> Iterator[None]:
+        """Within, the gradient of f alone over the batches lies in the parameters; afterwards all is as it was.
+
+        Counts as an evaluation; neither logs, buffers nor random draws change. To be used between steps.
+        """
+        objective = self.objective
+        parameters = list(objective.module.parameters())
+        kept = [parameter.grad for parameter in parameters]
+        handles_penalty, objective.handles_penalty = objective.handles_penalty, True
+        try:
+            with Replay(objective.module, self._data_generators()).on_copies(), self._recorder.muted():
+                for parameter in parameters:
+                    parameter.grad = None
+                with torch.enable_grad():
+                    objective.evaluate(batches, 0, differentiate=True, with_penalty=False)
+            yield
+        finally:
+            objective.handles_penalty = handles_penalty
+            for parameter, gradient in zip(parameters, kept, strict=True):
+                parameter.grad = gradient
+
+    # -------------------------------------------------------------------------------------------- evaluations
+
+    def _evaluate(self, *, differentiate: bool) -> Tensor:
+        """Evaluate the function of the step at the current parameters; keep the first evaluation."""
+        step, is_first = self._under_way(), self.first is None
+        with nullcontext() if is_first else step.start.again(), nullcontext() if is_first else self._recorder.muted():
+            if differentiate:
+                self.objective.zero_gradients()
+            with torch.set_grad_enabled(differentiate):
+                evaluation = self.objective.evaluate(
+                    step.batches, step.batch_idx, differentiate=differentiate, with_penalty=step.log and is_first
+                )
+            if differentiate:
+                for hook in self._on_after_backward:
+                    hook()
+        if is_first:
+            self.first = evaluation
+            step.changes_buffers = step.start.buffers_changed()
+        if step.changes_buffers:
+            step.point = [param.detach().clone() for param in _parameters(self.objective.optimizer)]
+        step.evaluations += 1
+        return evaluation.value
+
+    def _ready_value(self) -> Tensor | None:
+        """The value computed before the optimizer's step, where it still is that of the current parameters."""
+        step = self._under_way()
+        if step.ready is None:
+            return None
+        if _snapshot_holds(step.ready, self.objective.optimizer):
+            if self.reevaluates:
+                step.ready = None  # asked again, it evaluates again
+            assert self.first is not None
+            return self.first.value
+        step.ready = None
+        return None
+
+    def _settle_buffers(self, step: _Step) -> None:
+        """Leave the module's buffers as an evaluation at the accepted point does."""
+        if not step.changes_buffers or not (self.reevaluates or step.evaluations > 1):
+            return
+        accepted = all(
+            torch.equal(param, at) for param, at in zip(_parameters(self.objective.optimizer), step.point, strict=True)
         )
+        if accepted and not self._minimizes:
+            return
+        # A step that is a whole minimization has one point: its statistics, not an average with those of the start.
+        average = _averaged_batch_norm(self.objective.module) if self._minimizes else nullcontext()
+        with step.start.again(), self._recorder.muted(), average, torch.no_grad():
+            self.objective.evaluate(step.batches, step.batch_idx, differentiate=False, with_penalty=False)
+
+    def _value_anew(self) -> Tensor:
+        """The value, whatever was evaluated before."""
+        step = self._under_way()
+        return self.objective.evaluate(step.batches, step.batch_idx, differentiate=False, with_penalty=False).value
+
+    def _product_over_batches(self, vector: Tensor) -> Tensor:
+        step, objective = self._under_way(), self.objective
+        with self._aside():
+            objective.evaluations += 1
+            return _mean(
+                (objective.module.count_samples(batch), objective.curvature(batch, batch_idx)(vector))
+                for batch_idx, batch in enumerate(step.batches, step.batch_idx)
+            )
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Evaluations of the step's function that leave no trace but their count."""
+        with self._under_way().start.on_copies(), self._recorder.muted():
+            yield
+
+    def _under_way(self) -> _Step:
+        if self._step is None:
+            raise RuntimeError("a closure evaluates the objective of the step under way, and none is: use it in step()")
+        return self._step
+
+
+@dataclass(slots=True)
+class _Step:
+    """What a closure knows of the step under way.
+
+    Attributes:
+        batches: The micro-batches.
+        batch_idx: The index of the first.
+        log: Whether g is wanted at the first evaluation in any case.
+        start: Random state and buffers at its start.
+        ready: Parameters and gradients for which the first evaluation is the answer.
+        evaluations: How many there were in this step.
+        changes_buffers: Whether an evaluation writes into buffers.
+        point: The parameters at the last evaluation, kept where buffers change.
+    """
+
+    batches: Iterable[Any]
+    batch_idx: int
+    log: bool
+    start: Replay
+    ready: _Snapshot | None = None
+    evaluations: int = 0
+    changes_buffers: bool = False
+    point: Sequence[Tensor] = ()
+
+
+class _Snapshot(NamedTuple):
+    """Copies of parameters and of their gradients, in the optimizer's order.
+
+    Version counters would not do: writing into ``param.data`` leaves them as they are.
+    """
+
+    parameters: list[Tensor]
+    gradients: list[Tensor | None]
+
+
+def _snapshot(optimizer: Optimizer) -> _Snapshot:
+    params = _parameters(optimizer)
+    return _Snapshot(
+        [param.detach().clone() for param in params],
+        [None if param.grad is None else param.grad.clone() for param in params],
+    )
+
+
+def _snapshot_holds(snapshot: _Snapshot, optimizer: Optimizer) -> bool:
+    """Whether parameters and gradients are what they were; a gradient that was dropped or replaced is not."""
+    for param, value, gradient in zip(_parameters(optimizer), *snapshot, strict=True):
+        if (param.grad is None) != (gradient is None) or not torch.equal(param, value):
+            return False
+        if gradient is not None and not torch.equal(param.grad.to_dense(), gradient.to_dense()):  # type: ignore[union-attr]
+            return False
+    return True
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+@contextmanager
+def _averaged_batch_norm(module: Module) -> Iterator[None]:
+    """Let batch norm start anew and average over the batches read within, as `torch.optim.swa_utils.update_bn` does."""
+    layers = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    momenta = [layer.momentum for layer in layers]
+    try:
+        # Within: `Replay.again` has just written the buffers of the step's start.
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
 
 
 def _mean(weighted: Iterable[tuple[int, Tensor]]) -> Tensor:
@@ -307,32 +518,13 @@ def _mean(weighted: Iterable[tuple[int, Tensor]]) -> Tensor:
 
 
 def reevaluates(optimizer: Optimizer) -> bool:
-    """Whether an optimizer evaluates more than once per step: its class says so, or its step requires a closure."""
+    """Tell whether an optimizer evaluates more than once per step.
+
+    Its class says so by ``reevaluates``; else its step requires a closure.
+    """
     cls = type(optimizer)
     if hasattr(cls, "reevaluates"):
         return bool(cls.reevaluates)
     # The class's own function: schedulers replace the instance's by a wrapper.
     closure = inspect.signature(cls.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
-
-
-def declared_groups(module: Module, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The groups that say what is penalized: the optimizer's if all of them do, else the module's."""
-    groups = optimizer.param_groups
-    if not all("penalized" in group for group in groups):
-        # Like an optimizer, take a single tensor, or a generator, which could be read only once.
-        given = [(group, group["params"]) for group in module.param_groups()]
-        groups = [{**group, "params": [p] if isinstance(p, Tensor) else list(p)} for group, p in given]
-    return groups
-
-
-def penalty_value(module: Module, groups: Iterable[dict[str, Any]]) -> Tensor:
-    """g: the module's penalty, summed over the penalized groups, as a scalar tensor."""
-    assert module.penalty is not None
-    total = torch.zeros((), device=module.device)
-    for group in groups:
-        lam = group.get("happy_lambda", module.happy_lambda)
-        mask = group["penalized"]
-        for param in group["params"]:
-            total = total + module.penalty.value(param, lam if mask is True else lam * mask.to(param))
-    return total

@@ -84,16 +84,10 @@ def weighted_parameters(
                 yield param, weight(group, param, happy_lambda)
 
 
-def penalty_value(penalty: Penalty, groups: Iterable[Group], happy_lambda: float | None = None) -> Tensor | None:
-    """Compute g, the sum of ``penalty.value(param, lam)`` over the penalized parameters: a 0-d tensor.
-
-    None where no parameter is penalized.
-    """
-    total: Tensor | None = None
-    for param, lam in weighted_parameters(groups, happy_lambda):
-        value = penalty.value(param, lam)
-        total = value if total is None else total + value
-    return total
+def penalty_value(penalty: Penalty, groups: Iterable[Group], happy_lambda: float | None = None) -> Tensor:
+    """Compute g, the sum of ``penalty.value(param, lam)`` over the penalized parameters: a 0-d tensor."""
+    values = [penalty.value(param, lam) for param, lam in weighted_parameters(groups, happy_lambda)]
+    return sum(values[1:], values[0]) if values else torch.zeros(())
 
 
 @torch.no_grad()

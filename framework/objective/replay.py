@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,82 +15,193 @@ from torchmetrics import Metric
 
 from framework.module import Module
 
+Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+# Where the data side of a run keeps generators of its own: attributes of a loader that lead to further objects.
+_DATA_PARTS = ("dataset", "datasets", "sampler", "batch_sampler", "transform", "target_transform", "transforms")
 
-def rng_state(generators: Iterable[torch.Generator] = ()) -> dict[str, Any]:
-    """The state of torch's, numpy's and Python's global generators and of those given; loadable as plain data."""
-    numpy_state: Any = np.random.get_state(legacy=False)
-    numpy_state["state"]["key"] = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "numpy": numpy_state, "python": random.getstate()}
-    state["generators"] = [generator.get_state() for generator in generators]
+
+class Source(NamedTuple):
+    """A stream of random numbers: how to read and how to set its state."""
+
+    get: Callable[[], Any]
+    set: Callable[[Any], None]
+
+
+def find_generators(*owners: Any) -> list[Generator]:
+    """Find the generators that objects hold as attributes, also within datasets, samplers and transforms they hold."""
+    found: dict[int, Generator] = {}
+    seen: set[int] = set()
+    queue = list(owners)
+    while queue:
+        owner = queue.pop(0)
+        if id(owner) in seen or not hasattr(owner, "__dict__"):
+            continue
+        seen.add(id(owner))
+        for name, value in vars(owner).items():
+            if isinstance(value, Generator):
+                found.setdefault(id(value), value)
+            elif name in _DATA_PARTS:
+                queue += value if isinstance(value, list | tuple) else [value]
+    return list(found.values())
+
+
+def sources(generators: Iterable[Generator] = ()) -> list[Source]:
+    """Return torch's, numpy's and Python's global streams, and those of the generators given."""
+    found = [
+        Source(torch.get_rng_state, torch.set_rng_state),
+        _source(np.random.mtrand._rand),
+        Source(random.getstate, random.setstate),
+    ]
     if torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        found.append(Source(torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all))
+    return found + [_source(generator) for generator in generators]
+
+
+def _source(generator: Generator) -> Source:
+    if isinstance(generator, torch.Generator):
+        return Source(generator.get_state, generator.set_state)  # type: ignore[arg-type]
+    if isinstance(generator, random.Random):
+        return Source(generator.getstate, generator.setstate)
+    if isinstance(generator, np.random.RandomState):
+        return Source(lambda: generator.get_state(legacy=False), generator.set_state)
+    bits: Any = generator.bit_generator
+    return Source(lambda: bits.state, lambda state: setattr(bits, "state", state))
+
+
+def rng_state(generators: Iterable[Generator] = ()) -> dict[str, Any]:
+    """Read the state of torch's, numpy's and Python's global generators and of those given, as plain data."""
+    torch_state, numpy_state, python_state, *others = (source.get() for source in sources())
+    state = {"torch": torch_state, "numpy": _as_plain(numpy_state), "python": python_state}
+    state["generators"] = [_as_plain(_source(generator).get()) for generator in generators]
+    if others:
+        state["cuda"] = others[0]
     return state
 
 
-def set_rng_state(state: dict[str, Any], generators: Iterable[torch.Generator] = ()) -> None:
+def set_rng_state(state: dict[str, Any], generators: Iterable[Generator] = ()) -> None:
     """Put the global generators, and those given, back into a state that `rng_state` gave."""
-    torch.set_rng_state(state["torch"])
-    key = state["numpy"]["state"]["key"].numpy().astype(np.uint32)
-    np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": key}})
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    if "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    for key, source in zip(("torch", "numpy", "python", "cuda"), sources(), strict=False):
+        if key in state:
+            source.set(_from_plain(state[key], source.get()))
     for generator, saved in zip(generators, state["generators"], strict=False):
-        generator.set_state(saved)
+        source = _source(generator)
+        source.set(_from_plain(saved, source.get()))
+
+
+def _as_plain(state: Any) -> Any:
+    """Turn numpy's arrays within a state into tensors, which a checkpoint may hold."""
+    if isinstance(state, np.ndarray):
+        return torch.from_numpy(state.astype(np.int64))
+    return {key: _as_plain(value) for key, value in state.items()} if isinstance(state, dict) else state
+
+
+def _from_plain(state: Any, like: Any) -> Any:
+    """Undo `_as_plain`, and the lists that a file makes of tuples; ``like`` is a state of the same generator."""
+    if isinstance(like, np.ndarray):
+        return state.numpy().astype(like.dtype) if isinstance(state, Tensor) else state
+    if isinstance(like, dict):
+        return {key: _from_plain(value, like.get(key)) for key, value in state.items()}
+    return tuple(tuple(s) if isinstance(s, list) else s for s in state) if isinstance(like, tuple) else state
 
 
 class Replay:
-    """Everything besides the parameters that an evaluation depends on or changes, as it is now."""
+    """Everything besides the parameters that an evaluation depends on or changes, as it is at the start of a step.
 
-    def __init__(self, module: Module, generators: Iterable[torch.Generator] = ()) -> None:
-        self._module = module
-        self._generators = list(generators)
-        self._rng = rng_state(self._generators)
+    That is the random generators (the global ones, those that the module holds and those given), the module's buffers,
+    and the states of torchmetrics in it.
+    """
+
+    def __init__(self, module: Module, generators: Iterable[Generator] = ()) -> None:
+        parts = list(module.modules())
+        self._sources = sources([*find_generators(*parts), *generators])
+        self._draws = [source.get() for source in self._sources]
         self._buffers = [
-            (owner, name, buffer, buffer.clone())
-            for owner in module.modules()
+            (owner, name, buffer, buffer._version, buffer.clone())
+            for owner in parts
             for name, buffer in owner._buffers.items()
             if buffer is not None
         ]
-        self._metrics = [
-            (metric, {name: _copy(value) for name, value in metric.metric_state.items()}, metric._update_count)
-            for metric in module.modules()
-            if isinstance(metric, Metric)
-        ]
+        self._metrics = [part for part in parts if isinstance(part, Metric)]
+        self._metric_states = _metric_states(self._metrics)
+        self._narrowed = False
 
-    def restore(self) -> None:
-        """Put everything back as it was then."""
-        self._restore_all_but_buffers()
+    def buffers_changed(self) -> bool:
+        """Tell whether a buffer was written or replaced since, without waiting for the device."""
+        return any(owner._buffers[name] is not b or b._version != v for owner, name, b, v, _ in self._buffers)
+
+    def restore_buffers(self) -> None:
+        """Write the saved values into the module's buffers."""
         with torch.no_grad():
-            for owner, name, buffer, saved in self._buffers:
+            for owner, name, buffer, _, saved in self._buffers:
                 owner._buffers[name] = buffer.copy_(saved)
 
     @contextmanager
+    def again(self) -> Iterator[None]:
+        """Evaluate the same function as the first evaluation did, from the same buffers, which stay as it leaves them.
+
+        Random streams and metrics go on afterwards as if this evaluation had not been.
+        """
+        if not self._narrowed:
+            self._forget_unused_sources()
+        with self._aside():
+            self.restore_buffers()
+            yield
+
+    @contextmanager
     def on_copies(self) -> Iterator[None]:
-        """Evaluate as if restored, on copies of the buffers, and leave everything as it is now.
+        """Evaluate the same function on copies of the buffers, and leave everything as it is now.
 
         A graph made within stays valid: nobody writes into the copies that it holds.
         """
-        now = Replay(self._module, self._generators)
-        in_use = [(owner, name, owner._buffers[name]) for owner, name, _, _ in self._buffers]
-        self._restore_all_but_buffers()
-        for owner, name, _, saved in self._buffers:
+        in_use = [(owner, name, owner._buffers[name]) for owner, name, *_ in self._buffers]
+        for owner, name, _, _, saved in self._buffers:
             owner._buffers[name] = saved.clone()
         try:
-            yield
+            with self._aside():
+                yield
         finally:
-            now._restore_all_but_buffers()
             for owner, name, buffer in in_use:
                 owner._buffers[name] = buffer
 
-    def _restore_all_but_buffers(self) -> None:
-        set_rng_state(self._rng, self._generators)
-        for metric, state, update_count in self._metrics:
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        now, states = [source.get() for source in self._sources], _metric_states(self._metrics)
+        self._set(self._draws, self._metric_states)
+        try:
+            yield
+        finally:
+            self._set(now, states)
+
+    def _forget_unused_sources(self) -> None:
+        """Keep the streams that the first evaluation drew from, and torch's: reading numpy's takes 60 microseconds."""
+        drawn = [i for i, source in enumerate(self._sources) if not i or not _equal(source.get(), self._draws[i])]
+        self._sources, self._draws = [self._sources[i] for i in drawn], [self._draws[i] for i in drawn]
+        self._narrowed = True
+
+    def _set(self, draws: list[Any], metric_states: list[Any]) -> None:
+        for source, state in zip(self._sources, draws, strict=True):
+            source.set(state)
+        for metric, (state, update_count) in zip(self._metrics, metric_states, strict=True):
             for name, value in state.items():
                 setattr(metric, name, _copy(value))
             metric._update_count, metric._computed = update_count, None
 
 
+def _metric_states(metrics: Iterable[Metric]) -> list[tuple[dict[str, Any], int]]:
+    return [({name: _copy(value) for name, value in m.metric_state.items()}, m._update_count) for m in metrics]
+
+
 def _copy(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
     return value.clone() if isinstance(value, Tensor) else list(value)
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, np.ndarray):
+        return np.array_equal(left, right)
+    if isinstance(left, dict):
+        return all(_equal(value, right[key]) for key, value in left.items())
+    if isinstance(left, list):
+        return all(map(_equal, left, right))
+    return bool(left == right)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from framework import Callback, Module
 from framework.callbacks import EarlyStopping
-from framework.loop.metrics import num_samples
+from framework.data.samples import count_samples
 from tests.modules import Regressor, make_loader, make_trainer, regression_data
 
 VALUES = [1.0, 2.0, 6.0]  # logged for the batches of 8, 8 and 4 samples
@@ -162,7 +162,7 @@ def test_the_sums_of_one_epoch_do_not_leak_into_the_next(tmp_path):
     ],
 )
 def test_the_samples_of_a_batch_are_the_length_of_its_first_tensor(batch, size):
-    assert num_samples(batch) == size
+    assert count_samples(batch) == size
 
 
 # ---------------------------------------------------------------------------------------------------- torchmetrics

@@ -1,0 +1,85 @@
+"""The training loop, from top to bottom."""
+
+from __future__ import annotations
+
+import time
+
+from torch import Tensor
+
+from framework.loop.batches import groups
+from framework.loop.evaluate import sanity_check, validate
+from framework.loop.run import FitRun
+from framework.loop.schedulers import learning_rates
+
+
+def fit(run: FitRun) -> None:
+    """Train until a limit is reached or somebody asks to stop. `framework.callback` says where each hook is."""
+    settings, hooks, progress, metrics = run.settings, run.hooks, run.progress, run.metrics
+    batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end
+    hooks.call("on_fit_start")
+    sanity_check(run)
+    hooks.call("on_train_start")
+    started = time.perf_counter()
+    while not run.is_over():
+        hooks.call("on_train_epoch_start")
+        phase = run.phase  # callbacks may change it between epochs
+        step, closure, size = phase.step, phase.closure, phase.accumulate_grad_batches
+        step_schedulers = [scheduler for scheduler in phase.schedulers if scheduler.interval == "step"]
+        for batch_idx, next_idx, batches in groups(run.train_batches, size, progress):
+            batch = batches[0] if size == 1 else batches
+            metrics.read(batch)
+            for hook in batch_start:
+                hook(batch, batch_idx)
+
+            log = progress.global_step % settings.log_every_n_steps == 0
+            rates = learning_rates(phase.optimizer) if log else {}
+            norm = step(batches, batch_idx, log)
+            progress.global_step += 1
+            progress.batch_idx = batch_idx if phase.iterations.cut_short else next_idx
+
+            for scheduler in step_schedulers:
+                if progress.global_step % scheduler.frequency == 0:
+                    scheduler.step(metrics)
+            for hook in batch_end:
+                hook(closure.first.outputs, batch, batch_idx)  # type: ignore[union-attr]
+            if log:
+                _log_step(run, norm, rates)
+            if run.is_over():
+                break
+        else:
+            if progress.batch_idx == 0:
+                raise ValueError(
+                    "train_dataloaders yielded no batch: is it empty, or a generator that was read before?"
+                )
+            progress.batch_idx = run.train_batches.num_batches
+        if not run.stop.interrupted:
+            _end_epoch(run, complete=progress.batch_idx >= run.train_batches.num_batches)
+    run.seconds = time.perf_counter() - started
+    hooks.call("on_train_end")
+    hooks.call("on_fit_end")
+
+
+def _log_step(run: FitRun, gradient_norm: Tensor | None, rates: dict[str, float]) -> None:
+    """Send the values of the step just taken to the loggers. Synchronizes with the device."""
+    assert gradient_norm is not None
+    values = run.step_values() | rates
+    values |= {"grad_norm": float(gradient_norm), "epoch": float(run.progress.epoch)}
+    run.log_metrics(run.metrics.log_step(values), run.progress.global_step - 1)
+
+
+def _end_epoch(run: FitRun, *, complete: bool) -> None:
+    """Validate, publish the epoch's means, step the schedulers of interval "epoch"."""
+    progress = run.progress
+    epoch = progress.epoch + 1
+    if run.val_batches is not None and epoch % run.settings.check_val_every_n_epoch == 0:
+        validate(run)
+        if run.stop.interrupted:
+            return  # half a validation decides nothing: a resumed run makes it again
+    run.publish_epoch()
+    if complete:
+        for scheduler in run.phase.schedulers:
+            if scheduler.interval == "epoch" and epoch % scheduler.frequency == 0:
+                scheduler.step(run.metrics)
+        progress.epochs_completed, progress.batch_idx = epoch, 0
+    run.hooks.call("on_train_epoch_end", before_watching=run.publish_epoch)
+    progress.epoch = progress.epochs_completed

@@ -1,0 +1,105 @@
+"""The kinds of optimizer step, behind one signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from framework.loop.engine import Engine, gradient_norm
+from framework.loop.settings import Settings
+from framework.objective.closure import Closure
+
+# Optimizers whose class is from here are known to evaluate once where they do not say otherwise.
+_WELL_KNOWN = ("torch.optim.", "framework.optim.")
+
+
+class Step(Protocol):
+    """One optimizer step, from the gradients to the new parameters."""
+
+    def __call__(self, batches: Iterable[Any], batch_idx: int, log: bool) -> Tensor | None:
+        """Take the step; afterwards ``closure.first`` is the evaluation that counts.
+
+        Args:
+            batches: The micro-batches whose mean is the objective: a list, or for a whole epoch what can be read again.
+            batch_idx: The index of the first.
+            log: Whether to evaluate what is logged: g, and the norm of the gradients.
+
+        Returns:
+            The norm of the gradients before clipping, if ``log``.
+        """
+
+
+def make_step(
+    closure: Closure,
+    engine: Engine,
+    settings: Settings,
+    on_before_optimizer_step: list[Callable[[Optimizer], Any]],
+) -> Step:
+    """Return the kind of step that suits the optimizer of a closure."""
+    optimizer = closure.objective.optimizer
+    known_to_evaluate_once = not closure.reevaluates and type(optimizer).__module__.startswith(_WELL_KNOWN)
+    # A gradient scaler decides itself whether to step, and takes no closure.
+    if known_to_evaluate_once or engine.grad_scaler is not None:
+        return EvaluatedOnce(closure, engine, settings, on_before_optimizer_step)
+    return GivenClosure(closure, engine, settings, on_before_optimizer_step)
+
+
+class EvaluatedOnce:
+    """The gradients are computed, then the optimizer steps; it would use its closure only for the value known already.
+
+    Nothing is kept to see the step again, and the optimizer's ``step`` gets no closure.
+    """
+
+    def __init__(
+        self, closure: Closure, engine: Engine, settings: Settings, before_step: list[Callable[[Optimizer], Any]]
+    ) -> None:
+        self._closure, self._before_step = closure, before_step
+        self._raw = closure.objective.optimizer
+        self._optimizer = engine.wrap(self._raw)
+        self._clip, self._clip_gradients = settings.gradient_clip_val, engine.clip_gradients
+        self._algorithm = settings.gradient_clip_algorithm
+        self._always_unscale = engine.grad_scaler is not None
+
+    def __call__(self, batches: Iterable[Any], batch_idx: int, log: bool) -> Tensor | None:
+        self._closure.evaluate_once(batches, batch_idx, log=log)
+        for hook in self._before_step:
+            hook(self._raw)
+        norm = None
+        if log or self._clip:
+            norm = self._clip_gradients(self._raw, self._clip, self._algorithm, measure=log)
+        self._optimizer.step()
+        return norm
+
+
+class GivenClosure:
+    """The optimizer is given the closure, and may evaluate as often as it likes: each time it sees the same function.
+
+    It finds gradients ready, unless its class says ``expects_gradients = False``. Those of an optimizer that does not
+    say ``reevaluates`` are clipped; its first call is answered by them as long as nothing has changed.
+    """
+
+    def __init__(
+        self, closure: Closure, engine: Engine, settings: Settings, before_step: list[Callable[[Optimizer], Any]]
+    ) -> None:
+        self._closure, self._engine, self._settings, self._before_step = closure, engine, settings, before_step
+        self._raw = closure.objective.optimizer
+        self._optimizer = engine.wrap(self._raw)
+        self._expects_gradients: bool = getattr(type(self._raw), "expects_gradients", True)
+
+    def __call__(self, batches: Iterable[Any], batch_idx: int, log: bool) -> Tensor | None:
+        closure, clip, norm = self._closure, self._settings.gradient_clip_val, None
+        with closure.step(batches, batch_idx, log=log):
+            if self._expects_gradients:
+                closure()
+                if not closure.reevaluates:
+                    for hook in self._before_step:
+                        hook(self._raw)
+                    if log or clip:
+                        algorithm = self._settings.gradient_clip_algorithm
+                        norm = self._engine.clip_gradients(self._raw, clip, algorithm, measure=log)
+                closure.keep_ready()
+            self._optimizer.step(closure)
+        return gradient_norm(self._raw) if log and norm is None else norm
