@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from framework import Module, Trainer
+from framework import Callback, Module, Trainer
 
 NUM_SAMPLES = 20
 
@@ -91,6 +91,25 @@ class Regressor(Module):
 
     def configure_optimizers(self) -> Any:
         return self.optimize(self)
+
+
+def callback_of(*, after_module: bool = False, **hooks: Callable[..., Any]) -> Callback:
+    """Make a callback of functions: ``callback_of(on_train_start=lambda trainer, module: ...)``."""
+    methods = {name: staticmethod(hook) for name, hook in hooks.items()}
+    return type("OfFunctions", (Callback,), {"after_module": after_module, **methods})()
+
+
+def watch(hook: str, what: Callable[..., Any], *, after_module: bool = False) -> Any:
+    """Make a callback that appends what ``what`` makes of the arguments of a hook to its list ``seen``."""
+    seen: list[Any] = []
+    callback = callback_of(after_module=after_module, **{hook: lambda *args: seen.append(what(*args))})
+    callback.seen = seen
+    return callback
+
+
+def at_step(step: int, action: Callable[[Trainer], Any]) -> Callback:
+    """Make a callback that does something once, at the end of one optimizer step."""
+    return callback_of(on_train_batch_end=lambda trainer, *_: action(trainer) if trainer.global_step == step else None)
 
 
 class ClosureIgnorer(Optimizer):

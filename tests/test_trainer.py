@@ -21,10 +21,13 @@ from tests.modules import (
     Regressor,
     assert_close,
     assert_same,
+    at_step,
+    callback_of,
     make_loader,
     make_net,
     make_trainer,
     regression_data,
+    watch,
 )
 
 OPTIMIZERS = {
@@ -245,23 +248,16 @@ def test_a_run_ends_at_its_limit_and_says_which(tmp_path, options, steps, becaus
 
 
 def test_a_time_limit_ends_a_run_in_the_middle_of_an_epoch(tmp_path):
-    class Slow(Callback):
-        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            time.sleep(0.01)
-
-    trainer = make_trainer(tmp_path, max_epochs=-1, max_time={"milliseconds": 35}, callbacks=Slow())
+    slow = callback_of(on_train_batch_end=lambda *_: time.sleep(0.01))
+    trainer = make_trainer(tmp_path, max_epochs=-1, max_time={"milliseconds": 35}, callbacks=slow)
     trainer.fit(Regressor(), make_loader(1))
     assert trainer.stopped_because == "max_time"
     assert 0 < trainer.global_step < 20
 
 
 def test_a_callback_ends_a_run_and_gives_the_reason(tmp_path):
-    class Stopper(Callback):
-        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            if trainer.global_step == 4:
-                trainer.stop("enough")
-
-    trainer = make_trainer(tmp_path, callbacks=Stopper(), max_epochs=9)
+    stopper = at_step(4, lambda trainer: trainer.stop("enough"))
+    trainer = make_trainer(tmp_path, callbacks=stopper, max_epochs=9)
     trainer.fit(Regressor(), make_loader())
     assert (trainer.global_step, trainer.stopped_because) == (4, "enough")
 
@@ -284,24 +280,13 @@ def test_overfitting_repeats_the_same_batches_of_a_shuffling_loader(tmp_path):
 
 
 def test_validation_runs_on_every_nth_epoch_only(tmp_path):
-    class Epochs(Callback):
-        def __init__(self):
-            self.validated, self.sane = [], 0
-
-        def on_validation_end(self, trainer, module):
-            if trainer.sanity_checking:
-                self.sane += 1
-            else:
-                self.validated.append(trainer.current_epoch)
-
     for sanity_steps in (0, 1):
-        epochs = Epochs()
+        validated = watch("on_validation_end", lambda trainer, _: (trainer.sanity_checking, trainer.current_epoch))
         trainer = make_trainer(
-            tmp_path, callbacks=epochs, max_epochs=5, check_val_every_n_epoch=2, num_sanity_val_steps=sanity_steps
+            tmp_path, callbacks=validated, max_epochs=5, check_val_every_n_epoch=2, num_sanity_val_steps=sanity_steps
         )
         trainer.fit(Regressor(), make_loader(), make_loader())
-        assert epochs.validated == [1, 3]
-        assert epochs.sane == sanity_steps
+        assert validated.seen == [(True, 0)] * sanity_steps + [(False, 1), (False, 3)]
 
 
 @pytest.mark.parametrize(("sanity_steps", "batches"), [(0, 0), (2, 2), (-1, 3), (99, 3)])
@@ -351,11 +336,8 @@ def test_the_same_trainer_can_fit_twice(tmp_path):
 def recorder(record: list[str]) -> Callback:
     """A callback that overrides every hook and writes its name down."""
 
-    def listen(name):
-        return lambda self, trainer, module, *args: record.append(name)
-
     listened = [name for name in HOOKS if name not in ("on_save_checkpoint", "on_load_checkpoint")]
-    return type("Recorder", (Callback,), {name: listen(name) for name in listened})()
+    return callback_of(**{name: lambda *_, name=name: record.append(name) for name in listened})
 
 
 def evaluation_hooks(stage: str, batches: int) -> list[str]:
@@ -407,19 +389,14 @@ def test_an_evaluation_fires_its_own_hooks(tmp_path, stage):
 def test_callbacks_come_in_the_order_given_and_the_module_last(tmp_path):
     record = []
 
-    class First(Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            record.append(("first", batch_idx))
-
-    class Second(Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            record.append(("second", batch_idx))
+    def named(name):
+        return callback_of(on_train_batch_start=lambda *args: record.append((name, args[-1])))
 
     class Own(Regressor):
         def on_train_batch_start(self, batch, batch_idx):
             record.append(("module", batch_idx))
 
-    trainer = make_trainer(tmp_path, callbacks=[Second(), First()], max_epochs=1)
+    trainer = make_trainer(tmp_path, callbacks=[named("second"), named("first")], max_epochs=1)
     trainer.fit(Own(), make_loader())
     assert record == [(who, i) for i in range(3) for who in ("second", "first", "module")]
 
@@ -437,17 +414,13 @@ def test_an_exception_reaches_the_callbacks_and_then_the_caller(tmp_path):
 
 
 def test_the_batch_hooks_of_an_accumulated_step_get_its_list_of_batches(tmp_path):
-    seen = []
+    def check_outputs(trainer, module, outputs, batch, batch_idx):
+        assert len(batch) == (len(outputs) if isinstance(outputs, list) else 1)
 
-    class Watch(Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            seen.append((batch_idx, [len(part[0]) for part in batch]))
-
-        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            assert len(batch) == (len(outputs) if isinstance(outputs, list) else 1)
-
-    make_trainer(tmp_path, callbacks=Watch(), accumulate_grad_batches=2, max_epochs=1).fit(Regressor(), make_loader())
-    assert seen == [(0, [8, 8]), (2, [4])]
+    lengths = watch("on_train_batch_start", lambda trainer, module, batch, i: (i, [len(part[0]) for part in batch]))
+    callbacks = [lengths, callback_of(on_train_batch_end=check_outputs)]
+    make_trainer(tmp_path, callbacks=callbacks, accumulate_grad_batches=2, max_epochs=1).fit(Regressor(), make_loader())
+    assert lengths.seen == [(0, [8, 8]), (2, [4])]
 
 
 def test_outputs_are_what_training_step_returned(tmp_path):

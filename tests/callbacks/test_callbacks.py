@@ -8,7 +8,7 @@ import torch
 from torch.optim import SGD
 
 from framework.callbacks import EarlyStopping, ModelCheckpoint, ModelSummary, ProgressBar
-from tests.modules import Regressor, make_loader, make_trainer
+from tests.modules import Regressor, make_loader, make_trainer, watch
 
 
 class Scripted(Regressor):
@@ -98,15 +98,13 @@ def test_a_metric_of_the_training_can_be_monitored(tmp_path):
 
 def test_last_is_as_old_as_the_interval_at_most(tmp_path):
     callback = ModelCheckpoint(tmp_path, train_time_interval=timedelta(0))
-    seen = []
 
-    class Watch(Regressor):
-        def on_train_batch_start(self, batch, batch_idx):
-            if batch_idx:
-                seen.append(torch.load(tmp_path / "last.ckpt")["progress"]["global_step"])
+    def saved_step(trainer, module, batch, batch_idx):
+        return torch.load(tmp_path / "last.ckpt")["progress"]["global_step"] if batch_idx else None
 
-    make_trainer(tmp_path, callbacks=callback, max_epochs=1).fit(Watch(), make_loader())
-    assert seen == [1, 2]
+    saved = watch("on_train_batch_start", saved_step)
+    make_trainer(tmp_path, callbacks=[callback, saved], max_epochs=1).fit(Regressor(), make_loader())
+    assert saved.seen == [None, 1, 2]
 
 
 def test_a_crash_of_the_run_leaves_the_best_checkpoint_whole(tmp_path):

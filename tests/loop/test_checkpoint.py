@@ -19,7 +19,17 @@ from framework import Callback, Trainer
 from framework.callbacks import EarlyStopping, ModelCheckpoint
 from framework.data import TensorLoader
 from framework.loop import checkpoint
-from tests.modules import NUM_SAMPLES, Regressor, assert_same, make_loader, make_net, make_trainer, regression_data
+from tests.modules import (
+    NUM_SAMPLES,
+    Regressor,
+    assert_same,
+    at_step,
+    callback_of,
+    make_loader,
+    make_net,
+    make_trainer,
+    regression_data,
+)
 
 EPOCHS = 5
 
@@ -64,17 +74,6 @@ def stochastic(optimize: Any = one_cycle) -> Regressor:
     return Regressor(optimize, net=make_net(nn.BatchNorm1d(5), nn.Dropout(0.3)))
 
 
-class At(Callback):
-    """Do something once, at one optimizer step."""
-
-    def __init__(self, step: int, action: Any) -> None:
-        self.step, self.action = step, action
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step == self.step:
-            self.action(trainer)
-
-
 def seed(number: int) -> None:
     torch.manual_seed(number)
     np.random.seed(number)
@@ -112,7 +111,7 @@ def assert_same_runs(resumed: Trainer, whole: Trainer) -> None:
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, loader, step):
     path = tmp_path / "some.ckpt"
     whole = run(tmp_path, loader, one_cycle)
-    run(tmp_path, loader, one_cycle, At(step, lambda trainer: trainer.save_checkpoint(path)))
+    run(tmp_path, loader, one_cycle, at_step(step, lambda trainer: trainer.save_checkpoint(path)))
     assert_same_runs(run(tmp_path, loader, one_cycle, ckpt_path=path), whole)
 
 
@@ -122,7 +121,7 @@ def test_a_resumed_lbfgs_run_is_bitwise_the_uninterrupted_one(tmp_path, loader, 
     path, options = tmp_path / "some.ckpt", {"accumulate_grad_batches": accumulate, "max_epochs": 3}
     step = 1 if accumulate == "epoch" else 2
     whole = run(tmp_path, loader, lbfgs, **options)
-    run(tmp_path, loader, lbfgs, At(step, lambda trainer: trainer.save_checkpoint(path)), **options)
+    run(tmp_path, loader, lbfgs, at_step(step, lambda trainer: trainer.save_checkpoint(path)), **options)
     assert_same_runs(run(tmp_path, loader, lbfgs, ckpt_path=path, **options), whole)
 
 
@@ -131,7 +130,7 @@ def test_a_resumed_plateau_scheduler_misses_no_value(tmp_path, step):
     path = tmp_path / "some.ckpt"
     whole = run(tmp_path, "global_generator", plateau)
     assert whole.optimizer.param_groups[0]["lr"] < 0.05
-    run(tmp_path, "global_generator", plateau, At(step, lambda trainer: trainer.save_checkpoint(path)))
+    run(tmp_path, "global_generator", plateau, at_step(step, lambda trainer: trainer.save_checkpoint(path)))
     assert_same_runs(run(tmp_path, "global_generator", plateau, ckpt_path=path), whole)
 
 
@@ -167,7 +166,7 @@ def test_a_run_resumed_beyond_its_limit_ends_at_once(tmp_path, limits):
 def test_resuming_twice_is_bitwise_the_uninterrupted_run(tmp_path):
     whole = run(tmp_path, "own_generator", one_cycle)
     paths = [tmp_path / f"{step}.ckpt" for step in (4, 11)]
-    save = [At(int(path.stem), lambda trainer, path=path: trainer.save_checkpoint(path)) for path in paths]
+    save = [at_step(int(path.stem), lambda trainer, path=path: trainer.save_checkpoint(path)) for path in paths]
     run(tmp_path, "own_generator", one_cycle, *save[:1])
     run(tmp_path, "own_generator", one_cycle, *save[1:], ckpt_path=paths[0])
     assert_same_runs(run(tmp_path, "own_generator", one_cycle, ckpt_path=paths[1]), whole)
@@ -190,7 +189,7 @@ def test_the_mean_of_an_interrupted_epoch_counts_all_its_batches(tmp_path):
 
     whole = make_trainer(tmp_path, max_epochs=1)
     whole.fit(Logged(), make_loader())
-    save = At(2, lambda trainer: trainer.save_checkpoint(tmp_path / "some.ckpt"))
+    save = at_step(2, lambda trainer: trainer.save_checkpoint(tmp_path / "some.ckpt"))
     make_trainer(tmp_path, max_epochs=1, callbacks=save).fit(Logged(), make_loader())
     resumed = make_trainer(tmp_path, max_epochs=1)
     resumed.fit(Logged(), make_loader(), ckpt_path=tmp_path / "some.ckpt")
@@ -230,7 +229,7 @@ def kill(number: signal.Signals) -> Any:
 def test_a_signal_ends_a_run_with_a_checkpoint_to_continue_from(tmp_path, number, loader, step):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     whole = run(tmp_path, loader, one_cycle)
-    stopped = run(tmp_path, loader, one_cycle, At(step, kill(number)), ModelCheckpoint(tmp_path / "c"))
+    stopped = run(tmp_path, loader, one_cycle, at_step(step, kill(number)), ModelCheckpoint(tmp_path / "c"))
     assert (stopped.global_step, stopped.interrupted) == (step, True)
     assert stopped.stopped_because == f"interrupted by {number.name}"
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
@@ -240,16 +239,15 @@ def test_a_signal_ends_a_run_with_a_checkpoint_to_continue_from(tmp_path, number
 def test_an_interrupted_full_batch_run_does_not_train_its_epoch_again(tmp_path):
     options = {"accumulate_grad_batches": "epoch", "max_epochs": 3}
     whole = run(tmp_path, "own_generator", lbfgs, **options)
-    run(tmp_path, "own_generator", lbfgs, At(2, kill(signal.SIGINT)), ModelCheckpoint(tmp_path), **options)
+    run(tmp_path, "own_generator", lbfgs, at_step(2, kill(signal.SIGINT)), ModelCheckpoint(tmp_path), **options)
     assert_same_runs(run(tmp_path, "own_generator", lbfgs, ckpt_path=tmp_path / "last.ckpt", **options), whole)
 
 
 @pytest.mark.parametrize("has_length", [True, False])
 def test_an_interrupted_validation_decides_nothing_and_is_made_again(tmp_path, has_length):
-    class InValidation(Callback):
-        def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            if trainer.current_epoch == 1 and batch_idx == 0:
-                os.kill(os.getpid(), signal.SIGINT)
+    def kill_in_epoch_1(trainer, module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == 0:
+            os.kill(os.getpid(), signal.SIGINT)
 
     class Stream:
         def __iter__(self):
@@ -261,7 +259,7 @@ def test_an_interrupted_validation_decides_nothing_and_is_made_again(tmp_path, h
         return trainer
 
     whole = fit()
-    stopped = fit(InValidation(), ModelCheckpoint(tmp_path, monitor="val/loss"))
+    stopped = fit(callback_of(on_validation_batch_end=kill_in_epoch_1), ModelCheckpoint(tmp_path, monitor="val/loss"))
     assert (stopped.global_step, stopped.current_epoch) == (6, 1)
     assert checkpoint.load(tmp_path / "best.ckpt")["progress"]["global_step"] == 3
     assert_same_runs(fit(ckpt_path=tmp_path / "last.ckpt"), whole)
@@ -269,7 +267,7 @@ def test_an_interrupted_validation_decides_nothing_and_is_made_again(tmp_path, h
 
 @pytest.mark.parametrize("hook", ["setup", "on_fit_start", "on_sanity_check_start", "on_train_start", "on_train_end"])
 def test_a_signal_before_or_after_training_ends_the_run_too(tmp_path, hook):
-    killer = type("Killer", (Callback,), {hook: lambda self, *_: os.kill(os.getpid(), signal.SIGTERM)})()
+    killer = callback_of(**{hook: kill(signal.SIGTERM)})
     trainer = make_trainer(tmp_path, callbacks=[killer, ModelCheckpoint(tmp_path)])
     trainer.fit(Regressor(), make_loader(), make_loader())
     assert trainer.interrupted
@@ -278,12 +276,11 @@ def test_a_signal_before_or_after_training_ends_the_run_too(tmp_path, hook):
 
 
 def test_the_second_ctrl_c_raises_at_once(tmp_path):
-    class Impatient(Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+    def kill_twice(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    trainer = make_trainer(tmp_path, callbacks=Impatient())
+    trainer = make_trainer(tmp_path, callbacks=callback_of(on_train_batch_start=kill_twice))
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(Regressor(), make_loader())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -329,12 +326,11 @@ def test_checkpoints_are_on_by_default_and_can_be_thinned(tmp_path):
 
 
 def test_last_is_written_every_so_many_steps(tmp_path):
-    class Crash(Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if trainer.global_step == 5:
-                raise OSError("power cut")
+    def crash(trainer, *_):
+        if trainer.global_step == 5:
+            raise OSError("power cut")
 
-    callbacks = [ModelCheckpoint(tmp_path, every_n_train_steps=2), Crash()]
+    callbacks = [ModelCheckpoint(tmp_path, every_n_train_steps=2), callback_of(on_train_batch_start=crash)]
     with pytest.raises(OSError, match="power cut"):
         make_trainer(tmp_path, callbacks=callbacks).fit(Regressor(), make_loader())
     assert checkpoint.load(tmp_path / "last.ckpt")["progress"]["global_step"] == 4
@@ -390,18 +386,18 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint_whole(tmp_path):
 
 
 def test_a_checkpoint_is_loadable_without_running_code(tmp_path):
-    class Extra(Callback):
-        def on_save_checkpoint(self, trainer, module, checkpoint):
-            checkpoint["extra"] = {"words": ["a", "b"], "tensor": torch.arange(3)}
+    def add(trainer, module, checkpoint):
+        checkpoint["extra"] = {"words": ["a", "b"], "tensor": torch.arange(3)}
 
-        def on_load_checkpoint(self, trainer, module, checkpoint):
-            assert checkpoint["extra"]["words"] == ["a", "b"]
+    def check(trainer, module, checkpoint):
+        assert checkpoint["extra"]["words"] == ["a", "b"]
 
-    run(tmp_path, "own_generator", plateau, Extra(), ModelCheckpoint(tmp_path), max_epochs=1)
+    extra = callback_of(on_save_checkpoint=add, on_load_checkpoint=check)
+    run(tmp_path, "own_generator", plateau, extra, ModelCheckpoint(tmp_path), max_epochs=1)
     loaded = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert loaded["progress"]["global_step"] == 3
     assert {"version", "rng", "state_dict", "optimizer", "lr_schedulers", "callbacks"} <= loaded.keys()
-    run(tmp_path, "own_generator", plateau, Extra(), ckpt_path=tmp_path / "last.ckpt")
+    run(tmp_path, "own_generator", plateau, extra, ckpt_path=tmp_path / "last.ckpt")
 
 
 # --------------------------------------------------------------------------------------------------- refused files

@@ -21,6 +21,7 @@ from tests.modules import (
     make_net,
     make_trainer,
     regression_data,
+    watch,
 )
 
 
@@ -277,15 +278,9 @@ def test_value_leaves_gradients_logs_buffers_and_random_state_as_they_were(tmp_p
 
 
 def test_value_fires_no_hook(tmp_path):
-    class Watch(Regressor):
-        backwards = 0
-
-        def on_after_backward(self):
-            self.backwards += 1
-
-    module = Watch(evaluating(ask_thrice))
-    make_trainer(tmp_path, max_epochs=1).fit(module, make_loader())
-    assert module.backwards == 6
+    backwards = watch("on_after_backward", lambda *_: None)
+    make_trainer(tmp_path, max_epochs=1, callbacks=backwards).fit(Regressor(evaluating(ask_thrice)), make_loader())
+    assert len(backwards.seen) == 6
 
 
 def test_the_closure_gives_gradients_inside_no_grad_and_inside_inference_free_steps(tmp_path):
