@@ -19,6 +19,8 @@ from framework.data import TensorLoader
 from tests.modules import (
     ClosureIgnorer,
     Regressor,
+    Stream,
+    add_noise,
     assert_close,
     assert_same,
     at_step,
@@ -440,25 +442,18 @@ def test_outputs_are_what_training_step_returned(tmp_path):
 # ----------------------------------------------------------------------------------------------------- evaluation
 
 
-class Augmenting:
-    """A transform that draws from torch's global generator."""
-
-    def __call__(self, X, y):
-        return X + 0.1 * torch.randn_like(X), y
-
-
 @pytest.mark.parametrize("val_kind", ["DataLoader", "TensorLoader"])
 def test_training_is_bitwise_the_same_with_and_without_validation(tmp_path, val_kind):
     def run(val_loader):
         torch.manual_seed(11)
         module = Regressor(net=make_net(nn.BatchNorm1d(5), nn.Dropout(0.3)))
-        loader = TensorLoader(*regression_data(), batch_size=8, shuffle=True, transform=Augmenting())
+        loader = TensorLoader(*regression_data(), batch_size=8, shuffle=True, transform=add_noise)
         make_trainer(tmp_path, max_epochs=3).fit(module, loader, val_loader)
         return module
 
     val_loader = make_loader(shuffle=True)
     if val_kind == "TensorLoader":
-        val_loader = TensorLoader(*regression_data(), batch_size=8, transform=Augmenting())
+        val_loader = TensorLoader(*regression_data(), batch_size=8, transform=add_noise)
     assert_same(run(None), run(val_loader))
 
 
@@ -534,15 +529,8 @@ def test_predict_takes_bare_tensors_and_the_modules_own_step(tmp_path):
 
 @pytest.mark.parametrize("kind", ["list", "TensorLoader", "iterable", "IterableDataset"])
 def test_any_iterable_of_batches_trains_like_a_data_loader(tmp_path, kind):
-    class Stream:
-        """Has no length."""
-
-        def __iter__(self):
-            return iter(make_loader())
-
-    class StreamDataset(IterableDataset):
-        def __iter__(self):
-            return iter(make_loader())
+    class StreamDataset(Stream, IterableDataset):
+        pass
 
     loaders = {
         "IterableDataset": DataLoader(StreamDataset(), batch_size=None),

@@ -8,18 +8,7 @@ import torch
 from torch.optim import SGD
 
 from framework.callbacks import EarlyStopping, ModelCheckpoint, ModelSummary, ProgressBar
-from tests.modules import Regressor, make_loader, make_trainer, watch
-
-
-class Scripted(Regressor):
-    """Validates to given scores, one per epoch."""
-
-    def __init__(self, scores):
-        super().__init__()
-        self.scores = scores
-
-    def validation_step(self, batch, batch_idx):
-        self.log("score", self.scores[self.trainer.current_epoch])
+from tests.modules import Regressor, Scripted, make_loader, make_trainer, watch
 
 
 def stopped_after(tmp_path, scores, every=1, **options):

@@ -2,18 +2,16 @@
 
 import os
 import pickle
-import random
 import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from framework import Callback, Trainer
 from framework.callbacks import EarlyStopping, ModelCheckpoint
@@ -21,36 +19,29 @@ from framework.data import TensorLoader
 from framework.loop import checkpoint
 from tests.modules import (
     NUM_SAMPLES,
+    NoisyDataset,
     Regressor,
+    Scripted,
+    Stream,
+    add_noise,
     assert_same,
+    assert_unchanged,
     at_step,
     callback_of,
     make_loader,
     make_net,
     make_trainer,
     regression_data,
+    seed_all,
 )
 
 EPOCHS = 5
 
-
-def noisy(X, y):
-    return X + 0.1 * torch.randn_like(X), y
-
-
-class Noisy(TensorDataset):
-    """Draws from all three global generators for every sample."""
-
-    def __getitem__(self, index):
-        X, y = super().__getitem__(index)
-        return X + 0.1 * (torch.randn(()) + random.gauss(0, 1) + np.random.randn()), y
-
-
 LOADERS = {
     "global_generator": lambda: make_loader(shuffle=True),
     "own_generator": lambda: make_loader(shuffle=True, seed=3),
-    "augmenting_dataset": lambda: DataLoader(Noisy(*regression_data()), batch_size=8, shuffle=True),
-    "tensor_loader": lambda: TensorLoader(*regression_data(), batch_size=8, shuffle=True, transform=noisy),
+    "augmenting_dataset": lambda: DataLoader(NoisyDataset(*regression_data()), batch_size=8, shuffle=True),
+    "tensor_loader": lambda: TensorLoader(*regression_data(), batch_size=8, shuffle=True, transform=add_noise),
 }
 
 
@@ -74,16 +65,10 @@ def stochastic(optimize: Any = one_cycle) -> Regressor:
     return Regressor(optimize, net=make_net(nn.BatchNorm1d(5), nn.Dropout(0.3)))
 
 
-def seed(number: int) -> None:
-    torch.manual_seed(number)
-    np.random.seed(number)
-    random.seed(number)
-
-
 def run(root: Path, loader: Any, optimize: Any, *callbacks: Callback, ckpt_path: Any = None, **options: Any) -> Trainer:
     """A run in a process of its own, as far as that is possible: everything is made anew."""
     # A resumed run starts from another seed, which the checkpoint must override.
-    seed(0 if ckpt_path is None else 99)
+    seed_all(0 if ckpt_path is None else 99)
     stopping = EarlyStopping("val/loss", patience=3)
     trainer = make_trainer(root, callbacks=[stopping, *callbacks], **({"max_epochs": EPOCHS} | options))
     trainer.fit(stochastic(optimize), LOADERS[loader](), make_loader(), ckpt_path=ckpt_path)
@@ -249,10 +234,6 @@ def test_an_interrupted_validation_decides_nothing_and_is_made_again(tmp_path, h
         if trainer.current_epoch == 1 and batch_idx == 0:
             os.kill(os.getpid(), signal.SIGINT)
 
-    class Stream:
-        def __iter__(self):
-            return iter(make_loader())
-
     def fit(*callbacks, **options):
         trainer = make_trainer(tmp_path, callbacks=[EarlyStopping("val/loss"), *callbacks], max_epochs=4)
         trainer.fit(Regressor(plateau), make_loader() if has_length else Stream(), make_loader(), **options)
@@ -292,17 +273,22 @@ def test_the_second_ctrl_c_raises_at_once(tmp_path):
 # ---------------------------------------------------------------------------------------------------------- files
 
 
-def test_best_and_last_are_written_where_expected(tmp_path):
-    class Scripted(Regressor):
-        def on_validation_epoch_end(self):
-            self.log("score", [0.0, 3.0, 1.0, 2.0][self.trainer.current_epoch])
+class ScriptedByHook(Scripted):
+    """Logs its scores at the end of the validation."""
 
+    validation_step = Regressor.validation_step
+
+    def on_validation_epoch_end(self):
+        self.log("score", self.scores[self.trainer.current_epoch])
+
+
+def test_best_and_last_are_written_where_expected(tmp_path):
     def epoch(name):
         return checkpoint.load(tmp_path / "checkpoints" / f"{name}.ckpt")["progress"]["epoch"]
 
     callback = ModelCheckpoint(monitor="score", mode="max")
     trainer = make_trainer(tmp_path, callbacks=callback, max_epochs=4)
-    trainer.fit(Scripted(), make_loader(), make_loader())
+    trainer.fit(ScriptedByHook([0.0, 3.0, 1.0, 2.0]), make_loader(), make_loader())
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert (epoch("best"), epoch("last")) == (2, 4)
     assert callback.best_model_path == str(tmp_path / "checkpoints" / "best.ckpt")
@@ -337,14 +323,10 @@ def test_last_is_written_every_so_many_steps(tmp_path):
 
 
 def test_the_best_value_survives_a_resume(tmp_path):
-    class Scripted(Regressor):
-        def on_validation_epoch_end(self):
-            self.log("score", [5.0, 1.0, 3.0][self.trainer.current_epoch])
-
     def fit(max_epochs, **options):
         callback = ModelCheckpoint(tmp_path, monitor="score")
         trainer = make_trainer(tmp_path, callbacks=callback, max_epochs=max_epochs)
-        trainer.fit(Scripted(), make_loader(), make_loader(), **options)
+        trainer.fit(ScriptedByHook([5.0, 1.0, 3.0]), make_loader(), make_loader(), **options)
         return callback
 
     fit(2)
@@ -417,13 +399,10 @@ def good(tmp_path) -> Path:
 
 def refuse(path: Path, module: Regressor, message: str, error: type[Exception] = ValueError) -> None:
     """The file is refused with this message by fit and by test, and the module stays as it was."""
-    before = {name: value.clone() for name, value in module.state_dict().items()}
     trainer = make_trainer(path.parent, max_epochs=3)
     for call in (trainer.fit, trainer.test):
-        with pytest.raises(error, match=message):
+        with assert_unchanged(module), pytest.raises(error, match=message):
             call(module, make_loader(), ckpt_path=path)
-    for name, value in module.state_dict().items():
-        assert torch.equal(value, before[name])
 
 
 def test_a_truncated_checkpoint_is_refused(good):
@@ -481,11 +460,8 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_entries_that_differ(goo
 
 
 def refuse_fit(path: Path, module: Regressor, message: str) -> None:
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    with pytest.raises(ValueError, match=message):
+    with assert_unchanged(module), pytest.raises(ValueError, match=message):
         make_trainer(path.parent, max_epochs=3).fit(module, make_loader(), make_loader(), ckpt_path=path)
-    for name, value in module.state_dict().items():
-        assert torch.equal(value, before[name])
 
 
 def test_a_checkpoint_of_another_configuration_is_refused_and_the_module_unchanged(good):

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from framework.loop.schedulers import SchedulerConfig, parse_optimizers
-from tests.modules import Evaluator, Regressor, make_loader, make_trainer, watch
+from tests.modules import Evaluator, Regressor, Scripted, make_loader, make_trainer, watch
 
 
 def rates_of(tmp_path, make_scheduler, scheduler_options=None, val_loader=None, module=None, **options) -> list[float]:
@@ -88,13 +88,7 @@ def test_schedulers_count_the_steps_of_an_optimizer_that_reevaluates_not_its_eva
     assert rates.seen == [0.1, 0.05, 0.025]
 
 
-class Scripted(Regressor):
-    """Validates to given scores."""
-
-    scores = (5.0, 4.0, 4.0, 4.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0)
-
-    def validation_step(self, batch, batch_idx):
-        self.log("score", self.scores[self.trainer.current_epoch])
+SCORES = (5.0, 4.0, 4.0, 4.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0)
 
 
 def make_plateau(optimizer: Any, module: Any = None) -> ReduceLROnPlateau:
@@ -108,7 +102,7 @@ def test_plateau_sees_every_value_of_its_metric_once(tmp_path, every):
         make_plateau,
         {"monitor": "score"},
         make_loader(),
-        Scripted(),
+        Scripted(SCORES),
         max_epochs=8,
         check_val_every_n_epoch=every,
     )
@@ -118,7 +112,7 @@ def test_plateau_sees_every_value_of_its_metric_once(tmp_path, every):
     for epoch in range(8):
         expected += [optimizer.param_groups[0]["lr"]] * 3
         if (epoch + 1) % every == 0:
-            plateau.step(Scripted.scores[epoch])
+            plateau.step(SCORES[epoch])
     assert rates == expected
     assert every == 2 or len(set(rates)) == 3
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from framework.losses import PenalizedL2Loss
 from framework.optim import ExhaustiveSearch, RandomSearch
 from framework.penalties import L1
-from tests.modules import Evaluator, Regressor, assert_close, make_loader, make_net, make_trainer
+from tests.modules import Evaluator, Regressor, assert_close, assert_unchanged, make_loader, make_net, make_trainer
 
 
 class Silent(Regressor):
@@ -119,7 +119,5 @@ def test_an_error_of_the_module_passes(tmp_path):
             return super().loss(batch)
 
     module = Broken(lambda m: RandomSearch(m.param_groups(), candidates=4))
-    before: list[Tensor] = [param.clone() for param in module.parameters()]
-    with pytest.raises(RuntimeError, match="out of luck"):
+    with assert_unchanged(module), pytest.raises(RuntimeError, match="out of luck"):
         make_trainer(tmp_path).fit(module, make_loader(20))
-    assert all(torch.equal(param, value) for param, value in zip(module.parameters(), before, strict=True))
