@@ -1,52 +1,30 @@
 """A path of penalties: stages that cannot be skipped, a final phase with the module's optimizer, resumed bitwise."""
 
 import itertools
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, Adam
+from torch import nn
+from torch.optim import SGD, Adam
 
-from framework import Callback, Trainer
+from framework import Trainer
 from framework.callbacks import PenaltyPath, Stage, Stationarity
 from framework.callbacks.penalty_path import HARDER_LASSO, LASSO_ANN
-from framework.data import TensorLoader
 from framework.losses import L2Loss
 from framework.optim import FISTA, ProxAdam, SpaRSA
-from framework.optim.proximal import stationarity_gap
 from framework.penalties import L1, Harder, Penalty
 from recipes.module import SupervisedModule
+from tests.callbacks.lasso import data, fit, make_module
 from tests.modules import assert_same, callback_of, make_trainer, watch
 
 STAGES = [Stage(0.0), Stage(0.3), Stage(0.6)]
 
 
-def data(batch_size: int = 30) -> TensorLoader:
-    """y depends on features 0 and 3 of 8; 30 samples."""
-    generator = torch.Generator().manual_seed(2)
-    X = torch.randn(30, 8, generator=generator, dtype=torch.float64)
-    y = 2 * X[:, [0]] - 3 * X[:, [3]] + 0.5 * torch.randn(30, 1, generator=generator, dtype=torch.float64)
-    return TensorLoader(X, y, batch_size=batch_size, shuffle=batch_size < 30)
-
-
-def make_module(optimizer: Callable[..., Any] = SpaRSA, penalty: Penalty | None = None) -> SupervisedModule:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(8, 1)).double()
-    return SupervisedModule(network, L2Loss(), optimizer, penalty=penalty or L1(), happy_lambda=2.0)
-
-
 def make_path(**options: Any) -> PenaltyPath:
     defaults: dict[str, Any] = {"stages": STAGES, "window": 4, "max_epochs": 20, "tol": 1e-3, "final_window": 10}
     return PenaltyPath(**({"optimizer": partial(ProxAdam, lr=0.05)} | defaults | options))
-
-
-def fit(tmp_path, module: SupervisedModule, *callbacks: Callback, loader: Any = None, **options: Any) -> Trainer:
-    trainer = make_trainer(tmp_path, callbacks=list(callbacks), **({"max_epochs": 300} | options))
-    trainer.fit(module, loader or data(), ckpt_path=options.pop("ckpt_path", None))
-    return trainer
 
 
 def in_force(trainer: Trainer, module: SupervisedModule) -> tuple[str, float, Any, Any]:
@@ -182,68 +160,6 @@ def test_a_checkpoint_of_another_path_is_refused(tmp_path):
             trainer.fit(make_module(), data(), ckpt_path=last)
 
 
-# -------------------------------------------------------------------------------------------------------- stationarity
-
-
-def gap_by_hand(module: SupervisedModule) -> Tensor:
-    X, y = data().tensors
-    weight, bias = (p.detach().clone().requires_grad_() for p in module.network[0].parameters())
-    torch.linalg.vector_norm(y - X @ weight.T - bias).backward()
-    groups = [
-        {"params": [weight], "penalized": True, "happy_lambda": 2.0},
-        {"params": [bias], "penalized": False, "happy_lambda": 2.0},
-    ]
-    return stationarity_gap(groups, L1())
-
-
-@pytest.mark.parametrize(
-    "optimizer", [SpaRSA, FISTA, partial(ProxAdam, lr=0.05), partial(Adam, lr=0.05), partial(LBFGS, lr=0.1)]
-)
-def test_the_gap_is_that_of_f_and_g_at_the_current_point_whatever_the_optimizer(tmp_path, optimizer):
-    module = make_module(optimizer)
-    trainer = fit(tmp_path, module, Stationarity(0.0), max_epochs=3)
-    assert trainer.callback_metrics["stationarity_gap"] == pytest.approx(float(gap_by_hand(module)), rel=1e-6)
-
-
-def test_the_gap_is_the_same_where_a_group_is_a_tensor_and_no_list(tmp_path):
-    module = make_module(partial(LBFGS, lr=0.1))
-    listed = fit(tmp_path, module, Stationarity(0.0), max_epochs=3).callback_metrics["stationarity_gap"]
-    module = make_module(partial(LBFGS, lr=0.1))
-    weight, bias = module.network.parameters()
-    module.configure_optimizers = lambda: LBFGS([weight, bias], lr=0.1)
-    module.param_groups = lambda: [{"params": weight, "penalized": True}, {"params": bias, "penalized": False}]
-    trainer = fit(tmp_path, module, Stationarity(0.0), max_epochs=3)
-    assert trainer.callback_metrics["stationarity_gap"] == listed
-
-
-def test_training_stops_at_a_small_gap_and_measuring_changes_nothing_else(tmp_path):
-    module, plain = make_module(), make_module()
-    trainer = fit(tmp_path, module, Stationarity(1e-7))
-    assert trainer.stopped_because.startswith("stationarity: the gap is")
-    assert gap_by_hand(module) <= 1e-7
-    fit(tmp_path, plain, max_epochs=trainer.current_epoch)
-    assert_same(module, plain)
-
-
-def test_batch_norm_dropout_and_logs_do_not_notice_the_measurement(tmp_path):
-    class Noisy(SupervisedModule):
-        def training_step(self, batch, batch_idx):
-            loss = super().training_step(batch, batch_idx)
-            self.log("noisy", loss, on_step=False, on_epoch=True)
-            return loss
-
-    def run(*callbacks: Callback) -> tuple[SupervisedModule, float]:
-        torch.manual_seed(0)
-        network = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 1)).double()
-        module = Noisy(network, nn.MSELoss(), partial(SGD, lr=0.01))
-        trainer = fit(tmp_path, module, *callbacks, max_epochs=4, loader=data(10))
-        return module, trainer.callback_metrics["noisy"]
-
-    (watched, logged), (plain, expected) = run(Stationarity()), run()
-    assert_same(watched, plain)
-    assert logged == expected
-
-
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
@@ -266,12 +182,6 @@ def test_a_path_without_penalty_is_refused(tmp_path):
     module.penalty = None
     with pytest.raises(ValueError, match=r"PenaltyPath needs a penalty to follow: set module\.penalty, or drop"):
         fit(tmp_path, module, make_path())
-
-
-@pytest.mark.parametrize(("options", "message"), [({"tol": -1.0}, "tol=-1.0"), ({"every_n_epochs": 0}, "every_n")])
-def test_a_measurement_out_of_range_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        Stationarity(**options)
 
 
 def test_another_optimizer_is_checked_like_the_first(tmp_path):
