@@ -15,7 +15,16 @@ from framework import Callback
 from framework.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
 from framework.optim import MinimizeWrapper
 from framework.penalties import L1
-from tests.modules import Regressor, assert_close, assert_same, callback_of, make_loader, make_trainer, watch
+from tests.modules import (
+    Regressor,
+    assert_close,
+    assert_same,
+    callback_of,
+    make_loader,
+    make_trainer,
+    regression_data,
+    watch,
+)
 
 
 def minimizing(method: str = "BFGS", **options: Any) -> Regressor:
@@ -33,7 +42,7 @@ class Iterations(Callback):
     def on_optimizer_iteration(self, trainer, module, iteration, value):
         self.seen.append((iteration, value))
         with torch.no_grad():
-            assert module.loss(next(iter(make_loader(20)))).item() == pytest.approx(value, rel=1e-14)
+            assert module.loss(regression_data()).item() == pytest.approx(value, rel=1e-14)
         if iteration == self.at:
             self.do(trainer)
 
@@ -159,7 +168,7 @@ def test_a_run_ends_within_a_minimization_at_the_best_point(tmp_path, because, d
     trainer.fit(module, make_loader(20))
     assert trainer.stopped_because == because
     assert len(iterations.seen) == 3
-    assert module.loss(next(iter(make_loader(20)))).item() == iterations.seen[-1][1] == min(module.losses)
+    assert module.loss(regression_data()).item() == iterations.seen[-1][1] == min(module.losses)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(value, saved[name]) for name, value in module.state_dict().items())
     assert trainer.optimizer.result.status == 99
@@ -177,7 +186,7 @@ def test_a_signal_between_iterations_ends_the_minimization_at_the_next_one(tmp_p
     trainer.fit(module, make_loader(20))
     assert trainer.stopped_because == "interrupted by SIGINT"
     assert 8 <= len(module.losses) <= 12
-    assert module.loss(next(iter(make_loader(20)))).item() == min(module.losses)
+    assert module.loss(regression_data()).item() == min(module.losses)
 
 
 def test_a_time_limit_holds_within_a_minimization(tmp_path):
@@ -291,7 +300,7 @@ def test_a_loss_that_turns_nan_is_refused_and_leaves_the_best_point(tmp_path, me
     module = Diverging(minimizing(method).optimize)
     refuse(tmp_path, module, "(loss is nan|Hessian is not finite) at evaluation .*best point seen")
     best, module.losses = min(module.losses[:5]), []
-    assert module.loss(next(iter(make_loader(20)))).item() == best
+    assert module.loss(regression_data()).item() == best
 
 
 def test_an_optimizer_without_iterations_has_none(tmp_path):
