@@ -365,7 +365,7 @@ class Trainer:
     @property
     def closure_evaluations(self) -> int:
         """How many times the last fit evaluated its objective, with and without gradients."""
-        return 0 if self._fit is None else self._fit.phase.closure.objective.evaluations
+        return 0 if self._fit is None else self._fit.phase.closure.evaluations
 
     @property
     def fit_seconds(self) -> float:

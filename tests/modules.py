@@ -1,16 +1,20 @@
 """Tiny modules, data and trainers that the tests share."""
 
+import random
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from framework import Module, Trainer
+from framework import Callback, Module, Trainer
+from framework.penalties import L1
 
 NUM_SAMPLES = 20
 
@@ -44,6 +48,33 @@ def make_loader(batch_size: int = 8, *, shuffle: bool = False, seed: int | None 
     return DataLoader(
         TensorDataset(*regression_data(**data)), batch_size=batch_size, shuffle=shuffle, generator=generator
     )
+
+
+class Stream:
+    """The batches of `make_loader`, without a length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(make_loader())
+
+
+class NoisyDataset(TensorDataset):
+    """Draws from all three global generators for every sample."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        X, y = super().__getitem__(index)
+        return X + 0.1 * (torch.randn(()) + random.gauss(0, 1) + np.random.randn()), y
+
+
+def add_noise(X: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Transform a batch with draws from torch's global generator."""
+    return X + 0.1 * torch.randn_like(X), y
+
+
+def seed_all(number: int) -> None:
+    """Seed all three global generators."""
+    torch.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)
 
 
 def make_net(*between: nn.Module) -> nn.Module:
@@ -93,6 +124,49 @@ class Regressor(Module):
         return self.optimize(self)
 
 
+class Penalized(Regressor):
+    """The weights have an L1 penalty, the biases not."""
+
+    penalty = L1()
+    happy_lambda = 0.3
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [
+            {"params": [p for p in self.parameters() if p.ndim == 2], "penalized": True, "name": "weights"},
+            {"params": [p for p in self.parameters() if p.ndim == 1], "penalized": False, "name": "biases"},
+        ]
+
+
+class Scripted(Regressor):
+    """Validates to given scores, one per epoch."""
+
+    def __init__(self, scores: Sequence[float]) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("score", self.scores[self.trainer.current_epoch])
+
+
+def callback_of(*, after_module: bool = False, **hooks: Callable[..., Any]) -> Callback:
+    """Make a callback of functions: ``callback_of(on_train_start=lambda trainer, module: ...)``."""
+    methods = {name: staticmethod(hook) for name, hook in hooks.items()}
+    return type("OfFunctions", (Callback,), {"after_module": after_module, **methods})()
+
+
+def watch(hook: str, what: Callable[..., Any], *, after_module: bool = False) -> Any:
+    """Make a callback that appends what ``what`` makes of the arguments of a hook to its list ``seen``."""
+    seen: list[Any] = []
+    callback = callback_of(after_module=after_module, **{hook: lambda *args: seen.append(what(*args))})
+    callback.seen = seen
+    return callback
+
+
+def at_step(step: int, action: Callable[[Trainer], Any]) -> Callback:
+    """Make a callback that does something once, at the end of one optimizer step."""
+    return callback_of(on_train_batch_end=lambda trainer, *_: action(trainer) if trainer.global_step == step else None)
+
+
 class ClosureIgnorer(Optimizer):
     """The user's own optimizer of the PyTorch notes, section 4.8, word for word but for the names."""
 
@@ -124,6 +198,20 @@ class Evaluator(Optimizer):
                 if param.grad is not None:
                     param.sub_(param.grad, alpha=group["lr"])
         return result
+
+
+def evaluating(ask: Callable[[Any], Any]) -> Callable[[Module], Evaluator]:
+    """Make what `Regressor` optimizes by: an optimizer that asks its closure for this."""
+    return lambda module: Evaluator(module.parameters(), ask)
+
+
+@contextmanager
+def assert_unchanged(module: nn.Module) -> Iterator[None]:
+    """Parameters and buffers are afterwards bitwise what they were before."""
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    yield
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), f"{name} has changed"
 
 
 def assert_same(left: nn.Module, right: nn.Module) -> None:

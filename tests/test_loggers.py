@@ -7,17 +7,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.optim import SGD
 
 from framework.loggers import CSVLogger, TensorBoardLogger
-from tests.modules import Regressor, make_loader, make_trainer
+from tests.modules import Penalized, make_loader, make_trainer
 
 
-class Penalized(Regressor):
+class TwoRates(Penalized):
+    """Returns its penalty from the step; the biases have a learning rate of their own."""
+
+    penalty = None
+
     def param_groups(self):
-        weights = [p for p in self.parameters() if p.ndim == 2]
-        biases = [p for p in self.parameters() if p.ndim == 1]
-        return [
-            {"params": weights, "penalized": True, "name": "weights"},
-            {"params": biases, "penalized": False, "name": "biases", "lr": 0.1},
-        ]
+        weights, biases = super().param_groups()
+        return [weights, biases | {"lr": 0.1}]
 
     def training_step(self, batch, batch_idx):
         return self.loss(batch), 0.1 * sum(p.abs().sum() for p in self.net[0].parameters())
@@ -25,7 +25,7 @@ class Penalized(Regressor):
 
 def fit(tmp_path, logger, **options):
     trainer = make_trainer(tmp_path, logger=logger, log_every_n_steps=2, max_epochs=2, **options)
-    module = Penalized(lambda module: SGD(module.param_groups(), lr=0.05))
+    module = TwoRates(lambda module: SGD(module.param_groups(), lr=0.05))
     trainer.fit(module, make_loader(), make_loader())
     return trainer
 
@@ -63,7 +63,7 @@ def test_the_csv_file_holds_every_logged_step(tmp_path):
 
 
 def test_a_failed_run_leaves_what_was_logged(tmp_path):
-    class Failing(Penalized):
+    class Failing(TwoRates):
         def on_train_batch_start(self, batch, batch_idx):
             if self.trainer.global_step == 4:
                 raise OSError("power cut")

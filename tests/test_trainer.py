@@ -1,7 +1,5 @@
-"""The training loop against hand-written ones, its limits, its hooks and the other three runs."""
+"""The training loop against hand-written ones, in every precision, to its limits, from any loader."""
 
-import copy
-import pickle
 import time
 from datetime import timedelta
 from typing import Any
@@ -12,19 +10,20 @@ from torch import nn
 from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop
 from torch.utils.data import DataLoader, IterableDataset
 
-from framework import Callback, Module
-from framework.loop.hooks import HOOKS
-from framework.callbacks import EarlyStopping
 from framework.data import TensorLoader
 from tests.modules import (
     ClosureIgnorer,
     Regressor,
+    Stream,
     assert_close,
     assert_same,
+    at_step,
+    callback_of,
     make_loader,
     make_net,
     make_trainer,
     regression_data,
+    watch,
 )
 
 OPTIMIZERS = {
@@ -245,23 +244,16 @@ def test_a_run_ends_at_its_limit_and_says_which(tmp_path, options, steps, becaus
 
 
 def test_a_time_limit_ends_a_run_in_the_middle_of_an_epoch(tmp_path):
-    class Slow(Callback):
-        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            time.sleep(0.01)
-
-    trainer = make_trainer(tmp_path, max_epochs=-1, max_time={"milliseconds": 35}, callbacks=Slow())
+    slow = callback_of(on_train_batch_end=lambda *_: time.sleep(0.01))
+    trainer = make_trainer(tmp_path, max_epochs=-1, max_time={"milliseconds": 35}, callbacks=slow)
     trainer.fit(Regressor(), make_loader(1))
     assert trainer.stopped_because == "max_time"
     assert 0 < trainer.global_step < 20
 
 
 def test_a_callback_ends_a_run_and_gives_the_reason(tmp_path):
-    class Stopper(Callback):
-        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            if trainer.global_step == 4:
-                trainer.stop("enough")
-
-    trainer = make_trainer(tmp_path, callbacks=Stopper(), max_epochs=9)
+    stopper = at_step(4, lambda trainer: trainer.stop("enough"))
+    trainer = make_trainer(tmp_path, callbacks=stopper, max_epochs=9)
     trainer.fit(Regressor(), make_loader())
     assert (trainer.global_step, trainer.stopped_because) == (4, "enough")
 
@@ -284,24 +276,13 @@ def test_overfitting_repeats_the_same_batches_of_a_shuffling_loader(tmp_path):
 
 
 def test_validation_runs_on_every_nth_epoch_only(tmp_path):
-    class Epochs(Callback):
-        def __init__(self):
-            self.validated, self.sane = [], 0
-
-        def on_validation_end(self, trainer, module):
-            if trainer.sanity_checking:
-                self.sane += 1
-            else:
-                self.validated.append(trainer.current_epoch)
-
     for sanity_steps in (0, 1):
-        epochs = Epochs()
+        validated = watch("on_validation_end", lambda trainer, _: (trainer.sanity_checking, trainer.current_epoch))
         trainer = make_trainer(
-            tmp_path, callbacks=epochs, max_epochs=5, check_val_every_n_epoch=2, num_sanity_val_steps=sanity_steps
+            tmp_path, callbacks=validated, max_epochs=5, check_val_every_n_epoch=2, num_sanity_val_steps=sanity_steps
         )
         trainer.fit(Regressor(), make_loader(), make_loader())
-        assert epochs.validated == [1, 3]
-        assert epochs.sane == sanity_steps
+        assert validated.seen == [(True, 0)] * sanity_steps + [(False, 1), (False, 3)]
 
 
 @pytest.mark.parametrize(("sanity_steps", "batches"), [(0, 0), (2, 2), (-1, 3), (99, 3)])
@@ -345,215 +326,28 @@ def test_the_same_trainer_can_fit_twice(tmp_path):
     assert_same(ours, theirs)
 
 
-# ---------------------------------------------------------------------------------------------------------- hooks
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"max_epochs": 4}, 12),
+        ({"max_epochs": 4, "max_steps": 5}, 5),
+        ({"max_epochs": 4, "accumulate_grad_batches": 2}, 8),
+        ({"max_epochs": 4, "accumulate_grad_batches": "epoch"}, 4),
+        ({"max_epochs": 4, "limit_train_batches": 2}, 8),
+        ({"max_epochs": -1, "max_steps": 7}, 7),
+    ],
+)
+def test_estimated_stepping_batches_is_the_whole_number_of_steps_of_the_run(tmp_path, options, steps):
+    estimates = []
 
+    def optimize(module):
+        estimates.append(module.trainer.estimated_stepping_batches)
+        return SGD(module.parameters(), lr=0.1)
 
-def recorder(record: list[str]) -> Callback:
-    """A callback that overrides every hook and writes its name down."""
-
-    def listen(name):
-        return lambda self, trainer, module, *args: record.append(name)
-
-    listened = [name for name in HOOKS if name not in ("on_save_checkpoint", "on_load_checkpoint")]
-    return type("Recorder", (Callback,), {name: listen(name) for name in listened})()
-
-
-def evaluation_hooks(stage: str, batches: int) -> list[str]:
-    return [
-        f"on_{stage}_start",
-        f"on_{stage}_epoch_start",
-        *[f"on_{stage}_batch_start", f"on_{stage}_batch_end"] * batches,
-        f"on_{stage}_epoch_end",
-        f"on_{stage}_end",
-    ]
-
-
-def test_fit_fires_the_hooks_of_the_documented_timeline(tmp_path):
-    record: list[str] = []
-    trainer = make_trainer(
-        tmp_path, callbacks=recorder(record), limit_train_batches=2, limit_val_batches=1, check_val_every_n_epoch=2
-    )
-    trainer.fit(Regressor(), make_loader(), make_loader())
-    step = ["on_train_batch_start", "on_after_backward", "on_before_optimizer_step", "on_train_batch_end"]
-    assert record == [
-        *["setup", "on_fit_start"],
-        *["on_sanity_check_start", *evaluation_hooks("validation", 1), "on_sanity_check_end"],
-        "on_train_start",
-        *["on_train_epoch_start", *step, *step, "on_train_epoch_end"],
-        *["on_train_epoch_start", *step, *step, *evaluation_hooks("validation", 1), "on_train_epoch_end"],
-        *["on_train_end", "on_fit_end", "teardown"],
-    ]
-
-
-def test_fit_fires_on_after_backward_at_each_evaluation_of_an_optimizer_that_reevaluates(tmp_path):
-    record: list[str] = []
-    trainer = make_trainer(tmp_path, callbacks=recorder(record), max_epochs=1, limit_train_batches=1)
-    trainer.fit(Regressor(lambda module: LBFGS(module.parameters(), max_iter=4)), make_loader())
-    assert trainer.closure_evaluations > 1
-    assert record == [
-        *["setup", "on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_batch_start"],
-        *["on_after_backward"] * trainer.closure_evaluations,
-        *["on_train_batch_end", "on_train_epoch_end", "on_train_end", "on_fit_end", "teardown"],
-    ]
-
-
-@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
-def test_an_evaluation_fires_its_own_hooks(tmp_path, stage):
-    record: list[str] = []
-    getattr(make_trainer(tmp_path, callbacks=recorder(record)), stage)(Regressor(), make_loader())
-    assert record == ["setup", *evaluation_hooks({"validate": "validation"}.get(stage, stage), 3), "teardown"]
-
-
-def test_callbacks_come_in_the_order_given_and_the_module_last(tmp_path):
-    record = []
-
-    class First(Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            record.append(("first", batch_idx))
-
-    class Second(Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            record.append(("second", batch_idx))
-
-    class Own(Regressor):
-        def on_train_batch_start(self, batch, batch_idx):
-            record.append(("module", batch_idx))
-
-    trainer = make_trainer(tmp_path, callbacks=[Second(), First()], max_epochs=1)
-    trainer.fit(Own(), make_loader())
-    assert record == [(who, i) for i in range(3) for who in ("second", "first", "module")]
-
-
-def test_an_exception_reaches_the_callbacks_and_then_the_caller(tmp_path):
-    class Broken(Regressor):
-        def on_train_start(self):
-            raise OSError("disk on fire")
-
-    record: list[str] = []
-    module = Broken()
-    with pytest.raises(OSError, match="disk on fire"):
-        make_trainer(tmp_path, callbacks=recorder(record)).fit(module, make_loader())
-    assert record[-2:] == ["on_exception", "teardown"]
-
-
-def test_the_batch_hooks_of_an_accumulated_step_get_its_list_of_batches(tmp_path):
-    seen = []
-
-    class Watch(Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            seen.append((batch_idx, [len(part[0]) for part in batch]))
-
-        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            assert len(batch) == (len(outputs) if isinstance(outputs, list) else 1)
-
-    make_trainer(tmp_path, callbacks=Watch(), accumulate_grad_batches=2, max_epochs=1).fit(Regressor(), make_loader())
-    assert seen == [(0, [8, 8]), (2, [4])]
-
-
-def test_outputs_are_what_training_step_returned(tmp_path):
-    seen = []
-
-    class Extra(Regressor):
-        def training_step(self, batch, batch_idx):
-            return {"loss": self.loss(batch), "extra": batch_idx}
-
-        def on_train_batch_end(self, outputs, batch, batch_idx):
-            seen.append((outputs["extra"], outputs["loss"].requires_grad))
-
-    make_trainer(tmp_path, max_epochs=1).fit(Extra(), make_loader())
-    assert seen == [(0, False), (1, False), (2, False)]
-
-
-# ----------------------------------------------------------------------------------------------------- evaluation
-
-
-class Augmenting:
-    """A transform that draws from torch's global generator."""
-
-    def __call__(self, X, y):
-        return X + 0.1 * torch.randn_like(X), y
-
-
-@pytest.mark.parametrize("val_kind", ["DataLoader", "TensorLoader"])
-def test_training_is_bitwise_the_same_with_and_without_validation(tmp_path, val_kind):
-    def run(val_loader):
-        torch.manual_seed(11)
-        module = Regressor(net=make_net(nn.BatchNorm1d(5), nn.Dropout(0.3)))
-        loader = TensorLoader(*regression_data(), batch_size=8, shuffle=True, transform=Augmenting())
-        make_trainer(tmp_path, max_epochs=3).fit(module, loader, val_loader)
-        return module
-
-    val_loader = make_loader(shuffle=True)
-    if val_kind == "TensorLoader":
-        val_loader = TensorLoader(*regression_data(), batch_size=8, transform=Augmenting())
-    assert_same(run(None), run(val_loader))
-
-
-def test_a_shuffling_data_loader_gives_the_same_training_with_and_without_validation(tmp_path):
-    def run(val_loader):
-        torch.manual_seed(11)
-        module = Regressor(net=make_net(nn.Dropout(0.3)))
-        make_trainer(tmp_path, max_epochs=3).fit(module, make_loader(shuffle=True), val_loader)
-        return module
-
-    assert_same(run(None), run(make_loader()))
-
-
-@pytest.mark.parametrize("inference_mode", [True, False])
-def test_an_evaluation_runs_in_evaluation_mode_without_gradients_and_restores_the_modes(tmp_path, inference_mode):
-    class Watch(Regressor):
-        def validation_step(self, batch, batch_idx):
-            assert not any(part.training for part in self.modules())
-            assert not torch.is_grad_enabled()
-            assert torch.is_inference_mode_enabled() == inference_mode
-            super().validation_step(batch, batch_idx)
-
-    module = Watch(net=make_net(nn.Dropout(0.5), nn.BatchNorm1d(5)))
-    module.net[2].eval()
-    modes = [part.training for part in module.modules()]
-    trainer = make_trainer(tmp_path, inference_mode=inference_mode)
-    trainer.validate(module, make_loader())
-    assert [part.training for part in module.modules()] == modes
-    trainer.fit(module, make_loader(), make_loader())
-    assert [part.training for part in module.modules()] == modes
-
-
-def test_a_failed_validation_leaves_the_modes_of_the_module_as_they_were(tmp_path):
-    class Broken(Regressor):
-        def validation_step(self, batch, batch_idx):
-            raise OSError("no")
-
-    module = Broken(net=make_net(nn.Dropout(0.5)))
-    with pytest.raises(OSError, match="no"):
-        make_trainer(tmp_path).validate(module, make_loader())
-    assert all(part.training for part in module.modules())
-
-
-def test_validate_and_test_return_the_mean_over_the_samples(tmp_path):
-    module, (X, y) = Regressor(), regression_data()
-    expected = pytest.approx(nn.functional.mse_loss(module(X), y).item(), rel=1e-12)
-    assert make_trainer(tmp_path).validate(module, make_loader()) == [{"val/loss": expected}]
-    assert make_trainer(tmp_path).test(module, make_loader()) == [{"test/loss": expected}]
-
-
-def test_predict_returns_the_outputs_of_the_batches(tmp_path):
-    module = Regressor(net=make_net(nn.Dropout(0.5)))
-    predictions = make_trainer(tmp_path).predict(module, make_loader())
-    assert [len(part) for part in predictions] == [8, 8, 4]
-    module.eval()
-    torch.testing.assert_close(torch.cat(predictions), module(regression_data()[0]))
-    assert not predictions[0].requires_grad
-
-
-def test_predict_takes_bare_tensors_and_the_modules_own_step(tmp_path):
-    class Double(Regressor):
-        def predict_step(self, batch, batch_idx):
-            return batch_idx, 2 * self(batch)
-
-    module, X = Double(), regression_data()[0]
-    outputs = make_trainer(tmp_path).predict(module, X.split(10))
-    assert [index for index, _ in outputs] == [0, 1]
-    torch.testing.assert_close(outputs[1][1], 2 * module(X[10:]).detach())
+    trainer = make_trainer(tmp_path, **options)
+    trainer.fit(Regressor(optimize), make_loader())
+    assert estimates == [steps] == [trainer.global_step]
+    assert isinstance(estimates[0], int)
 
 
 # ----------------------------------------------------------------------------------------------------------- data
@@ -561,15 +355,8 @@ def test_predict_takes_bare_tensors_and_the_modules_own_step(tmp_path):
 
 @pytest.mark.parametrize("kind", ["list", "TensorLoader", "iterable", "IterableDataset"])
 def test_any_iterable_of_batches_trains_like_a_data_loader(tmp_path, kind):
-    class Stream:
-        """Has no length."""
-
-        def __iter__(self):
-            return iter(make_loader())
-
-    class StreamDataset(IterableDataset):
-        def __iter__(self):
-            return iter(make_loader())
+    class StreamDataset(Stream, IterableDataset):
+        pass
 
     loaders = {
         "IterableDataset": DataLoader(StreamDataset(), batch_size=None),
@@ -605,72 +392,3 @@ def test_a_dataset_that_draws_is_seeded_by_the_global_generator_only(tmp_path):
     module = Regressor()
     train_by_hand(module, SGD(module.parameters(), lr=0.05), make_loader(shuffle=True), 2)
     assert torch.equal(ours, torch.rand(3))
-
-
-# --------------------------------------------------------------------------------------------------- after the run
-
-
-class Plain(Module):
-    """Can be pickled: everything is defined at the top of a file."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = make_net()
-
-    def training_step(self, batch, batch_idx):
-        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
-
-    def configure_optimizers(self):
-        return SGD(self.param_groups(), lr=0.1)
-
-
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
-def test_a_trained_module_can_be_copied_and_pickled_and_trained_again(tmp_path, precision, duplicate):
-    module = Plain()
-    trainer = make_trainer(tmp_path, precision=precision)
-    trainer.fit(module, make_loader(dtype=torch.float32))
-    other = duplicate(module)
-    assert_same(module, other)
-    assert module.trainer is trainer
-    with pytest.raises(RuntimeError, match="no trainer yet"):
-        _ = other.trainer
-    make_trainer(tmp_path).fit(other, make_loader(dtype=other.net[0].weight.dtype))
-
-
-def test_a_module_works_without_a_trainer():
-    module = Regressor()
-    module.log("x", 1.0)
-    module.validation_step(next(iter(make_loader())), 0)
-    assert module.device == torch.device("cpu")
-
-
-def test_early_stopping_says_why_the_run_ended(tmp_path):
-    trainer = make_trainer(tmp_path, callbacks=EarlyStopping("val/loss", patience=1, min_delta=1e9), max_epochs=50)
-    trainer.fit(Regressor(), make_loader(), make_loader())
-    assert trainer.stopped_because.startswith("early_stopping: val/loss is no better")
-    assert trainer.current_epoch == 2
-
-
-@pytest.mark.parametrize(
-    ("options", "steps"),
-    [
-        ({"max_epochs": 4}, 12),
-        ({"max_epochs": 4, "max_steps": 5}, 5),
-        ({"max_epochs": 4, "accumulate_grad_batches": 2}, 8),
-        ({"max_epochs": 4, "accumulate_grad_batches": "epoch"}, 4),
-        ({"max_epochs": 4, "limit_train_batches": 2}, 8),
-        ({"max_epochs": -1, "max_steps": 7}, 7),
-    ],
-)
-def test_estimated_stepping_batches_is_the_whole_number_of_steps_of_the_run(tmp_path, options, steps):
-    estimates = []
-
-    def optimize(module):
-        estimates.append(module.trainer.estimated_stepping_batches)
-        return SGD(module.parameters(), lr=0.1)
-
-    trainer = make_trainer(tmp_path, **options)
-    trainer.fit(Regressor(optimize), make_loader())
-    assert estimates == [steps] == [trainer.global_step]
-    assert isinstance(estimates[0], int)

@@ -167,9 +167,7 @@ class FitRun(Run):
         if accumulate_grad_batches is None:
             accumulate_grad_batches = self.phase.accumulate_grad_batches
         dataclasses.replace(self.settings, accumulate_grad_batches=accumulate_grad_batches)  # refuses what is wrong
-        self.phase = self._make_phase(
-            configured, accumulate_grad_batches, evaluations=self.phase.closure.objective.evaluations
-        )
+        self.phase = self._make_phase(configured, accumulate_grad_batches, evaluations=self.phase.closure.evaluations)
 
     def _make_phase(self, configured: Any, accumulate_grad_batches: int | str, *, evaluations: int) -> Phase:
         module, engine, settings = self.module, self.engine, self.settings
@@ -200,7 +198,7 @@ class FitRun(Run):
     def _report_iteration(self, iteration: int, value: float) -> None:
         """Log an iteration within a step, at its number in the run, and fire the hook."""
         self.progress.iterations += 1
-        evaluations = float(self.phase.closure.objective.evaluations)
+        evaluations = float(self.phase.closure.evaluations)
         values = {"iteration/objective": value, "iteration/closure_evaluations": evaluations}
         self.log_metrics(self.metrics.log_iteration(values), self.progress.iterations)
         self.hooks.call("on_optimizer_iteration", iteration, value)
@@ -284,7 +282,7 @@ class FitRun(Run):
         checkpoint: dict[str, Any] = {
             "version": __version__,
             "progress": {**vars(self.progress), "epoch": self.progress.epochs_completed},
-            "closure_evaluations": phase.closure.objective.evaluations,
+            "closure_evaluations": phase.closure.evaluations,
             "state_dict": self.module.state_dict(),
             "optimizer": phase.optimizer.state_dict(),
             "optimizer_class": type(phase.optimizer).__name__,

@@ -238,6 +238,11 @@ class Closure:
         self._vmaps = True
         self._step: _Step | None = None
 
+    @property
+    def evaluations(self) -> int:
+        """How many evaluations there were in this run, with gradients, without, and for products with the Hessian."""
+        return self.objective.evaluations
+
     # ------------------------------------------------------------------------------------- for the optimizer
 
     def __call__(self) -> Tensor:

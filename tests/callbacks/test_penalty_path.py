@@ -1,40 +1,25 @@
 """A path of penalties: stages that cannot be skipped, a final phase with the module's optimizer, resumed bitwise."""
 
-from collections.abc import Callable
+import itertools
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.optim import LBFGS, SGD, Adam
+from torch import nn
+from torch.optim import SGD, Adam
 
-from framework import Callback, Trainer
+from framework import Trainer
 from framework.callbacks import PenaltyPath, Stage, Stationarity
 from framework.callbacks.penalty_path import HARDER_LASSO, LASSO_ANN
-from framework.data import TensorLoader
 from framework.losses import L2Loss
 from framework.optim import FISTA, ProxAdam, SpaRSA
-from framework.optim.proximal import stationarity_gap
 from framework.penalties import L1, Harder, Penalty
 from recipes.module import SupervisedModule
-from tests.modules import assert_same, make_trainer
+from tests.callbacks.lasso import data, fit, make_module
+from tests.modules import assert_same, callback_of, make_trainer, watch
 
 STAGES = [Stage(0.0), Stage(0.3), Stage(0.6)]
-
-
-def data(batch_size: int = 30) -> TensorLoader:
-    """y depends on features 0 and 3 of 8; 30 samples."""
-    generator = torch.Generator().manual_seed(2)
-    X = torch.randn(30, 8, generator=generator, dtype=torch.float64)
-    y = 2 * X[:, [0]] - 3 * X[:, [3]] + 0.5 * torch.randn(30, 1, generator=generator, dtype=torch.float64)
-    return TensorLoader(X, y, batch_size=batch_size, shuffle=batch_size < 30)
-
-
-def make_module(optimizer: Callable[..., Any] = SpaRSA, penalty: Penalty | None = None) -> SupervisedModule:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(8, 1)).double()
-    return SupervisedModule(network, L2Loss(), optimizer, penalty=penalty or L1(), happy_lambda=2.0)
 
 
 def make_path(**options: Any) -> PenaltyPath:
@@ -42,30 +27,18 @@ def make_path(**options: Any) -> PenaltyPath:
     return PenaltyPath(**({"optimizer": partial(ProxAdam, lr=0.05)} | defaults | options))
 
 
-def fit(tmp_path, module: SupervisedModule, *callbacks: Callback, loader: Any = None, **options: Any) -> Trainer:
-    trainer = make_trainer(tmp_path, callbacks=list(callbacks), **({"max_epochs": 300} | options))
-    trainer.fit(module, loader or data(), ckpt_path=options.pop("ckpt_path", None))
-    return trainer
-
-
-class Watch(Callback):
-    """What is in force at the start of every epoch."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, float, Any, Any]] = []
-        self.counts: list[tuple[int, int]] = []
-
-    def on_train_epoch_start(self, trainer, module):
-        lam = trainer.optimizer.param_groups[0].get("happy_lambda")
-        self.seen.append((type(trainer.optimizer).__name__, module.happy_lambda, lam, module.penalty))
-        self.counts.append((trainer.global_step, trainer.closure_evaluations))
+def in_force(trainer: Trainer, module: SupervisedModule) -> tuple[str, float, Any, Any]:
+    """The optimizer, the module's weight, the optimizer's, and the penalty."""
+    lam = trainer.optimizer.param_groups[0].get("happy_lambda")
+    return type(trainer.optimizer).__name__, module.happy_lambda, lam, module.penalty
 
 
 def test_every_stage_trains_with_its_own_weight_and_the_last_phase_with_the_modules_optimizer(tmp_path):
-    path, watch, module = make_path(), Watch(), make_module()
-    trainer = fit(tmp_path, module, path, watch, loader=data(10))
-    changes = [seen for i, seen in enumerate(watch.seen) if i == 0 or seen != watch.seen[i - 1]]
-    assert changes == [
+    path, module = make_path(), make_module()
+    phases = watch("on_train_epoch_start", in_force)
+    counts = watch("on_train_epoch_start", lambda trainer, _: (trainer.global_step, trainer.closure_evaluations))
+    trainer = fit(tmp_path, module, path, phases, counts, loader=data(10))
+    assert [phase for phase, _ in itertools.groupby(phases.seen)] == [
         ("ProxAdam", 0.0, 0.0, L1()),
         ("ProxAdam", 0.6, 0.6, L1()),
         ("ProxAdam", 1.2, 1.2, L1()),
@@ -77,7 +50,7 @@ def test_every_stage_trains_with_its_own_weight_and_the_last_phase_with_the_modu
     assert trainer.stopped_because == "penalty_path: the objective decreases no more"
     # Three batches make three steps of an epoch on the path, and one step of it in the final phase.
     epochs = sum(record["epochs"] for record in path.history)
-    assert watch.counts[epochs] == (3 * epochs, 3 * epochs)
+    assert counts.seen[epochs] == (3 * epochs, 3 * epochs)
     assert trainer.global_step == 3 * epochs + trainer.current_epoch - epochs
     assert trainer.closure_evaluations > trainer.global_step
     assert trainer.callback_metrics["path/stage"] == 2
@@ -95,11 +68,10 @@ def test_the_final_phase_ends_where_the_optimizer_alone_does(tmp_path):
 
 @pytest.mark.parametrize("maker", [partial(Adam, lr=0.05), partial(SGD, lr=0.01)])
 def test_an_optimizer_without_prox_follows_the_path_by_the_modules_weight(tmp_path, maker):
-    path, watch = make_path(optimizer=maker), Watch()
-    fit(tmp_path, make_module(FISTA), path, watch)
-    weights = [seen[1] for seen in watch.seen]
-    assert sorted(set(weights)) == [0.0, 0.6, 1.2, 2.0]
-    assert weights == sorted(weights)
+    weights = watch("on_train_epoch_start", lambda trainer, module: module.happy_lambda)
+    fit(tmp_path, make_module(FISTA), make_path(optimizer=maker), weights)
+    assert sorted(set(weights.seen)) == [0.0, 0.6, 1.2, 2.0]
+    assert weights.seen == sorted(weights.seen)
 
 
 def test_a_settled_stage_does_not_end_the_next_one(tmp_path):
@@ -128,24 +100,19 @@ def test_groups_with_weights_of_their_own_are_scaled_alike(tmp_path):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(8, 3), nn.Linear(3, 1)).double()
     module = TwoWeights(network, L2Loss(), SpaRSA, penalty=L1(), happy_lambda=0.5)
-    seen = []
-
-    class Weights(Callback):
-        def on_train_epoch_start(self, trainer, module):
-            weights = tuple(group["happy_lambda"] for group in trainer.optimizer.param_groups[:2])
-            if weights not in seen:
-                seen.append(weights)
-
-    fit(tmp_path, module, make_path(), Weights())
-    assert seen == [(0.0, 0.0), (0.3, 0.15), (0.6, 0.3), (1.0, 0.5)]
+    weights = watch(
+        "on_train_epoch_start", lambda trainer, _: tuple(g["happy_lambda"] for g in trainer.optimizer.param_groups[:2])
+    )
+    fit(tmp_path, module, make_path(), weights)
+    assert list(dict.fromkeys(weights.seen)) == [(0.0, 0.0), (0.3, 0.15), (0.6, 0.3), (1.0, 0.5)]
 
 
 def test_the_schedule_follows_the_penalty_and_the_module_gets_its_own_back(tmp_path):
     def penalties(penalty: Penalty) -> list[Penalty]:
-        module, watch = make_module(penalty=penalty), Watch()
-        fit(tmp_path, module, make_path(stages=None, window=1, max_epochs=2), watch)
+        module, followed = make_module(penalty=penalty), watch("on_train_epoch_start", lambda _, module: module.penalty)
+        fit(tmp_path, module, make_path(stages=None, window=1, max_epochs=2), followed)
         assert (module.penalty, module.happy_lambda) == (penalty, 2.0)
-        return list(dict.fromkeys(seen[3] for seen in watch.seen))
+        return list(dict.fromkeys(followed.seen))
 
     assert penalties(L1()) == [L1()]
     assert penalties(Harder(0.1)) == [Harder(nu) for nu in (0.9, 0.7, 0.5, 0.3, 0.2, 0.1)]
@@ -193,68 +160,6 @@ def test_a_checkpoint_of_another_path_is_refused(tmp_path):
             trainer.fit(make_module(), data(), ckpt_path=last)
 
 
-# -------------------------------------------------------------------------------------------------------- stationarity
-
-
-def gap_by_hand(module: SupervisedModule) -> Tensor:
-    X, y = data().tensors
-    weight, bias = (p.detach().clone().requires_grad_() for p in module.network[0].parameters())
-    torch.linalg.vector_norm(y - X @ weight.T - bias).backward()
-    groups = [
-        {"params": [weight], "penalized": True, "happy_lambda": 2.0},
-        {"params": [bias], "penalized": False, "happy_lambda": 2.0},
-    ]
-    return stationarity_gap(groups, L1())
-
-
-@pytest.mark.parametrize(
-    "optimizer", [SpaRSA, FISTA, partial(ProxAdam, lr=0.05), partial(Adam, lr=0.05), partial(LBFGS, lr=0.1)]
-)
-def test_the_gap_is_that_of_f_and_g_at_the_current_point_whatever_the_optimizer(tmp_path, optimizer):
-    module = make_module(optimizer)
-    trainer = fit(tmp_path, module, Stationarity(0.0), max_epochs=3)
-    assert trainer.callback_metrics["stationarity_gap"] == pytest.approx(float(gap_by_hand(module)), rel=1e-6)
-
-
-def test_the_gap_is_the_same_where_a_group_is_a_tensor_and_no_list(tmp_path):
-    module = make_module(partial(LBFGS, lr=0.1))
-    listed = fit(tmp_path, module, Stationarity(0.0), max_epochs=3).callback_metrics["stationarity_gap"]
-    module = make_module(partial(LBFGS, lr=0.1))
-    weight, bias = module.network.parameters()
-    module.configure_optimizers = lambda: LBFGS([weight, bias], lr=0.1)
-    module.param_groups = lambda: [{"params": weight, "penalized": True}, {"params": bias, "penalized": False}]
-    trainer = fit(tmp_path, module, Stationarity(0.0), max_epochs=3)
-    assert trainer.callback_metrics["stationarity_gap"] == listed
-
-
-def test_training_stops_at_a_small_gap_and_measuring_changes_nothing_else(tmp_path):
-    module, plain = make_module(), make_module()
-    trainer = fit(tmp_path, module, Stationarity(1e-7))
-    assert trainer.stopped_because.startswith("stationarity: the gap is")
-    assert gap_by_hand(module) <= 1e-7
-    fit(tmp_path, plain, max_epochs=trainer.current_epoch)
-    assert_same(module, plain)
-
-
-def test_batch_norm_dropout_and_logs_do_not_notice_the_measurement(tmp_path):
-    class Noisy(SupervisedModule):
-        def training_step(self, batch, batch_idx):
-            loss = super().training_step(batch, batch_idx)
-            self.log("noisy", loss, on_step=False, on_epoch=True)
-            return loss
-
-    def run(*callbacks: Callback) -> tuple[SupervisedModule, float]:
-        torch.manual_seed(0)
-        network = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 1)).double()
-        module = Noisy(network, nn.MSELoss(), partial(SGD, lr=0.01))
-        trainer = fit(tmp_path, module, *callbacks, max_epochs=4, loader=data(10))
-        return module, trainer.callback_metrics["noisy"]
-
-    (watched, logged), (plain, expected) = run(Stationarity()), run()
-    assert_same(watched, plain)
-    assert logged == expected
-
-
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
@@ -279,16 +184,9 @@ def test_a_path_without_penalty_is_refused(tmp_path):
         fit(tmp_path, module, make_path())
 
 
-@pytest.mark.parametrize(("options", "message"), [({"tol": -1.0}, "tol=-1.0"), ({"every_n_epochs": 0}, "every_n")])
-def test_a_measurement_out_of_range_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        Stationarity(**options)
-
-
 def test_another_optimizer_is_checked_like_the_first(tmp_path):
-    class Switch(Callback):
-        def on_train_epoch_end(self, trainer, module):
-            trainer.use_optimizer(SGD(list(module.parameters())[:1], lr=0.1))
+    def switch(trainer, module):
+        trainer.use_optimizer(SGD(list(module.parameters())[:1], lr=0.1))
 
     with pytest.raises(ValueError, match=r"in no parameter group of SGD: network\.0\.bias"):
-        fit(tmp_path, make_module(), Switch())
+        fit(tmp_path, make_module(), callback_of(on_train_epoch_end=switch))

@@ -2,45 +2,46 @@
 
 import os
 import pickle
-import random
 import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from framework import Callback, Trainer
 from framework.callbacks import EarlyStopping, ModelCheckpoint
 from framework.data import TensorLoader
 from framework.loop import checkpoint
-from tests.modules import NUM_SAMPLES, Regressor, assert_same, make_loader, make_net, make_trainer, regression_data
+from tests.modules import (
+    NUM_SAMPLES,
+    NoisyDataset,
+    Regressor,
+    Scripted,
+    Stream,
+    add_noise,
+    assert_same,
+    assert_unchanged,
+    at_step,
+    callback_of,
+    make_loader,
+    make_net,
+    make_trainer,
+    regression_data,
+    seed_all,
+)
 
 EPOCHS = 5
-
-
-def noisy(X, y):
-    return X + 0.1 * torch.randn_like(X), y
-
-
-class Noisy(TensorDataset):
-    """Draws from all three global generators for every sample."""
-
-    def __getitem__(self, index):
-        X, y = super().__getitem__(index)
-        return X + 0.1 * (torch.randn(()) + random.gauss(0, 1) + np.random.randn()), y
-
 
 LOADERS = {
     "global_generator": lambda: make_loader(shuffle=True),
     "own_generator": lambda: make_loader(shuffle=True, seed=3),
-    "augmenting_dataset": lambda: DataLoader(Noisy(*regression_data()), batch_size=8, shuffle=True),
-    "tensor_loader": lambda: TensorLoader(*regression_data(), batch_size=8, shuffle=True, transform=noisy),
+    "augmenting_dataset": lambda: DataLoader(NoisyDataset(*regression_data()), batch_size=8, shuffle=True),
+    "tensor_loader": lambda: TensorLoader(*regression_data(), batch_size=8, shuffle=True, transform=add_noise),
 }
 
 
@@ -64,27 +65,10 @@ def stochastic(optimize: Any = one_cycle) -> Regressor:
     return Regressor(optimize, net=make_net(nn.BatchNorm1d(5), nn.Dropout(0.3)))
 
 
-class At(Callback):
-    """Do something once, at one optimizer step."""
-
-    def __init__(self, step: int, action: Any) -> None:
-        self.step, self.action = step, action
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step == self.step:
-            self.action(trainer)
-
-
-def seed(number: int) -> None:
-    torch.manual_seed(number)
-    np.random.seed(number)
-    random.seed(number)
-
-
 def run(root: Path, loader: Any, optimize: Any, *callbacks: Callback, ckpt_path: Any = None, **options: Any) -> Trainer:
     """A run in a process of its own, as far as that is possible: everything is made anew."""
     # A resumed run starts from another seed, which the checkpoint must override.
-    seed(0 if ckpt_path is None else 99)
+    seed_all(0 if ckpt_path is None else 99)
     stopping = EarlyStopping("val/loss", patience=3)
     trainer = make_trainer(root, callbacks=[stopping, *callbacks], **({"max_epochs": EPOCHS} | options))
     trainer.fit(stochastic(optimize), LOADERS[loader](), make_loader(), ckpt_path=ckpt_path)
@@ -112,7 +96,7 @@ def assert_same_runs(resumed: Trainer, whole: Trainer) -> None:
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, loader, step):
     path = tmp_path / "some.ckpt"
     whole = run(tmp_path, loader, one_cycle)
-    run(tmp_path, loader, one_cycle, At(step, lambda trainer: trainer.save_checkpoint(path)))
+    run(tmp_path, loader, one_cycle, at_step(step, lambda trainer: trainer.save_checkpoint(path)))
     assert_same_runs(run(tmp_path, loader, one_cycle, ckpt_path=path), whole)
 
 
@@ -122,7 +106,7 @@ def test_a_resumed_lbfgs_run_is_bitwise_the_uninterrupted_one(tmp_path, loader, 
     path, options = tmp_path / "some.ckpt", {"accumulate_grad_batches": accumulate, "max_epochs": 3}
     step = 1 if accumulate == "epoch" else 2
     whole = run(tmp_path, loader, lbfgs, **options)
-    run(tmp_path, loader, lbfgs, At(step, lambda trainer: trainer.save_checkpoint(path)), **options)
+    run(tmp_path, loader, lbfgs, at_step(step, lambda trainer: trainer.save_checkpoint(path)), **options)
     assert_same_runs(run(tmp_path, loader, lbfgs, ckpt_path=path, **options), whole)
 
 
@@ -131,7 +115,7 @@ def test_a_resumed_plateau_scheduler_misses_no_value(tmp_path, step):
     path = tmp_path / "some.ckpt"
     whole = run(tmp_path, "global_generator", plateau)
     assert whole.optimizer.param_groups[0]["lr"] < 0.05
-    run(tmp_path, "global_generator", plateau, At(step, lambda trainer: trainer.save_checkpoint(path)))
+    run(tmp_path, "global_generator", plateau, at_step(step, lambda trainer: trainer.save_checkpoint(path)))
     assert_same_runs(run(tmp_path, "global_generator", plateau, ckpt_path=path), whole)
 
 
@@ -167,7 +151,7 @@ def test_a_run_resumed_beyond_its_limit_ends_at_once(tmp_path, limits):
 def test_resuming_twice_is_bitwise_the_uninterrupted_run(tmp_path):
     whole = run(tmp_path, "own_generator", one_cycle)
     paths = [tmp_path / f"{step}.ckpt" for step in (4, 11)]
-    save = [At(int(path.stem), lambda trainer, path=path: trainer.save_checkpoint(path)) for path in paths]
+    save = [at_step(int(path.stem), lambda trainer, path=path: trainer.save_checkpoint(path)) for path in paths]
     run(tmp_path, "own_generator", one_cycle, *save[:1])
     run(tmp_path, "own_generator", one_cycle, *save[1:], ckpt_path=paths[0])
     assert_same_runs(run(tmp_path, "own_generator", one_cycle, ckpt_path=paths[1]), whole)
@@ -190,7 +174,7 @@ def test_the_mean_of_an_interrupted_epoch_counts_all_its_batches(tmp_path):
 
     whole = make_trainer(tmp_path, max_epochs=1)
     whole.fit(Logged(), make_loader())
-    save = At(2, lambda trainer: trainer.save_checkpoint(tmp_path / "some.ckpt"))
+    save = at_step(2, lambda trainer: trainer.save_checkpoint(tmp_path / "some.ckpt"))
     make_trainer(tmp_path, max_epochs=1, callbacks=save).fit(Logged(), make_loader())
     resumed = make_trainer(tmp_path, max_epochs=1)
     resumed.fit(Logged(), make_loader(), ckpt_path=tmp_path / "some.ckpt")
@@ -230,7 +214,7 @@ def kill(number: signal.Signals) -> Any:
 def test_a_signal_ends_a_run_with_a_checkpoint_to_continue_from(tmp_path, number, loader, step):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     whole = run(tmp_path, loader, one_cycle)
-    stopped = run(tmp_path, loader, one_cycle, At(step, kill(number)), ModelCheckpoint(tmp_path / "c"))
+    stopped = run(tmp_path, loader, one_cycle, at_step(step, kill(number)), ModelCheckpoint(tmp_path / "c"))
     assert (stopped.global_step, stopped.interrupted) == (step, True)
     assert stopped.stopped_because == f"interrupted by {number.name}"
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
@@ -240,20 +224,15 @@ def test_a_signal_ends_a_run_with_a_checkpoint_to_continue_from(tmp_path, number
 def test_an_interrupted_full_batch_run_does_not_train_its_epoch_again(tmp_path):
     options = {"accumulate_grad_batches": "epoch", "max_epochs": 3}
     whole = run(tmp_path, "own_generator", lbfgs, **options)
-    run(tmp_path, "own_generator", lbfgs, At(2, kill(signal.SIGINT)), ModelCheckpoint(tmp_path), **options)
+    run(tmp_path, "own_generator", lbfgs, at_step(2, kill(signal.SIGINT)), ModelCheckpoint(tmp_path), **options)
     assert_same_runs(run(tmp_path, "own_generator", lbfgs, ckpt_path=tmp_path / "last.ckpt", **options), whole)
 
 
 @pytest.mark.parametrize("has_length", [True, False])
 def test_an_interrupted_validation_decides_nothing_and_is_made_again(tmp_path, has_length):
-    class InValidation(Callback):
-        def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            if trainer.current_epoch == 1 and batch_idx == 0:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    class Stream:
-        def __iter__(self):
-            return iter(make_loader())
+    def kill_in_epoch_1(trainer, module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == 0:
+            os.kill(os.getpid(), signal.SIGINT)
 
     def fit(*callbacks, **options):
         trainer = make_trainer(tmp_path, callbacks=[EarlyStopping("val/loss"), *callbacks], max_epochs=4)
@@ -261,7 +240,7 @@ def test_an_interrupted_validation_decides_nothing_and_is_made_again(tmp_path, h
         return trainer
 
     whole = fit()
-    stopped = fit(InValidation(), ModelCheckpoint(tmp_path, monitor="val/loss"))
+    stopped = fit(callback_of(on_validation_batch_end=kill_in_epoch_1), ModelCheckpoint(tmp_path, monitor="val/loss"))
     assert (stopped.global_step, stopped.current_epoch) == (6, 1)
     assert checkpoint.load(tmp_path / "best.ckpt")["progress"]["global_step"] == 3
     assert_same_runs(fit(ckpt_path=tmp_path / "last.ckpt"), whole)
@@ -269,7 +248,7 @@ def test_an_interrupted_validation_decides_nothing_and_is_made_again(tmp_path, h
 
 @pytest.mark.parametrize("hook", ["setup", "on_fit_start", "on_sanity_check_start", "on_train_start", "on_train_end"])
 def test_a_signal_before_or_after_training_ends_the_run_too(tmp_path, hook):
-    killer = type("Killer", (Callback,), {hook: lambda self, *_: os.kill(os.getpid(), signal.SIGTERM)})()
+    killer = callback_of(**{hook: kill(signal.SIGTERM)})
     trainer = make_trainer(tmp_path, callbacks=[killer, ModelCheckpoint(tmp_path)])
     trainer.fit(Regressor(), make_loader(), make_loader())
     assert trainer.interrupted
@@ -278,12 +257,11 @@ def test_a_signal_before_or_after_training_ends_the_run_too(tmp_path, hook):
 
 
 def test_the_second_ctrl_c_raises_at_once(tmp_path):
-    class Impatient(Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+    def kill_twice(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    trainer = make_trainer(tmp_path, callbacks=Impatient())
+    trainer = make_trainer(tmp_path, callbacks=callback_of(on_train_batch_start=kill_twice))
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(Regressor(), make_loader())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -295,17 +273,22 @@ def test_the_second_ctrl_c_raises_at_once(tmp_path):
 # ---------------------------------------------------------------------------------------------------------- files
 
 
-def test_best_and_last_are_written_where_expected(tmp_path):
-    class Scripted(Regressor):
-        def on_validation_epoch_end(self):
-            self.log("score", [0.0, 3.0, 1.0, 2.0][self.trainer.current_epoch])
+class ScriptedByHook(Scripted):
+    """Logs its scores at the end of the validation."""
 
+    validation_step = Regressor.validation_step
+
+    def on_validation_epoch_end(self):
+        self.log("score", self.scores[self.trainer.current_epoch])
+
+
+def test_best_and_last_are_written_where_expected(tmp_path):
     def epoch(name):
         return checkpoint.load(tmp_path / "checkpoints" / f"{name}.ckpt")["progress"]["epoch"]
 
     callback = ModelCheckpoint(monitor="score", mode="max")
     trainer = make_trainer(tmp_path, callbacks=callback, max_epochs=4)
-    trainer.fit(Scripted(), make_loader(), make_loader())
+    trainer.fit(ScriptedByHook([0.0, 3.0, 1.0, 2.0]), make_loader(), make_loader())
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert (epoch("best"), epoch("last")) == (2, 4)
     assert callback.best_model_path == str(tmp_path / "checkpoints" / "best.ckpt")
@@ -329,26 +312,21 @@ def test_checkpoints_are_on_by_default_and_can_be_thinned(tmp_path):
 
 
 def test_last_is_written_every_so_many_steps(tmp_path):
-    class Crash(Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if trainer.global_step == 5:
-                raise OSError("power cut")
+    def crash(trainer, *_):
+        if trainer.global_step == 5:
+            raise OSError("power cut")
 
-    callbacks = [ModelCheckpoint(tmp_path, every_n_train_steps=2), Crash()]
+    callbacks = [ModelCheckpoint(tmp_path, every_n_train_steps=2), callback_of(on_train_batch_start=crash)]
     with pytest.raises(OSError, match="power cut"):
         make_trainer(tmp_path, callbacks=callbacks).fit(Regressor(), make_loader())
     assert checkpoint.load(tmp_path / "last.ckpt")["progress"]["global_step"] == 4
 
 
 def test_the_best_value_survives_a_resume(tmp_path):
-    class Scripted(Regressor):
-        def on_validation_epoch_end(self):
-            self.log("score", [5.0, 1.0, 3.0][self.trainer.current_epoch])
-
     def fit(max_epochs, **options):
         callback = ModelCheckpoint(tmp_path, monitor="score")
         trainer = make_trainer(tmp_path, callbacks=callback, max_epochs=max_epochs)
-        trainer.fit(Scripted(), make_loader(), make_loader(), **options)
+        trainer.fit(ScriptedByHook([5.0, 1.0, 3.0]), make_loader(), make_loader(), **options)
         return callback
 
     fit(2)
@@ -390,18 +368,18 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint_whole(tmp_path):
 
 
 def test_a_checkpoint_is_loadable_without_running_code(tmp_path):
-    class Extra(Callback):
-        def on_save_checkpoint(self, trainer, module, checkpoint):
-            checkpoint["extra"] = {"words": ["a", "b"], "tensor": torch.arange(3)}
+    def add(trainer, module, checkpoint):
+        checkpoint["extra"] = {"words": ["a", "b"], "tensor": torch.arange(3)}
 
-        def on_load_checkpoint(self, trainer, module, checkpoint):
-            assert checkpoint["extra"]["words"] == ["a", "b"]
+    def check(trainer, module, checkpoint):
+        assert checkpoint["extra"]["words"] == ["a", "b"]
 
-    run(tmp_path, "own_generator", plateau, Extra(), ModelCheckpoint(tmp_path), max_epochs=1)
+    extra = callback_of(on_save_checkpoint=add, on_load_checkpoint=check)
+    run(tmp_path, "own_generator", plateau, extra, ModelCheckpoint(tmp_path), max_epochs=1)
     loaded = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert loaded["progress"]["global_step"] == 3
     assert {"version", "rng", "state_dict", "optimizer", "lr_schedulers", "callbacks"} <= loaded.keys()
-    run(tmp_path, "own_generator", plateau, Extra(), ckpt_path=tmp_path / "last.ckpt")
+    run(tmp_path, "own_generator", plateau, extra, ckpt_path=tmp_path / "last.ckpt")
 
 
 # --------------------------------------------------------------------------------------------------- refused files
@@ -421,13 +399,10 @@ def good(tmp_path) -> Path:
 
 def refuse(path: Path, module: Regressor, message: str, error: type[Exception] = ValueError) -> None:
     """The file is refused with this message by fit and by test, and the module stays as it was."""
-    before = {name: value.clone() for name, value in module.state_dict().items()}
     trainer = make_trainer(path.parent, max_epochs=3)
     for call in (trainer.fit, trainer.test):
-        with pytest.raises(error, match=message):
+        with assert_unchanged(module), pytest.raises(error, match=message):
             call(module, make_loader(), ckpt_path=path)
-    for name, value in module.state_dict().items():
-        assert torch.equal(value, before[name])
 
 
 def test_a_truncated_checkpoint_is_refused(good):
@@ -485,11 +460,8 @@ def test_a_checkpoint_of_another_model_is_refused_by_the_entries_that_differ(goo
 
 
 def refuse_fit(path: Path, module: Regressor, message: str) -> None:
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    with pytest.raises(ValueError, match=message):
+    with assert_unchanged(module), pytest.raises(ValueError, match=message):
         make_trainer(path.parent, max_epochs=3).fit(module, make_loader(), make_loader(), ckpt_path=path)
-    for name, value in module.state_dict().items():
-        assert torch.equal(value, before[name])
 
 
 def test_a_checkpoint_of_another_configuration_is_refused_and_the_module_unchanged(good):

@@ -15,7 +15,16 @@ from framework import Callback
 from framework.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
 from framework.optim import MinimizeWrapper
 from framework.penalties import L1
-from tests.modules import Regressor, assert_close, assert_same, make_loader, make_trainer
+from tests.modules import (
+    Regressor,
+    assert_close,
+    assert_same,
+    callback_of,
+    make_loader,
+    make_trainer,
+    regression_data,
+    watch,
+)
 
 
 def minimizing(method: str = "BFGS", **options: Any) -> Regressor:
@@ -23,7 +32,7 @@ def minimizing(method: str = "BFGS", **options: Any) -> Regressor:
     return Regressor(lambda module: MinimizeWrapper(module.param_groups(), {"method": method, "options": options}))
 
 
-class Watch(Callback):
+class Iterations(Callback):
     """Writes every iteration down, and does something at one of them."""
 
     def __init__(self, at: int = 0, do: Any = None) -> None:
@@ -33,7 +42,7 @@ class Watch(Callback):
     def on_optimizer_iteration(self, trainer, module, iteration, value):
         self.seen.append((iteration, value))
         with torch.no_grad():
-            assert module.loss(next(iter(make_loader(20)))).item() == pytest.approx(value, rel=1e-14)
+            assert module.loss(regression_data()).item() == pytest.approx(value, rel=1e-14)
         if iteration == self.at:
             self.do(trainer)
 
@@ -73,31 +82,26 @@ def test_a_minimization_evaluates_what_is_counted(tmp_path):
 
 
 def test_iterations_are_logged_shown_and_heard_as_they_happen(tmp_path, capsys):
-    rows: list[int] = []
+    def read_rows():
+        with (tmp_path / "metrics.csv").open() as file:
+            return list(csv.DictReader(file))
 
-    class Rows(Callback):
-        after_module = True
-
-        def on_optimizer_iteration(self, trainer, module, iteration, value):
-            with (tmp_path / "metrics.csv").open() as file:
-                rows.append(len(list(csv.DictReader(file))))
-
-    watch = Watch()
+    iterations = Iterations()
+    num_rows = watch("on_optimizer_iteration", lambda *_: len(read_rows()), after_module=True)
     logger = CSVLogger(tmp_path, "", "", flush_logs_every_n_steps=1)
-    callbacks = [watch, Rows(), ProgressBar(refresh_rate=1e9)]
+    callbacks = [iterations, num_rows, ProgressBar(refresh_rate=1e9)]
     trainer = make_trainer(tmp_path, callbacks=callbacks, logger=logger, log_every_n_steps=1, max_epochs=2)
     trainer.fit(minimizing(maxiter=4), make_loader(20))
 
-    assert [iteration for iteration, _ in watch.seen] == [1, 2, 3, 4] * 2
-    values = [value for _, value in watch.seen]
+    assert [iteration for iteration, _ in iterations.seen] == [1, 2, 3, 4] * 2
+    values = [value for _, value in iterations.seen]
     assert values == sorted(values, reverse=True)
-    with (tmp_path / "metrics.csv").open() as file:
-        logged = [row for row in csv.DictReader(file) if row["iteration/objective"]]
+    logged = [row for row in read_rows() if row["iteration/objective"]]
     assert [int(row["step"]) for row in logged] == list(range(1, 9))
     assert [float(row["iteration/objective"]) for row in logged] == values
     evaluations = [float(row["iteration/closure_evaluations"]) for row in logged]
     assert evaluations == sorted(set(evaluations))
-    assert rows == [1, 2, 3, 4, 6, 7, 8, 9]  # a row for each iteration, and for the first step
+    assert num_rows.seen == [1, 2, 3, 4, 6, 7, 8, 9]  # a row for each iteration, and for the first step
     assert trainer.callback_metrics["iteration/objective"] == values[-1]
     printed = capsys.readouterr().err
     assert "0/2 [00:00<?, ?step/s, iteration=1, iteration/objective=" in printed
@@ -122,9 +126,9 @@ def test_a_function_that_the_optimizer_called_before_is_still_called(tmp_path):
         optimizer.on_iteration = lambda iteration, value: seen.append(iteration)
         return optimizer
 
-    watch = Watch()
-    make_trainer(tmp_path, callbacks=watch, max_epochs=1).fit(Regressor(optimize), make_loader(20))
-    assert seen == [iteration for iteration, _ in watch.seen] == [1, 2]
+    iterations = Iterations()
+    make_trainer(tmp_path, callbacks=iterations, max_epochs=1).fit(Regressor(optimize), make_loader(20))
+    assert seen == [iteration for iteration, _ in iterations.seen] == [1, 2]
 
 
 def test_an_optimizer_used_again_reports_to_the_second_run_alone(tmp_path):
@@ -134,9 +138,9 @@ def test_an_optimizer_used_again_reports_to_the_second_run_alone(tmp_path):
         made[:] = made or [MinimizeWrapper(module.parameters(), {"method": "CG", "options": {"maxiter": 2}})]
         return made[0]
 
-    module, first, second = Regressor(optimize), Watch(), Watch()
-    for watch in (first, second):
-        make_trainer(tmp_path, callbacks=watch, max_epochs=1).fit(module, make_loader(20))
+    module, first, second = Regressor(optimize), Iterations(), Iterations()
+    for iterations in (first, second):
+        make_trainer(tmp_path, callbacks=iterations, max_epochs=1).fit(module, make_loader(20))
     assert len(first.seen) == len(second.seen) == 2
 
 
@@ -156,15 +160,15 @@ def test_an_optimizer_used_again_reports_to_the_second_run_alone(tmp_path):
     ids=["stop", "SIGINT", "SIGTERM", "max_time"],
 )
 def test_a_run_ends_within_a_minimization_at_the_best_point(tmp_path, because, do, method, accumulate):
-    watch = Watch(3, do)
+    iterations = Iterations(3, do)
     module = minimizing(method)
     trainer = make_trainer(
-        tmp_path, callbacks=[watch, ModelCheckpoint(tmp_path)], accumulate_grad_batches=accumulate, max_epochs=5
+        tmp_path, callbacks=[iterations, ModelCheckpoint(tmp_path)], accumulate_grad_batches=accumulate, max_epochs=5
     )
     trainer.fit(module, make_loader(20))
     assert trainer.stopped_because == because
-    assert len(watch.seen) == 3
-    assert module.loss(next(iter(make_loader(20)))).item() == watch.seen[-1][1] == min(module.losses)
+    assert len(iterations.seen) == 3
+    assert module.loss(regression_data()).item() == iterations.seen[-1][1] == min(module.losses)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(value, saved[name]) for name, value in module.state_dict().items())
     assert trainer.optimizer.result.status == 99
@@ -182,7 +186,7 @@ def test_a_signal_between_iterations_ends_the_minimization_at_the_next_one(tmp_p
     trainer.fit(module, make_loader(20))
     assert trainer.stopped_because == "interrupted by SIGINT"
     assert 8 <= len(module.losses) <= 12
-    assert module.loss(next(iter(make_loader(20)))).item() == min(module.losses)
+    assert module.loss(regression_data()).item() == min(module.losses)
 
 
 def test_a_time_limit_holds_within_a_minimization(tmp_path):
@@ -195,11 +199,11 @@ def test_a_time_limit_holds_within_a_minimization(tmp_path):
 
 def test_early_stopping_looks_at_every_iteration(tmp_path):
     stop = EarlyStopping("iteration/objective", min_delta=0.05, patience=2)
-    watch = Watch()
-    trainer = make_trainer(tmp_path, callbacks=[watch, stop], max_epochs=1)
+    iterations = Iterations()
+    trainer = make_trainer(tmp_path, callbacks=[iterations, stop], max_epochs=1)
     trainer.fit(minimizing("L-BFGS-B"), make_loader(20))
     assert trainer.stopped_because.startswith("early_stopping: iteration/objective is no better than")
-    values = [value for _, value in watch.seen]
+    values = [value for _, value in iterations.seen]
     gains = [before - after >= 0.05 for before, after in itertools.pairwise(values)]
     assert not any(gains[-2:])
     assert gains[0]
@@ -213,7 +217,7 @@ def test_early_stopping_on_validation_waits_for_its_end(tmp_path):
 
 def test_an_interrupted_minimization_goes_on_from_the_best_point(tmp_path):
     interrupted, whole = minimizing("L-BFGS-B"), minimizing("L-BFGS-B")
-    callbacks = [Watch(5, lambda trainer: trainer.stop("enough")), ModelCheckpoint(tmp_path)]
+    callbacks = [Iterations(5, lambda trainer: trainer.stop("enough")), ModelCheckpoint(tmp_path)]
     trainer = make_trainer(tmp_path, callbacks=callbacks, max_epochs=1, accumulate_grad_batches="epoch")
     trainer.fit(interrupted, make_loader(20))
     assert (trainer.current_epoch, trainer.global_step) == (0, 1)
@@ -232,16 +236,14 @@ def test_an_interrupted_minimization_goes_on_from_the_best_point(tmp_path):
 def test_a_long_minimization_is_saved_as_often_as_a_long_run(tmp_path):
     saved = []
 
-    class Load(Callback):
-        after_module = True
-
-        def on_optimizer_iteration(self, trainer, module, iteration, value):
-            checkpoint.__dict__["_due"] = 0.0  # a minute has gone by
-            if (tmp_path / "last.ckpt").exists():
-                saved.append(torch.load(tmp_path / "last.ckpt", weights_only=True))
+    def load(*_):
+        checkpoint.__dict__["_due"] = 0.0  # a minute has gone by
+        if (tmp_path / "last.ckpt").exists():
+            saved.append(torch.load(tmp_path / "last.ckpt", weights_only=True))
 
     checkpoint = ModelCheckpoint(tmp_path)
-    trainer = make_trainer(tmp_path, callbacks=[Load(), checkpoint], max_epochs=1)
+    callbacks = [callback_of(on_optimizer_iteration=load, after_module=True), checkpoint]
+    trainer = make_trainer(tmp_path, callbacks=callbacks, max_epochs=1)
     trainer.fit(minimizing(maxiter=4), make_loader(20))
     assert len(saved) == 3
     assert [state["progress"]["iterations"] for state in saved] == [1, 2, 3]
@@ -298,13 +300,13 @@ def test_a_loss_that_turns_nan_is_refused_and_leaves_the_best_point(tmp_path, me
     module = Diverging(minimizing(method).optimize)
     refuse(tmp_path, module, "(loss is nan|Hessian is not finite) at evaluation .*best point seen")
     best, module.losses = min(module.losses[:5]), []
-    assert module.loss(next(iter(make_loader(20)))).item() == best
+    assert module.loss(regression_data()).item() == best
 
 
 def test_an_optimizer_without_iterations_has_none(tmp_path):
-    trainer = make_trainer(tmp_path, callbacks=(watch := Watch()))
+    trainer = make_trainer(tmp_path, callbacks=(iterations := Iterations()))
     module, plain = Regressor(), Regressor(lambda m: SGD(m.parameters(), lr=0.05))
     trainer.fit(module, make_loader())
     make_trainer(tmp_path).fit(plain, make_loader())
-    assert not watch.seen
+    assert not iterations.seen
     assert_same(module, plain)

@@ -9,10 +9,10 @@ from lightning.fabric.loggers import CSVLogger, Logger
 from torch.optim import SGD, Adam
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from framework import Callback, Module
+from framework import Module
 from framework.callbacks import EarlyStopping
 from framework.data.samples import count_samples
-from tests.modules import Regressor, make_loader, make_trainer, regression_data
+from tests.modules import Regressor, make_loader, make_trainer, regression_data, watch
 
 VALUES = [1.0, 2.0, 6.0]  # logged for the batches of 8, 8 and 4 samples
 
@@ -153,7 +153,7 @@ def test_the_sums_of_one_epoch_do_not_leak_into_the_next(tmp_path):
     ("batch", "size"),
     [
         (torch.ones(3, 2), 3),
-        ((torch.ones(4), torch.ones(5)), 4),
+        ((torch.ones(4), torch.ones(4, 5)), 4),
         ({"x": torch.ones(6, 1), "y": 1}, 6),
         ([["name", {"z": torch.ones(2)}]], 2),
         (torch.tensor(1.0), 1),
@@ -161,7 +161,7 @@ def test_the_sums_of_one_epoch_do_not_leak_into_the_next(tmp_path):
         (None, 1),
     ],
 )
-def test_the_samples_of_a_batch_are_the_length_of_its_first_tensor(batch, size):
+def test_the_samples_of_a_batch_are_the_length_of_its_tensors(batch, size):
     assert count_samples(batch) == size
 
 
@@ -265,28 +265,21 @@ def test_a_step_that_does_not_log_reads_no_tensor_and_calls_no_logger(tmp_path, 
             self.log("x", loss, prog_bar=True, on_epoch=True)
             return loss
 
-    class Watch(Callback):
-        def __init__(self) -> None:
-            self.syncs, self.sent = [], []
-
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            self.syncs.append(mode.count)
-            self.sent.append(len(logger.sent))
-
-    logger, watch = RecordingLogger(), Watch()
+    logger = RecordingLogger()
+    counts = watch("on_train_batch_start", lambda *_: (mode.count, len(logger.sent)))
     trainer = make_trainer(
         tmp_path,
         max_epochs=1,
         log_every_n_steps=4,
         logger=logger,
-        callbacks=watch,
+        callbacks=counts,
         precision=precision,
         gradient_clip_val=1.0,
         enable_checkpointing=True,
     )
     with CountSyncs() as mode:
         trainer.fit(Quiet(), make_loader(1, dtype=torch.float32))
-    syncs, sent = (torch.tensor(counts).diff().tolist() for counts in (watch.syncs, watch.sent))
+    syncs, sent = torch.tensor(counts.seen).T.diff().tolist()
     # Steps 0, 4, 8, ... log. (The first one also checks the loss.)
     assert all(count == 0 for step, count in enumerate(syncs) if step % 4)
     assert all(count > 0 for step, count in enumerate(syncs) if step % 4 == 0)

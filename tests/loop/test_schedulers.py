@@ -14,19 +14,8 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from framework import Callback
 from framework.loop.schedulers import SchedulerConfig, parse_optimizers
-from tests.modules import Evaluator, Regressor, make_loader, make_trainer
-
-
-class Rates(Callback):
-    """The learning rate that every step was taken with."""
-
-    def __init__(self) -> None:
-        self.rates: list[float] = []
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        self.rates.append(trainer.optimizer.param_groups[0]["lr"])
+from tests.modules import Evaluator, Regressor, Scripted, make_loader, make_trainer, watch
 
 
 def rates_of(tmp_path, make_scheduler, scheduler_options=None, val_loader=None, module=None, **options) -> list[float]:
@@ -36,9 +25,9 @@ def rates_of(tmp_path, make_scheduler, scheduler_options=None, val_loader=None, 
 
     module = module or Regressor()
     module.optimize = optimize
-    rates = Rates()
+    rates = watch("on_train_batch_start", lambda trainer, *_: trainer.optimizer.param_groups[0]["lr"])
     make_trainer(tmp_path, callbacks=rates, **({"max_epochs": 6} | options)).fit(module, make_loader(), val_loader)
-    return rates.rates
+    return rates.seen
 
 
 def rates_by_hand(make_scheduler, intervals: int, steps: int = 1) -> list[float]:
@@ -89,23 +78,17 @@ def test_the_frequency_counts_intervals(tmp_path, interval, steps):
 
 
 def test_schedulers_count_the_steps_of_an_optimizer_that_reevaluates_not_its_evaluations(tmp_path):
-    rates = Rates()
+    rates = watch("on_train_batch_start", lambda trainer, *_: trainer.optimizer.param_groups[0]["lr"])
 
     def optimize(module):
         optimizer = Evaluator(module.parameters(), lambda closure: [closure(), closure()], lr=0.1)
         return [optimizer], [{"scheduler": StepLR(optimizer, 1, gamma=0.5), "interval": "step"}]
 
     make_trainer(tmp_path, callbacks=rates, max_epochs=1).fit(Regressor(optimize), make_loader())
-    assert rates.rates == [0.1, 0.05, 0.025]
+    assert rates.seen == [0.1, 0.05, 0.025]
 
 
-class Scripted(Regressor):
-    """Validates to given scores."""
-
-    scores = (5.0, 4.0, 4.0, 4.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0)
-
-    def validation_step(self, batch, batch_idx):
-        self.log("score", self.scores[self.trainer.current_epoch])
+SCORES = (5.0, 4.0, 4.0, 4.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0)
 
 
 def make_plateau(optimizer: Any, module: Any = None) -> ReduceLROnPlateau:
@@ -119,7 +102,7 @@ def test_plateau_sees_every_value_of_its_metric_once(tmp_path, every):
         make_plateau,
         {"monitor": "score"},
         make_loader(),
-        Scripted(),
+        Scripted(SCORES),
         max_epochs=8,
         check_val_every_n_epoch=every,
     )
@@ -129,7 +112,7 @@ def test_plateau_sees_every_value_of_its_metric_once(tmp_path, every):
     for epoch in range(8):
         expected += [optimizer.param_groups[0]["lr"]] * 3
         if (epoch + 1) % every == 0:
-            plateau.step(Scripted.scores[epoch])
+            plateau.step(SCORES[epoch])
     assert rates == expected
     assert every == 2 or len(set(rates)) == 3
 

@@ -7,29 +7,27 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import LBFGS, SGD, Adam
 from torch.utils.data import DataLoader, TensorDataset
 
 from framework.data import TensorLoader
+from framework.penalties import L1
 from tests.modules import (
-    Evaluator,
+    NoisyDataset,
+    Penalized,
     Regressor,
+    add_noise,
     assert_close,
     assert_same,
+    evaluating,
     make_loader,
     make_net,
     make_trainer,
     regression_data,
+    seed_all,
+    watch,
 )
-
-
-class L1:
-    def value(self, param: Tensor, lam: Any) -> Tensor:
-        return (lam * param.abs()).sum()
-
-    def prox(self, u: Tensor, step: Any, lam: Any) -> Tensor:
-        return u.sign() * (u.abs() - step * lam).clamp(min=0)
 
 
 class Proximal(SGD):
@@ -55,11 +53,6 @@ def ask_thrice(closure):
     return [closure().item(), closure.value().item(), closure().item()]
 
 
-def evaluating(ask):
-    """What `Regressor` optimizes by: an optimizer that asks its closure for this."""
-    return lambda module: Evaluator(module.parameters(), ask)
-
-
 # --------------------------------------------------------------------------------------------------------- replay
 
 
@@ -79,9 +72,7 @@ def test_every_evaluation_of_a_step_draws_the_same_and_every_step_anew(tmp_path,
 def test_the_draws_of_a_step_are_those_of_an_optimizer_that_evaluates_once(tmp_path):
     once, often = Drawing(), Drawing(evaluating(ask_thrice))
     for module in (once, often):
-        torch.manual_seed(2)
-        np.random.seed(2)
-        random.seed(2)
+        seed_all(2)
         make_trainer(tmp_path).fit(module, make_loader())
     assert often.draws[::3] == once.draws
     assert_close(once, often, 1e-14)
@@ -100,13 +91,8 @@ def test_dropout_gives_the_same_value_at_the_same_point(tmp_path):
 @pytest.mark.parametrize("generator", [None, 3])
 @pytest.mark.parametrize("accumulate", [2, "epoch"])
 def test_shuffled_and_augmented_groups_are_replayed(tmp_path, generator, accumulate):
-    class Augmented(TensorDataset):
-        def __getitem__(self, index):
-            X, y = super().__getitem__(index)
-            return X + torch.randn(()) + random.gauss(0, 1) + np.random.randn(), y
-
     own = None if generator is None else torch.Generator().manual_seed(generator)
-    loader = DataLoader(Augmented(*regression_data()), batch_size=8, shuffle=True, generator=own)
+    loader = DataLoader(NoisyDataset(*regression_data()), batch_size=8, shuffle=True, generator=own)
     values = []
     module = Regressor(evaluating(lambda closure: values.append(ask_thrice(closure))))
     make_trainer(tmp_path, accumulate_grad_batches=accumulate, max_epochs=3).fit(module, loader)
@@ -125,9 +111,7 @@ def test_the_generator_of_a_batch_sampler_is_replayed(tmp_path):
 
 
 def test_a_transforming_tensor_loader_is_replayed_over_the_epoch(tmp_path):
-    loader = TensorLoader(
-        *regression_data(), batch_size=8, shuffle=True, transform=lambda X, y: (X + torch.randn_like(X), y)
-    )
+    loader = TensorLoader(*regression_data(), batch_size=8, shuffle=True, transform=add_noise)
     values = []
     module = Regressor(evaluating(lambda closure: values.append(ask_thrice(closure))))
     make_trainer(tmp_path, accumulate_grad_batches="epoch", max_epochs=3).fit(module, loader)
@@ -277,15 +261,9 @@ def test_value_leaves_gradients_logs_buffers_and_random_state_as_they_were(tmp_p
 
 
 def test_value_fires_no_hook(tmp_path):
-    class Watch(Regressor):
-        backwards = 0
-
-        def on_after_backward(self):
-            self.backwards += 1
-
-    module = Watch(evaluating(ask_thrice))
-    make_trainer(tmp_path, max_epochs=1).fit(module, make_loader())
-    assert module.backwards == 6
+    backwards = watch("on_after_backward", lambda *_: None)
+    make_trainer(tmp_path, max_epochs=1, callbacks=backwards).fit(Regressor(evaluating(ask_thrice)), make_loader())
+    assert len(backwards.seen) == 6
 
 
 def test_the_closure_gives_gradients_inside_no_grad_and_inside_inference_free_steps(tmp_path):
@@ -382,24 +360,16 @@ def test_lbfgs_evaluates_an_accumulated_group_like_one_big_batch(tmp_path):
 # -------------------------------------------------------------------------------------------------------- penalty
 
 
-class Penalized(Regressor):
-    """The weights are penalized, the biases not."""
-
-    penalty = L1()
-    happy_lambda = 0.3
-
-    def param_groups(self):
-        return [
-            {"params": [p for p in self.parameters() if p.ndim == 2], "penalized": True, "name": "weights"},
-            {"params": [p for p in self.parameters() if p.ndim == 1], "penalized": False, "name": "biases"},
-        ]
+def penalty_by_hand(module):
+    """The penalty of `Penalized`."""
+    return 0.3 * sum(p.abs().sum() for p in module.parameters() if p.ndim == 2)
 
 
 class Reference(Regressor):
-    """The same objective, returned as one loss."""
+    """The objective of `Penalized`, returned as one loss."""
 
     def training_step(self, batch, batch_idx):
-        return self.loss(batch) + 0.3 * sum(p.abs().sum() for p in self.parameters() if p.ndim == 2)
+        return self.loss(batch) + penalty_by_hand(self)
 
 
 @pytest.mark.parametrize("kind", [SGD, Adam, LBFGS])
@@ -430,7 +400,7 @@ def test_a_penalty_that_the_step_returns_counts_like_the_modules_own(tmp_path, f
         penalty = None
 
         def training_step(self, batch, batch_idx):
-            f, g = self.loss(batch), 0.3 * sum(p.abs().sum() for p in self.parameters() if p.ndim == 2)
+            f, g = self.loss(batch), penalty_by_hand(self)
             return {"tuple": (f, g), "list": [f, g], "mapping": {"loss": f, "penalty": g, "other": 1}}[form]
 
     for kind in (SGD, Proximal):

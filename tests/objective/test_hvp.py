@@ -10,20 +10,23 @@ from torch.optim import SGD
 
 from framework.objective.vector import flatten, unflatten
 from framework.penalties import ElasticNet
-from tests.modules import Evaluator, Regressor, Tagged, Token, make_loader, make_net, make_trainer
+from tests.modules import (
+    Evaluator,
+    Penalized,
+    Regressor,
+    Tagged,
+    Token,
+    evaluating,
+    make_loader,
+    make_net,
+    make_trainer,
+)
 
 
-class Elastic(Regressor):
+class Elastic(Penalized):
     """Its weights have a penalty with curvature of its own."""
 
     penalty = ElasticNet()
-    happy_lambda = 0.3
-
-    def param_groups(self):
-        return [
-            {"params": [p for p in self.parameters() if p.ndim == 2], "penalized": True},
-            {"params": [p for p in self.parameters() if p.ndim == 1], "penalized": False},
-        ]
 
 
 class ProximalEvaluator(Evaluator):
@@ -62,7 +65,7 @@ def test_products_are_those_of_the_whole_hessian(tmp_path, accumulate, first, la
     def ask(closure):
         params = [param for group in trainer.optimizer.param_groups for param in group["params"]]
         # A group of 3 batches is drawn before the step, an epoch at every evaluation.
-        batches = loader if accumulate == "epoch" else closure._batches
+        batches = loader if accumulate == "epoch" else closure._step.batches
         expected = whole_hessian(module, params, batches, penalized=kind == "f + g")
         if not first:
             closure()
@@ -100,7 +103,7 @@ def test_products_leave_gradients_logs_buffers_and_random_state_as_they_were(tmp
 
     results = []
     for what in (ask, lambda closure: closure()):
-        module = Logging(lambda m, what=what: Evaluator(m.parameters(), what), net=make_net(nn.BatchNorm1d(5)))
+        module = Logging(evaluating(what), net=make_net(nn.BatchNorm1d(5)))
         trainer = make_trainer(tmp_path, accumulate_grad_batches=accumulate)
         torch.manual_seed(3)
         trainer.fit(module, make_loader(shuffle=True))
@@ -116,7 +119,7 @@ def test_products_first_in_a_step_leave_the_logging_to_the_first_evaluation(tmp_
         closure.hvp()
         return closure()
 
-    module = Regressor(lambda m: Evaluator(m.parameters(), ask))
+    module = Regressor(evaluating(ask))
     trainer = make_trainer(tmp_path, log_every_n_steps=1)
     trainer.fit(module, make_loader())
     assert trainer.callback_metrics["train/loss"] == module.losses[-1]
@@ -131,7 +134,7 @@ def test_a_pass_over_the_batches_counts_as_an_evaluation(tmp_path, accumulate, p
         return closure()
 
     trainer = make_trainer(tmp_path, accumulate_grad_batches=accumulate)
-    trainer.fit(Regressor(lambda m: Evaluator(m.parameters(), ask)), make_loader())
+    trainer.fit(Regressor(evaluating(ask)), make_loader())
     assert trainer.closure_evaluations == (passes + 1) * trainer.global_step
 
 
@@ -148,7 +151,7 @@ def test_an_epoch_holds_the_graph_of_one_batch_at_a_time(tmp_path):
 
     tokens: weakref.WeakSet[Token] = weakref.WeakSet()
     graphs: list[int] = []
-    module = Counting(lambda m: Evaluator(m.parameters(), ask))
+    module = Counting(evaluating(ask))
     make_trainer(tmp_path, accumulate_grad_batches="epoch", max_epochs=1).fit(module, make_loader(2))
     assert graphs == [1] * 20
 

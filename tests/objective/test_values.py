@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from framework.losses import PenalizedL2Loss
 from framework.optim import ExhaustiveSearch, RandomSearch
 from framework.penalties import L1
-from tests.modules import Evaluator, Regressor, assert_close, make_loader, make_net, make_trainer
+from tests.modules import Evaluator, Regressor, assert_close, assert_unchanged, make_loader, make_net, make_trainer
 
 
 class Silent(Regressor):
@@ -51,7 +51,7 @@ class Reading(Silent):
 
 def ask(closure):
     """Compare the values at five points with those at one after the other."""
-    params = [param for group in closure._optimizer.param_groups for param in group["params"]]
+    params = [param for group in closure.objective.optimizer.param_groups for param in group["params"]]
     start = [param.clone() for param in params]
     generator = torch.Generator().manual_seed(0)
     points = [p + torch.randn(5, *p.shape, dtype=p.dtype, generator=generator) for p in params]
@@ -93,7 +93,7 @@ def test_values_are_those_at_one_point_after_the_other(tmp_path, accumulate, kin
     module = kind(lambda m: Evaluator(m.param_groups(), ask), net=make_net(layer()))
     trainer = make_trainer(tmp_path, accumulate_grad_batches=accumulate, max_epochs=1)
     trainer.fit(module, make_loader(shuffle=True))
-    assert trainer.closure._stacks == at_once
+    assert trainer.closure._vmaps == at_once
     if at_once:
         assert module.calls == 3 * 7  # three batches: five points, the gradients, and all points at once
 
@@ -119,7 +119,5 @@ def test_an_error_of_the_module_passes(tmp_path):
             return super().loss(batch)
 
     module = Broken(lambda m: RandomSearch(m.param_groups(), candidates=4))
-    before: list[Tensor] = [param.clone() for param in module.parameters()]
-    with pytest.raises(RuntimeError, match="out of luck"):
+    with assert_unchanged(module), pytest.raises(RuntimeError, match="out of luck"):
         make_trainer(tmp_path).fit(module, make_loader(20))
-    assert all(torch.equal(param, value) for param, value in zip(module.parameters(), before, strict=True))
