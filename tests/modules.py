@@ -185,6 +185,7 @@ class Evaluator(Optimizer):
     """Gradient descent that asks for whatever ``ask(closure)`` asks, then steps along the gradients left."""
 
     reevaluates = True
+    expects_gradients = False
 
     def __init__(self, params: Iterable[Any], ask: Callable[[Any], Any], lr: float = 0.05) -> None:
         super().__init__(params, {"lr": lr})

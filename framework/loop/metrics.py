@@ -87,11 +87,11 @@ class Metrics:
     @contextmanager
     def muted(self) -> Iterator[None]:
         """Ignore, within, what is logged: a step is seen again."""
-        before, self._muted = self._muted, True
+        before, batch, self._muted = self._muted, self._batch, True
         try:
             yield
         finally:
-            self._muted = before
+            self._muted, self._batch = before, batch
 
     @contextmanager
     def collecting(self, stage: str) -> Iterator[None]:

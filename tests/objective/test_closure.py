@@ -1,5 +1,6 @@
 """One step's objective: the same function at every evaluation, committed and logged once."""
 
+import copy
 import random
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.optim import LBFGS, SGD, Adam
 from torch.utils.data import DataLoader, TensorDataset
 
 from framework.data import TensorLoader
+from framework.optim import MinimizeWrapper, RandomSearch, SpaRSA
 from framework.penalties import L1
 from tests.modules import (
     NoisyDataset,
@@ -20,6 +22,7 @@ from tests.modules import (
     add_noise,
     assert_close,
     assert_same,
+    callback_of,
     evaluating,
     make_loader,
     make_net,
@@ -122,35 +125,84 @@ def test_a_transforming_tensor_loader_is_replayed_over_the_epoch(tmp_path):
 # -------------------------------------------------------------------------------------------------------- buffers
 
 
-def test_batch_norm_is_committed_once_per_step_with_the_statistics_of_the_first_evaluation(tmp_path):
-    def move_between(closure):
-        closure()
-        for param in module.parameters():
+def statistics_at(module, batches, momentum=0.1, start=None):
+    """The buffers of a network's batch norm after a pass over the batches in train mode, from those at ``start``."""
+    net = copy.deepcopy(module.net)
+    if start is not None:
+        net[2].load_state_dict(start)
+    net[2].momentum = momentum
+    with torch.no_grad():
+        for X, _ in batches:
+            net(X)
+    return dict(net[2].named_buffers())
+
+
+def move_between(closure):
+    closure()
+    params = closure.objective.module.net.parameters()
+    with torch.no_grad():
+        for param in params:
             param.add_(1.0)
-        closure.value()
-        closure()
-        for param in module.parameters():
-            param.sub_(1.0)
-        return closure()
-
-    module = Regressor(evaluating(move_between), net=make_net(nn.BatchNorm1d(5)))
-    expected = Regressor(net=make_net(nn.BatchNorm1d(5)))
-    for each in (module, expected):
-        make_trainer(tmp_path).fit(each, make_loader())
-    assert module.net[2].num_batches_tracked == expected.net[2].num_batches_tracked == 6
-    assert_close(module, expected, 1e-12)
-    assert module.net[2].running_mean.abs().sum() > 0
+    closure.value()
+    return closure()
 
 
-def test_lbfgs_with_batch_norm_takes_the_statistics_of_its_first_evaluations(tmp_path):
-    module = Regressor(lambda module: LBFGS(module.parameters(), max_iter=5), net=make_net(nn.BatchNorm1d(5)))
-    reference = Regressor(net=make_net(nn.BatchNorm1d(5)))
-    trainer = make_trainer(tmp_path, max_epochs=1, limit_train_batches=1)
+@pytest.mark.parametrize("accumulate", [1, 2, "epoch"])
+@pytest.mark.parametrize(
+    "optimize",
+    [
+        evaluating(move_between),
+        lambda module: LBFGS(module.parameters(), max_iter=5),
+        lambda module: LBFGS(module.parameters(), max_iter=5, line_search_fn="strong_wolfe"),
+        lambda module: SpaRSA(module.parameters(), 0.01),
+        lambda module: RandomSearch(module.parameters(), candidates=3),
+    ],
+)
+def test_batch_norm_is_committed_once_per_step_at_the_point_that_the_optimizer_accepts(tmp_path, optimize, accumulate):
+    starts = [make_net(nn.BatchNorm1d(5)).double()[2].state_dict()]
+    compared = []
+
+    def compare(trainer, module, outputs, batch, batch_idx):
+        batches = [batch] if accumulate == 1 else batch
+        expected = statistics_at(module, batches, start=starts[-1])
+        compared.append(all(torch.equal(b, expected[name]) for name, b in module.net[2].named_buffers()))
+        starts.append(copy.deepcopy(module.net[2].state_dict()))
+
+    module = Regressor(optimize, net=make_net(nn.BatchNorm1d(5)))
+    trainer = make_trainer(
+        tmp_path, accumulate_grad_batches=accumulate, callbacks=callback_of(on_train_batch_end=compare)
+    )
     trainer.fit(module, make_loader())
-    assert trainer.closure_evaluations > 2
-    reference.loss(next(iter(make_loader())))
-    for name, buffer in reference.named_buffers():
-        assert torch.equal(dict(module.named_buffers())[name], buffer)
+    assert compared == [True] * trainer.global_step
+    assert module.net[2].num_batches_tracked == 6
+
+
+@pytest.mark.parametrize("method", ["L-BFGS-B", "Nelder-Mead", "trust-ncg"])
+def test_batch_norm_after_a_whole_minimization_has_the_statistics_of_its_result_alone(tmp_path, method):
+    module = Regressor(
+        lambda m: MinimizeWrapper(m.parameters(), {"method": method, "options": {"maxiter": 30}}),
+        net=make_net(nn.BatchNorm1d(5)),
+    )
+    make_trainer(tmp_path, accumulate_grad_batches="epoch", max_epochs=1).fit(module, make_loader())
+    reference = copy.deepcopy(module.net)
+    torch.optim.swa_utils.update_bn(make_loader(), reference)
+    assert_close(module.net, reference, 1e-12)
+    assert module.net[2].momentum == 0.1
+
+
+def test_batch_norm_under_an_optimizer_that_evaluates_once_is_that_of_the_point_before_the_step(tmp_path):
+    class Own(SGD):
+        def step(self, closure=None):
+            closure()
+            return super().step()
+
+    ours, theirs = (
+        Regressor(lambda m, cls=cls: cls(m.parameters(), lr=0.05), net=make_net(nn.BatchNorm1d(5)))
+        for cls in (Own, SGD)
+    )
+    for each in (ours, theirs):
+        make_trainer(tmp_path).fit(each, make_loader())
+    assert_same(ours, theirs)
 
 
 def test_a_buffer_that_the_module_replaces_is_replayed_too(tmp_path):
@@ -221,11 +273,11 @@ def test_the_logged_loss_is_that_of_the_first_evaluation(tmp_path):
     assert trainer.callback_metrics["train/loss"] == module.losses[0]
 
 
-def test_an_optimizer_that_only_asks_for_values_logs_the_objective_but_nothing_from_training_step(tmp_path):
-    module = Logging(evaluating(lambda closure: closure.value()))
+def test_an_optimizer_that_only_asks_for_values_logs_what_training_step_logs_once_per_step(tmp_path):
+    module = Logging(evaluating(lambda closure: [closure.value(), closure.value()]))
     trainer = make_trainer(tmp_path, max_epochs=1)
     trainer.fit(module, make_loader())
-    assert "calls_epoch" not in trainer.callback_metrics
+    assert trainer.callback_metrics["calls_epoch"] == trainer.global_step == 3
     assert trainer.callback_metrics["train/objective"] > 0
 
 
@@ -298,22 +350,133 @@ def test_evaluations_are_counted(tmp_path, accumulate):
     assert trainer.closure_evaluations == trainer.closure.evaluations == 3 * trainer.global_step
 
 
-class UndeclaredTwice(SGD):
+# ------------------------------------------------------------- a value belongs to the current parameters and gradients
+
+
+class AsksTwice(SGD):
     def step(self, closure=None):
-        closure()
+        assert closure() == closure()
+        return super().step()
+
+
+class ZeroesFirst(SGD):
+    """Relies on its closure for the gradients, as if nothing had been computed before."""
+
+    def step(self, closure=None):
+        self.zero_grad()
         closure()
         return super().step()
 
 
-class DeclaredTwice(UndeclaredTwice):
-    reevaluates = True
+def test_a_closure_called_where_nothing_has_changed_is_answered_from_what_was_computed(tmp_path):
+    ours, theirs = Regressor(lambda m: AsksTwice(m.parameters(), lr=0.05)), Regressor()
+    trainer = make_trainer(tmp_path)
+    trainer.fit(ours, make_loader())
+    make_trainer(tmp_path).fit(theirs, make_loader())
+    assert_same(ours, theirs)
+    assert trainer.closure_evaluations == trainer.global_step
 
 
-def test_a_second_evaluation_by_an_optimizer_that_did_not_declare_it_is_refused(tmp_path):
-    module = Regressor(lambda module: UndeclaredTwice(module.parameters(), lr=0.1))
-    with pytest.raises(RuntimeError, match=r"UndeclaredTwice evaluates.*`reevaluates = True` on the class"):
+@pytest.mark.parametrize("declared", [None, True, False])
+def test_an_optimizer_that_drops_the_gradients_gets_them_again(tmp_path, declared):
+    cls = ZeroesFirst if declared is None else type("Declared", (ZeroesFirst,), {"reevaluates": declared})
+    ours, theirs = (
+        Regressor(lambda m, cls=cls: cls(m.parameters(), lr=0.05), net=make_net(nn.Dropout(0.5))) for cls in (cls, SGD)
+    )
+    for each in (ours, theirs):
+        torch.manual_seed(3)
+        make_trainer(tmp_path, accumulate_grad_batches=2).fit(each, make_loader())
+    assert_same(ours, theirs)
+
+
+class SAM(SGD):
+    """Sharpness-aware minimization (Foret et al. 2021) as it is usually written; ``raw`` moves through ``data``."""
+
+    raw = False
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        closure = torch.enable_grad()(closure)
+        params = [p for group in self.param_groups for p in group["params"]]
+        norm = torch.stack([p.grad.norm() for p in params]).norm()
+        moves = [p.grad * (0.05 / norm) for p in params]
+        for p, move in zip(params, moves, strict=True):
+            (p.data if self.raw else p).add_(move)
+        if not self.raw:
+            self.zero_grad()
+        closure()
+        for p, move in zip(params, moves, strict=True):
+            (p.data if self.raw else p).sub_(move)
+        return super().step()
+
+
+class RequiringSAM(SAM):
+    def step(self, closure):
+        return super().step(closure)
+
+
+def sam_by_hand(module, loader, epochs):
+    """Two evaluations of the same function a step: the same dropout masks."""
+    params = list(module.parameters())
+    for _ in range(epochs):
+        for batch in loader:
+            draws = torch.get_rng_state()
+            gradients = torch.autograd.grad(module.loss(batch), params)
+            norm = torch.stack([g.norm() for g in gradients]).norm()
+            with torch.no_grad():
+                for p, g in zip(params, gradients, strict=True):
+                    p.add_(g * (0.05 / norm))
+            torch.set_rng_state(draws)
+            ascended = torch.autograd.grad(module.loss(batch), params)
+            with torch.no_grad():
+                for p, g, a in zip(params, gradients, ascended, strict=True):
+                    p.sub_(g * (0.05 / norm)).sub_(a, alpha=0.05)
+
+
+@pytest.mark.parametrize("declared", [None, True])
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("base", [SAM, RequiringSAM])
+def test_sam_is_that_of_a_loop_by_hand(tmp_path, declared, raw, base):
+    cls = type("Own", (base,), {"raw": raw} | ({} if declared is None else {"reevaluates": declared}))
+    ours, theirs = (Regressor(lambda m: cls(m.parameters(), lr=0.05), net=make_net(nn.Dropout(0.5))) for _ in range(2))
+    torch.manual_seed(3)
+    trainer = make_trainer(tmp_path)
+    trainer.fit(ours, make_loader())
+    torch.manual_seed(3)
+    sam_by_hand(theirs, make_loader(), 2)
+    assert_close(ours, theirs, 1e-12)
+    assert trainer.closure_evaluations == 2 * trainer.global_step
+
+
+def test_an_optimizer_may_draw_between_evaluations(tmp_path):
+    draws = []
+
+    def ask(closure):
+        for _ in range(3):
+            closure()
+            draws.append(torch.rand(()).item())
+
+    module = Drawing(evaluating(ask))
+    make_trainer(tmp_path, max_epochs=1).fit(module, make_loader())
+    assert len(set(draws)) == len(draws) == 9
+    assert len({draw for draw, *_ in module.draws}) == 3
+
+
+def test_a_required_closure_that_is_never_called_is_no_mistake_where_gradients_are_ready(tmp_path):
+    class Ignores(SGD):
+        def step(self, closure):
+            return super().step()
+
+    ours, theirs = Regressor(lambda m: Ignores(m.parameters(), lr=0.05)), Regressor()
+    for each in (ours, theirs):
+        make_trainer(tmp_path).fit(each, make_loader())
+    assert_same(ours, theirs)
+
+
+def test_an_optimizer_that_evaluates_nothing_at_all_is_refused(tmp_path):
+    module = Regressor(evaluating(lambda closure: None))
+    with pytest.raises(RuntimeError, match=r"Evaluator.step returned without a call of its closure"):
         make_trainer(tmp_path).fit(module, make_loader())
-    make_trainer(tmp_path).fit(Regressor(lambda m: DeclaredTwice(m.parameters(), lr=0.1)), make_loader())
 
 
 def test_an_optimizer_that_evaluates_once_may_ask_for_the_value_alone(tmp_path):
