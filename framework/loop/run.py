@@ -27,7 +27,13 @@ from framework.loop.progress import Progress
 from framework.loop.schedulers import SchedulerConfig, parse_optimizers
 from framework.loop.settings import Settings
 from framework.loop.step import Step, make_step
-from framework.loop.validation import check_param_groups, check_penalty, check_reevaluation, check_smoothness
+from framework.loop.validation import (
+    check_param_groups,
+    check_penalty,
+    check_reevaluation,
+    check_replay,
+    check_smoothness,
+)
 from framework.module import Module
 from framework.objective.closure import Closure, Objective
 from framework.objective.groups import is_penalized, sparsities, stationarity_gap
@@ -191,6 +197,8 @@ class FitRun(Run):
         )
         if closure.reevaluates:
             check_reevaluation(optimizer, settings.gradient_clip_val, fp16=engine.grad_scaler is not None)
+            if accumulate_grad_batches == "epoch":
+                check_replay(optimizer, self.train_batches.loader)
         step = make_step(closure, engine, settings, self.hooks.on_before_optimizer_step)
         iterations = InnerIterations(optimizer, self._report_iteration, self.is_over)
         return Phase(optimizer, schedulers, closure, step, iterations, accumulate_grad_batches)

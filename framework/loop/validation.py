@@ -130,6 +130,21 @@ def check_smoothness(module: Module, optimizer: Optimizer) -> None:
         )
 
 
+def check_replay(optimizer: Optimizer, loader: Any) -> None:
+    """Check that a loader whose batches are read at every evaluation of a step can give the same ones again.
+
+    Raises:
+        ValueError: If its workers live on from pass to pass, with random streams that nobody else can set back.
+    """
+    if getattr(loader, "persistent_workers", False):
+        name = type(optimizer).__name__
+        raise ValueError(
+            f'a DataLoader with persistent_workers=True and accumulate_grad_batches="epoch" with {name}, which reads '
+            "the data many times per step: random draws in its workers would differ from one evaluation to the next. "
+            "Pass persistent_workers=False"
+        )
+
+
 def check_reevaluation(optimizer: Optimizer, gradient_clip_val: float | None, *, fp16: bool) -> None:
     """Refuse settings under which value and gradient of a re-evaluated objective would disagree.
 
