@@ -3,6 +3,9 @@
 Shapes: n is the number of values in all parameters together, k a stack of vectors.
 """
 
+from __future__ import annotations
+
+import copy
 import math
 from collections.abc import Iterable, Sequence
 
@@ -11,12 +14,15 @@ from torch import Tensor
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Concatenates tensors into one vector (n,), on the device of the first."""
-    return torch.cat([tensor.reshape(-1).to(tensors[0].device) for tensor in tensors])
+    """Concatenate tensors into one vector (n,), a copy, on the device of the first; sparse ones are made dense."""
+    if not tensors:
+        return torch.zeros(0)
+    dense = [tensor.to_dense() if tensor.is_sparse else tensor for tensor in tensors]
+    return torch.cat([tensor.reshape(-1).to(tensors[0].device) for tensor in dense])
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Cuts (n,) into the shapes of `like`, or a stack (k, n) into (k, *shape) each."""
+    """Cut (n,) into the shapes of `like`, or a stack (k, n) into (k, *shape) each."""
     batch = vector.shape[:-1]
     pieces = vector.split([tensor.numel() for tensor in like], dim=-1)
     return [piece.reshape(batch + tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
@@ -28,7 +34,7 @@ class ParameterVector:
     Frozen parameters (`requires_grad=False`) are left out.
 
     Raises:
-        ValueError: if nothing is trainable, or the parameters are not all of one real floating-point dtype.
+        ValueError: If nothing is trainable, or the parameters are not all of one real floating-point dtype.
     """
 
     def __init__(self, param_groups: Iterable[dict]) -> None:
@@ -44,29 +50,38 @@ class ParameterVector:
                 "convert the model, for example with `model.float()`, or freeze the others"
             )
 
+    def with_gradient(self) -> ParameterVector:
+        """Return the vector of the parameters that have a gradient now, which may be none."""
+        kept = copy.copy(self)
+        kept.groups = [(group, [p for p in params if p.grad is not None]) for group, params in self.groups]
+        kept.params = [param for param in self.params if param.grad is not None]
+        return kept
+
     def __len__(self) -> int:
         return sum(param.numel() for param in self.params)
 
     def read(self) -> Tensor:
-        """The parameters (n,), a copy in their own dtype."""
+        """Return the parameters (n,), a copy in their own dtype."""
         return flatten([param.detach() for param in self.params])
 
     def read_gradients(self) -> Tensor | None:
-        """Their gradients (n,), zero for a parameter without one; None if no parameter has one."""
-        if all(param.grad is None for param in self.params):
+        """Return their gradients (n,), zero for a parameter without one; None if no parameter has one."""
+        if self.params and all(param.grad is None for param in self.params):
             return None
         return flatten([torch.zeros_like(param) if param.grad is None else param.grad for param in self.params])
 
     @torch.no_grad()
     def write(self, vector: Tensor) -> None:
-        """Copies (n,) into the parameters, rounding to their dtype."""
+        """Copy (n,) into the parameters, rounding to their dtype."""
+        if not self.params:
+            return
         first = self.params[0]
         vector = vector.to(first.device, first.dtype)
         for param, piece in zip(self.params, unflatten(vector, self.params), strict=True):
             param.copy_(piece)
 
     def expand_option(self, name: str) -> Tensor:
-        """A group's numeric option for each value (n,), in the parameters' dtype."""
+        """Return a group's numeric option for each value (n,), in the parameters' dtype."""
         first = self.params[0]
         values = [group[name] for group, _ in self.groups]
         sizes = [sum(param.numel() for param in params) for _, params in self.groups]
@@ -75,7 +90,7 @@ class ParameterVector:
         )
 
     def bounds(self) -> tuple[Tensor, Tensor] | None:
-        """Lower and upper bounds, (n,) float64 each, of groups with `"bounds": (low, high)`; None if none has."""
+        """Return the bounds of groups with `"bounds": (low, high)`, (n,) float64 each; None if none has."""
         if all(group.get("bounds") is None for group, _ in self.groups):
             return None
         low, high = [], []

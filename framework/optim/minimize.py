@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from framework.objective.vector import ParameterVector
 from framework.optim import scipy_methods
-from framework.optim.objective import Objective
+from framework.optim.scipy_function import ScipyFunction
 
 
 class _Stop(Exception):  # noqa: N818 (like StopIteration, no error)
@@ -100,7 +100,7 @@ class MinimizeWrapper(Optimizer):
         vector = ParameterVector(self.param_groups)
         arguments, ours = self._arguments(vector)
         local = scipy_methods.local_method(self.method, arguments["options"])
-        objective = Objective(
+        objective = ScipyFunction(
             closure,
             vector,
             keep_graph=local in scipy_methods.PRODUCT + scipy_methods.HESSIAN,
@@ -108,15 +108,14 @@ class MinimizeWrapper(Optimizer):
             track_best=not arguments.get("constraints"),
         )
         report = _Report(objective, self.on_iteration, ours.get("maxiter"))
-        try:
-            with _linear_algebra().limit(limits=1):
-                self.result = self._minimize(objective, arguments, report)
-            if not objective.track_best:
-                objective.accept(self.result.x)
-        except _Stop as stop:
-            self.result = report.stopped(stop)
-        finally:
-            objective.restore_best()
+        with objective.function:
+            try:
+                with _linear_algebra().limit(limits=1):
+                    self.result = self._minimize(objective, arguments, report)
+                if not objective.track_best:
+                    objective.accept(self.result.x)
+            except _Stop as stop:
+                self.result = report.stopped(stop)
         if self.method == "dogleg" and self.result.status == 3:
             self.result.message = (
                 f"dogleg needs a positive definite Hessian, and after {self.result.nit} iterations it is not: "
@@ -138,7 +137,7 @@ class MinimizeWrapper(Optimizer):
         bounds = _bounds(vector, arguments.pop("bounds", None))
         return {**arguments, "options": options} | ({} if bounds is None else {"bounds": bounds}), ours
 
-    def _minimize(self, objective: Objective, arguments: dict[str, Any], report: "_Report") -> OptimizeResult:
+    def _minimize(self, objective: ScipyFunction, arguments: dict[str, Any], report: "_Report") -> OptimizeResult:
         if self.method in scipy_methods.GLOBAL:
             return scipy_methods.minimize_globally(self.method, objective, arguments, report)
         value_only = self.method in scipy_methods.DERIVATIVE_FREE
@@ -156,7 +155,7 @@ class _Report:
     """scipy's callback: counts iterations and passes them on, with the parameters at the best point."""
 
     def __init__(
-        self, objective: Objective, on_iteration: Callable[[int, float], object] | None, maxiter: int | None
+        self, objective: ScipyFunction, on_iteration: Callable[[int, float], object] | None, maxiter: int | None
     ) -> None:
         self.objective = objective
         self.on_iteration = on_iteration

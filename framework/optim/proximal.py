@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from framework.optim.arguments import as_number, check_positive
+from framework.objective.vector import ParameterVector, flatten
+from framework.optim.arguments import check_positive
+from framework.optim.function import ClosureFunction
 from framework.penalties import L1, Penalty
 
 Closure = Callable[[], Any]
@@ -59,9 +61,9 @@ class ProximalOptimizer(Optimizer):
         return {**super().__getstate__(), "penalty": self.penalty}
 
     def penalty_value(self) -> Tensor:
-        """Computes g at the current parameters, a 0-d tensor."""
+        """Compute g at the current parameters, a 0-d tensor."""
         with torch.no_grad():
-            blocks = _blocks(self.param_groups, with_gradient=False)
+            blocks = _blocks(ParameterVector(self.param_groups))
             return sum((b.penalty_value(self.penalty, b.param) for b in blocks), torch.zeros(()))
 
     @property
@@ -130,123 +132,73 @@ class Block:
         return penalty.prox(part.view(self.param.shape), step, self.lam).reshape(-1) + 0.0
 
 
-def _blocks(groups: Iterable[Group], with_gradient: bool = True) -> list[Block]:
-    return [
-        Block(p, param_lam(group, p), float(group.get("lr", 1.0)))
-        for group in groups
-        for p in group["params"]
-        if p.requires_grad and not (with_gradient and p.grad is None)
-    ]
+def _blocks(vector: ParameterVector) -> list[Block]:
+    return [Block(p, param_lam(group, p), float(group.get("lr", 1.0))) for group, ps in vector.groups for p in ps]
 
 
-class Objective:
-    """f + g as a function of the vector x of all parameters that have a gradient, during one optimizer step.
-
-    The parameters always hold the last evaluated point; `restore` brings back the accepted one, which also happens when
-    the closure raises.
-    """
+class PenalizedFunction(ClosureFunction):
+    """f of a closure and g, the penalty, as functions of the vector x of all parameters that have a gradient."""
 
     has_gradient = True
 
     def __init__(self, optimizer: ProximalOptimizer, closure: Closure) -> None:
-        self.penalty_fn, self.closure = optimizer.penalty, closure
-        self.blocks = _blocks(optimizer.param_groups, with_gradient=False)
+        super().__init__(closure, ParameterVector(optimizer.param_groups))
+        self.penalty_fn = optimizer.penalty
+        self.blocks = _blocks(self.vector)
         self.sizes = [b.param.numel() for b in self.blocks]
-        self.x = self.flat([b.param for b in self.blocks])
 
     def start(self, y: Tensor | None = None) -> tuple[float, Tensor, Tensor]:
-        """Evaluates f at the vector y, by default at the current point x; returns f, y and the gradient.
+        """Evaluate f at the vector y, by default at the current point x; return f, y and the gradient.
 
         Afterwards `x`, y and the gradient hold only the parameters that have a gradient; the others have not moved.
         """
-        f = self._call_with_gradient() if y is None else self.gradient(y)[0]
+        f = self.evaluate(self.x if y is None else y)
         return f, *self.bind(y)
 
     def bind(self, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Drops the parameters without gradient from `x` and y; returns y and the gradient."""
+        """Drop the parameters without gradient from `x` and y; return y and the gradient."""
         kept = [b.param.grad is not None for b in self.blocks]
         if not all(kept):
             self.restore()
             self.x, y = self._cut(self.x, kept), None if y is None else self._cut(y, kept)
+            self._at = self.x
+            self.vector = self.vector.with_gradient()
             self.blocks = [b for b, keep in zip(self.blocks, kept, strict=True) if keep]
             self.sizes = [b.param.numel() for b in self.blocks]
-        return self.x if y is None else y, self._flat_grad()
+        gradient = self.vector.read_gradients()
+        assert gradient is not None
+        return self.x if y is None else y, gradient
 
     def _cut(self, x: Tensor, kept: Sequence[bool]) -> Tensor:
-        return self.flat([part for part, keep in zip(x.split(self.sizes), kept, strict=True) if keep])
-
-    def gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        """Computes f(x) and its gradient."""
-        self._write(x)
-        return self._call_with_gradient(), self._flat_grad()
-
-    def value(self, x: Tensor) -> float:
-        """Computes f(x): without gradients if the closure can."""
-        self._write(x)
-        value = getattr(self.closure, "value", None)
-        return self._guarded(value) if value is not None else self._call_with_gradient()
+        return flatten([part for part, keep in zip(x.split(self.sizes), kept, strict=True) if keep])
 
     def penalty(self, x: Tensor) -> float:
-        """Computes g(x)."""
+        """Compute g(x)."""
         parts = zip(self.blocks, x.split(self.sizes), strict=True)
         values = [b.penalty_value(self.penalty_fn, part) for b, part in parts if b.penalized]
         return float(torch.stack(values).sum()) if values else 0.0
 
     def forward_backward(self, x: Tensor, grad: Tensor, steps: Sequence[float]) -> Tensor:
-        """Computes prox_{t g}(x - t grad), with one step t for each tensor (Beck & Teboulle 2009, eq. 2.6)."""
+        """Compute prox_{t g}(x - t grad), with one step t for each tensor (Beck & Teboulle 2009, eq. 2.6)."""
         parts = zip(self.blocks, x.split(self.sizes), grad.split(self.sizes), steps, strict=True)
         return torch.cat([b.prox(self.penalty_fn, xi.sub(gi, alpha=t), t) for b, xi, gi, t in parts])
 
     def dots(self, a: Tensor, b: Tensor) -> list[float]:
-        """Computes the inner product of each tensor's part of two vectors."""
+        """Compute the inner product of each tensor's part of two vectors."""
         return torch.stack([ai @ bi for ai, bi in zip(a.split(self.sizes), b.split(self.sizes), strict=True)]).tolist()
 
     def is_finite(self, x: Tensor) -> bool:
-        """Tells whether every entry of a vector is finite."""
+        """Tell whether every entry of a vector is finite."""
         return bool(x.isfinite().all())
 
     def expand(self, numbers: Sequence[float]) -> Tensor:
-        """Computes the vector that holds one number per tensor in all of that tensor's entries."""
+        """Compute the vector that holds one number per tensor in all of that tensor's entries."""
         return torch.cat([self.x.new_full((n,), v) for n, v in zip(self.sizes, numbers, strict=True)])
 
     @property
     def penalized(self) -> Tensor:
-        """Tells which entries of x the penalty weighs."""
-        return self.flat([torch.as_tensor(b.lam, device=b.param.device).expand(b.param.shape) > 0 for b in self.blocks])
-
-    def accept(self, x: Tensor) -> None:
-        """Makes x the point to which a failed search returns."""
-        self.x = x
-
-    def restore(self) -> None:
-        """Writes the accepted point into the parameters."""
-        self._write(self.x)
-
-    def _write(self, x: Tensor) -> None:
-        for b, part in zip(self.blocks, x.split(self.sizes), strict=True):
-            b.param.copy_(part.view(b.param.shape))
-
-    def _call_with_gradient(self) -> float:
-        with torch.enable_grad():
-            return self._guarded(self.closure)
-
-    def _guarded(self, function: Closure) -> float:
-        try:
-            return as_number(function())
-        except BaseException:
-            with torch.no_grad():
-                self.restore()
-            raise
-
-    def _flat_grad(self) -> Tensor:
-        return self.flat([torch.zeros_like(b.param) if b.param.grad is None else b.param.grad for b in self.blocks])
-
-    @staticmethod
-    def flat(tensors: Sequence[Tensor]) -> Tensor:
-        """Concatenates tensors into one vector, a copy."""
-        if not tensors:
-            return torch.zeros(0)
-        return torch.cat([(t.to_dense() if t.is_sparse else t).detach().reshape(-1) for t in tensors])
+        """Tell which entries of x the penalty weighs."""
+        return flatten([torch.as_tensor(b.lam, device=b.param.device).expand(b.param.shape) > 0 for b in self.blocks])
 
 
 NOT_FINITE = "the objective or its gradient is not finite at the current point; the parameters stay where they are"
@@ -275,7 +227,7 @@ def stationarity_gap(optimizer_or_groups: Optimizer | Iterable[Group], penalty: 
     groups = optimizer_or_groups.param_groups if isinstance(optimizer_or_groups, Optimizer) else optimizer_or_groups
     penalty = penalty or getattr(optimizer_or_groups, "penalty", None) or L1()
     gaps = []
-    for block in _blocks(groups):
+    for block in _blocks(ParameterVector(groups).with_gradient()):
         grad = block.param.grad
         assert grad is not None
         gaps.append(penalty.subgradient_gap(block.param, grad, block.lam) if block.penalized else grad.abs().amax())

@@ -11,7 +11,7 @@ import scipy.optimize
 import torch
 from scipy.optimize import OptimizeResult
 
-from framework.optim.objective import Objective
+from framework.optim.scipy_function import ScipyFunction
 
 GRADIENT = ("CG", "BFGS", "L-BFGS-B", "TNC", "SLSQP")
 PRODUCT = ("Newton-CG", "trust-ncg", "trust-krylov", "trust-constr")
@@ -112,7 +112,7 @@ def _check_global_arguments(method: str, arguments: Arguments) -> None:
 
 
 def minimize_globally(
-    method: str, objective: Objective, arguments: Arguments, callback: Callable[..., None]
+    method: str, objective: ScipyFunction, arguments: Arguments, callback: Callable[..., None]
 ) -> OptimizeResult:
     """Runs one of scipy's global minimizers; `arguments["options"]` are its keyword arguments.
 
@@ -143,7 +143,7 @@ def minimize_globally(
     return function(objective.value, box, minimizer_kwargs=refine, callback=callback, **options)
 
 
-def _evolve(objective: Objective, box: list, refine: Arguments, options: Arguments) -> OptimizeResult:
+def _evolve(objective: ScipyFunction, box: list, refine: Arguments, options: Arguments) -> OptimizeResult:
     """Differential evolution, polished with gradients instead of scipy's differences."""
     polish = options.pop("polish", True)
     try:
