@@ -23,6 +23,7 @@ from framework.loop.validation import (
 )
 from framework.module import Module
 from framework.objective.closure import Closure
+from framework.objective.groups import adopt_penalty
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer
@@ -78,6 +79,8 @@ def set_up_optimizer(trainer: Trainer, configured: Any, *, evaluations: int = 0)
     ``evaluations`` is how many there were before, with another optimizer.
     """
     trainer.optimizer, trainer.schedulers = parse_optimizers(configured)
+    if getattr(type(trainer.optimizer), "handles_penalty", False):
+        adopt_penalty(trainer.optimizer, trainer.module)
     check_param_groups(trainer.module, trainer.optimizer)
     check_smoothness(trainer.module, trainer.optimizer)
     trainer.engine.set_up_optimizer(trainer.optimizer)

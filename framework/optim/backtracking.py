@@ -31,8 +31,8 @@ class BacktrackingOptimizer(ProximalOptimizer):
 
     Args:
         params: Tensors, all penalized, or groups that each carry `penalized`.
-        happy_lambda: Weight of the penalty; also a per-group option.
-        penalty: g. Default: `L1()`.
+        happy_lambda: Weight of the penalty; also a per-group option. Default: the module's, in a trainer.
+        penalty: g. Default: the module's in a trainer, else `L1()`.
         lr: First step tried, also a per-group option: groups keep the ratio of their steps.
         growth: Each step first tries the last accepted t times `growth`; with 1, the paper's rule, t never grows.
         shrink: Factor of t after a rejection.
@@ -42,7 +42,7 @@ class BacktrackingOptimizer(ProximalOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        happy_lambda: float = 0.0,
+        happy_lambda: float | None = None,
         penalty: Penalty | None = None,
         *,
         lr: float = 1.0,

@@ -69,6 +69,7 @@ class MinimizeWrapper(Optimizer):
     """
 
     reevaluates = True
+    expects_gradients = False
     handles_penalty = False
     requires_smooth = True
 
@@ -89,11 +90,11 @@ class MinimizeWrapper(Optimizer):
         arguments, _ = self._arguments(vector)
         scipy_methods.check_arguments(self.method, vector.read().double().cpu().numpy(), arguments)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Minimizes from the current parameters and leaves them at the best point; returns the closure's value there.
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
+        """Minimize from the current parameters and leave them at the best point; return the closure's value there.
 
         Raises:
-            ValueError: if the loss or its gradient is not finite, or the closure leaves no gradient.
+            ValueError: If the loss or its gradient is not finite, or the closure leaves no gradient.
         """
         if closure is None:
             raise TypeError("MinimizeWrapper evaluates many times per step: pass a closure, `optimizer.step(closure)`")

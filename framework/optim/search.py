@@ -22,19 +22,22 @@ class _Search(Optimizer):
 
     A closure may offer `value()`, the loss alone; and `values(candidates)`, the losses (k,) at k points at once, given
     as one stacked tensor (k, *shape) for each trainable parameter (`torch.func.functional_call` under `vmap`). Without
-    them it is called, gradients and all, at one point after the other.
+    them it is called, at one point after the other; it need not compute gradients.
+
+    The trainer reads `expects_gradients` from the class: the closure is asked for all that is needed.
     """
 
     reevaluates = True
+    expects_gradients = False
     handles_penalty = False
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes one move, or none if no candidate is strictly better; returns the loss at the point kept.
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
+        """Make one move, or none if no candidate is strictly better; return the loss at the point kept.
 
         After an exception the parameters are as before the step.
 
         Raises:
-            ValueError: if neither the current point nor a candidate has a finite loss.
+            ValueError: If neither the current point nor a candidate has a finite loss.
         """
         if closure is None:
             raise TypeError(f"{type(self).__name__} compares losses: pass a closure, `optimizer.step(closure)`")

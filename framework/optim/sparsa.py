@@ -42,8 +42,8 @@ class SpaRSA(ProximalOptimizer):
 
     Args:
         params: Tensors, all penalized, or groups that each carry `penalized`.
-        happy_lambda: Weight of the penalty; also a per-group option.
-        penalty: g. Default: `L1()`.
+        happy_lambda: Weight of the penalty; also a per-group option. Default: the module's, in a trainer.
+        penalty: g. Default: the module's in a trainer, else `L1()`.
         lr: The very first step tried, also a per-group option. Short is safe: steps may double each time.
         max_iter: Iterations in each call of `step`.
         memory: Number of past values that the search looks back on; 1 makes it monotone.
@@ -54,7 +54,7 @@ class SpaRSA(ProximalOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        happy_lambda: float = 0.0,
+        happy_lambda: float | None = None,
         penalty: Penalty | None = None,
         *,
         lr: float = 0.001,

@@ -14,8 +14,7 @@ from framework.callbacks import PenaltyPath, Stage, Stationarity
 from framework.callbacks.penalty_path import HARDER_LASSO, LASSO_ANN
 from framework.data import TensorLoader
 from framework.losses import L2Loss
-from framework.optim import FISTA, ProxAdam, SpaRSA
-from framework.optim.proximal import stationarity_gap
+from framework.optim import FISTA, ProxAdam, SpaRSA, stationarity_gap
 from framework.penalties import L1, Harder, Penalty
 from recipes.module import SupervisedModule
 from tests.modules import assert_same, make_trainer
