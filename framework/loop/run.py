@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from framework.callback import Hooks
 from framework.loop import checkpoint as checkpoints
-from framework.loop.batches import Batches
+from framework.loop.batches import Batches, num_groups
 from framework.loop.engine import Engine
 from framework.loop.inner_iterations import Iterations
 from framework.loop.schedulers import parse_optimizers
@@ -20,6 +20,7 @@ from framework.loop.validation import (
     check_penalty,
     check_reevaluation,
     check_smoothness,
+    warn_of_minimizations,
 )
 from framework.module import Module
 from framework.objective.closure import Closure
@@ -97,4 +98,5 @@ def set_up_optimizer(trainer: Trainer, configured: Any, *, evaluations: int = 0)
     if trainer.closure.reevaluates:
         fp16 = trainer.engine.grad_scaler is not None
         check_reevaluation(trainer.optimizer, trainer.gradient_clip_val, fp16=fp16)
+    warn_of_minimizations(trainer.optimizer, num_groups(trainer.train_batches, trainer.accumulate_grad_batches))
     trainer.iterations = Iterations(trainer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -127,6 +128,22 @@ def check_reevaluation(optimizer: Optimizer, gradient_clip_val: float | None, *,
         raise ValueError(
             f"precision='16-mixed' with {name}, which evaluates its closure many times per step: scaled gradients "
             "would disagree with the values. Use precision='bf16-mixed' or '32-true', or another optimizer"
+        )
+
+
+def warn_of_minimizations(optimizer: Optimizer, steps_per_epoch: float) -> None:
+    """Warn where a whole minimization would be made for each of several batches.
+
+    Args:
+        optimizer: Its class says ``minimizes = True`` if one step is a whole minimization.
+        steps_per_epoch: How many steps an epoch has.
+    """
+    if getattr(type(optimizer), "minimizes", False) and steps_per_epoch > 1:
+        warnings.warn(
+            f"{type(optimizer).__name__} makes a whole minimization of every mini-batch, {steps_per_epoch:g} in an "
+            'epoch, each undoing the one before: say accumulate_grad_batches="epoch" for one over all the data',
+            RuntimeWarning,
+            stacklevel=2,
         )
 
 

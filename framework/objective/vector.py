@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,13 +94,34 @@ class ParameterVector:
         """Return the bounds of groups with `"bounds": (low, high)`, (n,) float64 each; None if none has."""
         if all(group.get("bounds") is None for group, _ in self.groups):
             return None
-        low, high = [], []
-        for group, params in self.groups:
-            lower, upper = group.get("bounds") or (None, None)
-            lower, upper = -math.inf if lower is None else lower, math.inf if upper is None else upper
-            if not lower <= upper:
-                raise ValueError(f"a group's bounds are {group['bounds']}: the lower must not exceed the upper")
-            size = sum(param.numel() for param in params)
-            low.append(torch.full((size,), lower, dtype=torch.float64))
-            high.append(torch.full((size,), upper, dtype=torch.float64))
+        sides = [
+            expand_bounds(group.get("bounds") or (None, None), param.shape)
+            for group, params in self.groups
+            for param in params
+        ]
+        low, high = ([side.reshape(-1) for side in one] for one in zip(*sides, strict=True))
         return torch.cat(low), torch.cat(high)
+
+
+def expand_bounds(bounds: Any, shape: Sequence[int] | int) -> tuple[Tensor, Tensor]:
+    """Return (low, high), each None, a number or a tensor of the shape, as two float64 tensors of that shape.
+
+    Raises:
+        ValueError: If there are not two, a tensor has another shape, or a lower bound exceeds its upper one.
+    """
+    shape = torch.Size((shape,)) if isinstance(shape, int) else torch.Size(shape)
+    if len(bounds) != 2:
+        raise ValueError(f"bounds={bounds!r}: pass (low, high), None for no bound")
+    sides = []
+    for bound, none in zip(bounds, (-math.inf, math.inf), strict=True):
+        side = torch.as_tensor(none if bound is None else bound, dtype=torch.float64, device="cpu").detach()
+        if side.dim() > 0 and side.shape != shape:
+            raise ValueError(
+                f"a bound has shape {tuple(side.shape)} for values of shape {tuple(shape)}: pass a number, or a tensor "
+                "of that shape, in one group for each shape"
+            )
+        sides.append(side.expand(shape))
+    low, high = sides
+    if not bool((low <= high).all()):
+        raise ValueError(f"the bounds are {bounds}: the lower must not exceed the upper")
+    return low, high

@@ -49,7 +49,8 @@ class ScipyFunction:
         self.best_loss: Any = None
         self._x = self.best_x
         self._point = self.function.x  # the same as a tensor
-        self._loss: Any = None
+        self._loss: Any = None  # at x, as are the value and the gradient
+        self._value: float | None = None
         self._gradient: np.ndarray | None = None
 
     @property
@@ -68,11 +69,21 @@ class ScipyFunction:
         return value
 
     def value(self, x: np.ndarray) -> float:
-        """Compute the value at x alone: by `closure.value()` where there is one, else by `evaluate`."""
-        if not hasattr(self.function.closure, "value"):
-            return self.evaluate(x)
+        """Compute the value at x alone: by `closure.value()` where there is one, else by a call of the closure.
+
+        Gradients that a call computes anyway are kept for `gradient`.
+        """
         self.move(x)
-        return self._finish(self.function.value(self._point))
+        value = self._finish(self.function.value(self._point))
+        if not hasattr(self.function.closure, "value"):
+            gradient = self.function.vector.read_gradients()
+            self._gradient = None if gradient is None else _as_numpy(gradient)
+        return value
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the closure can be asked for gradients: it says so by its `value`, or has left some."""
+        return hasattr(self.function.closure, "value") or self.function.vector.read_gradients() is not None
 
     def gradient(self, x: np.ndarray) -> np.ndarray:
         """Compute the gradient at x (n,)."""
@@ -98,6 +109,8 @@ class ScipyFunction:
 
     def _checked(self, curvature: Tensor) -> np.ndarray:
         if not curvature.isfinite().all():
+            if self._value == math.inf:
+                return np.zeros(curvature.shape)  # of a trial point that is refused anyway
             raise ValueError(f"the Hessian is not finite{self._where()}")
         return curvature.numpy()
 
@@ -106,7 +119,7 @@ class ScipyFunction:
         if not np.array_equal(x, self._x):
             self._x = np.array(x, dtype=np.float64)  # scipy reuses its arrays
             self._point = torch.from_numpy(self._x)
-            self._loss = self._gradient = None
+            self._loss = self._value = self._gradient = None
         self.function.move(self._point)
 
     def accept(self, x: np.ndarray) -> None:
@@ -122,10 +135,12 @@ class ScipyFunction:
 
     def _finish(self, value: float) -> float:
         """Check a value, and remember the best point."""
-        # scipy's line searches step back from inf, but NaN poisons them silently.
-        if math.isnan(value) or value == -math.inf or (value == math.inf and self.num_evaluations == 1):
+        at_start = self.num_evaluations == 1 and np.array_equal(self._x, self.start)
+        if value == -math.inf or (at_start and not math.isfinite(value)):
             raise ValueError(f"the loss is {value}{self._where()}")
-        self._loss = self.function.loss
+        if math.isnan(value):
+            value = math.inf  # scipy steps back from inf, but NaN poisons it silently
+        self._loss, self._value = self.function.loss, value
         if self.track_best and value < self.best_value and self._is_within_bounds():
             self._accept(value)
         return value
