@@ -10,7 +10,6 @@ from torch.optim import LBFGS, Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from framework import Module
-from framework.loop.schedulers import make_optimizer, optimizer_class
 from framework.penalties import Penalty
 
 
@@ -20,8 +19,7 @@ class SupervisedModule(Module):
     Args:
         network: Maps a batch of inputs to a batch of outputs.
         loss: Of (outputs, targets), a mean over the samples.
-        optimizer: Called with the parameter groups, such as a ``functools.partial`` of an optimizer class. A proximal
-            one is also given the penalty and its weight.
+        optimizer: Called with the parameter groups, such as a ``functools.partial`` of an optimizer class.
         scheduler: A mapping of "scheduler", called with the optimizer, and of Lightning's "interval", "frequency" and
             "monitor"; None for a constant learning rate. An option of the scheduler that is "auto" is set to the number
             of intervals in the run, such as ``total_steps`` of one cycle.
@@ -78,7 +76,8 @@ class SupervisedModule(Module):
     def param_groups(self) -> list[dict[str, Any]]:
         """The network's own groups if it declares them, else weights and biases, each split by learning rate."""
         if callable(declared := getattr(self.network, "param_groups", None)):
-            return declared()
+            # A proximal optimizer asks for the weight of what is penalized.
+            return declared() if self.penalty is not None else [{**group, "penalized": False} for group in declared()]
         groups: dict[str, dict[str, Any]] = {}
         for name, parameter in self.network.named_parameters():
             if not parameter.requires_grad:
@@ -93,12 +92,12 @@ class SupervisedModule(Module):
 
     def configure_optimizers(self) -> Any:
         groups: Any = self.param_groups()
-        if optimizer_class(self.make_optimizer) is LBFGS:
+        if getattr(self.make_optimizer, "func", self.make_optimizer) is LBFGS:
             # torch's LBFGS takes one group; the closure knows the penalized ones from the module.
             if self.learning_rates:
                 raise ValueError("learning_rates with LBFGS, which has one learning rate for all; drop learning_rates")
             groups = [parameter for group in groups for parameter in group["params"]]
-        optimizer = make_optimizer(self.make_optimizer, groups, self)
+        optimizer = self.make_optimizer(groups)
         if self.learning_rates and "lr" not in optimizer.defaults:
             raise ValueError(f"learning_rates with {type(optimizer).__name__}, which has none; drop learning_rates")
         if not self.make_scheduler:

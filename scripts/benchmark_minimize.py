@@ -29,7 +29,7 @@ from framework import Module, Trainer
 from framework.data import TensorLoader
 from framework.objective.vector import ParameterVector, unflatten
 from framework.optim import MinimizeWrapper
-from framework.optim.objective import Objective
+from framework.optim.scipy_function import ScipyFunction
 from framework.optim.scipy_methods import GRADIENT, HESSIAN, PRODUCT
 
 Problem = tuple[nn.Module, Tensor, Tensor]
@@ -104,10 +104,13 @@ def overhead() -> None:
     problem = softmax_problem(10_000, 2_500, 10)
     closure = closure_of(problem)
     vector = ParameterVector([{"params": list(problem[0].parameters())}])
-    objectives = {"plain": Objective(closure, vector), "keeping the graph": Objective(closure, vector, keep_graph=True)}
+    objectives = {
+        "plain": ScipyFunction(closure, vector),
+        "keeping the graph": ScipyFunction(closure, vector, keep_graph=True),
+    }
     generator = np.random.default_rng(0)
 
-    def evaluate(objective: Objective) -> None:
+    def evaluate(objective: ScipyFunction) -> None:
         objective.evaluate(generator.normal(scale=1e-3, size=len(vector)))
         objective.gradient(objective._x)
 
@@ -151,7 +154,7 @@ def seed_minimize(problem: Problem, method: str) -> OptimizeResult:
     params = list(model.parameters())
     for param in params:
         nn.init.zeros_(param)
-    objective = Objective(closure_of(problem), ParameterVector([{"params": params}]))
+    objective = ScipyFunction(closure_of(problem), ParameterVector([{"params": params}]))
 
     def hessian(x: np.ndarray) -> np.ndarray:
         def loss(vector: Tensor) -> Tensor:

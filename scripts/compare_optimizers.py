@@ -68,12 +68,12 @@ class PublishedISTA(ProximalOptimizer):
             lam = group["happy_lambda"] * group["penalized"]
             for p in group["params"]:
                 start, grad, t = p.clone(), p.grad.clone(), 1.0
-                p.copy_(self.penalty.prox(start - t * grad, t, lam))
+                p.copy_(self.penalty_in_force.prox(start - t * grad, t, lam))
                 while float(closure.value()) + float(self.penalty_value()) >= F and not torch.allclose(
                     start, p, rtol=1e-4
                 ):
                     t /= 2
-                    p.copy_(self.penalty.prox(start - t * grad, t, lam))
+                    p.copy_(self.penalty_in_force.prox(start - t * grad, t, lam))
 
 
 OPTIMIZERS: dict[str, Maker] = {

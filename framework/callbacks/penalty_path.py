@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from framework.callback import Callback
-from framework.loop.schedulers import make_optimizer
 from framework.module import Module
 from framework.objective.groups import penalty_value, weighted_parameters
 from framework.penalties import Harder
@@ -73,8 +72,7 @@ class PenaltyPath(Callback):
     than a share ``tol`` of it. The windows start anew in each stage, which so lasts for two windows at least.
 
     Args:
-        optimizer: Called with the parameter groups: a class or a `functools.partial` of one. A proximal one is also
-            given the penalty and its weight.
+        optimizer: Called with the parameter groups: a class or a `functools.partial` of one.
         stages: Each a `Stage` or a mapping of its attributes. Default: the published schedule for the module's penalty,
             `HARDER_LASSO` for `Harder`, else `LASSO_ANN`.
         window: Epochs in a window.
@@ -261,7 +259,7 @@ class PenaltyPath(Callback):
         if self.is_final:
             trainer.use_optimizer(module.configure_optimizers(), accumulate_grad_batches="epoch")
         else:
-            optimizer = make_optimizer(self.make_optimizer, module.param_groups(), module)
+            optimizer = self.make_optimizer(module.param_groups())
             trainer.use_optimizer(optimizer, accumulate_grad_batches=self.accumulate_grad_batches)
         self._weights = [group.get("happy_lambda") for group in trainer.optimizer.param_groups]
 

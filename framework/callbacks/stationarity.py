@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Stationarity(Callback):
     """Logs ``stationarity_gap``, the largest distance of -grad f to the subgradients of g, and stops once it is small.
 
-    0 at a stationary (KKT) point, whatever the optimizer; see `framework.optim.proximal.stationarity_gap`. It is
+    0 at a stationary (KKT) point, whatever the optimizer; see `framework.optim.stationarity_gap`. It is
     measured on all the training data at the current point, which counts as one closure evaluation, and changes neither
     buffers nor random draws. With a `PenaltyPath` it waits for the final phase: before, the point to reach is another.
 

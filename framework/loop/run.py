@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from framework._version import __version__
 from framework.callback import Callback
 from framework.loggers import Logger
-from framework.loop.batches import Batches
+from framework.loop.batches import Batches, num_steps
 from framework.loop.checkpoint import check_weights, load_weights
 from framework.loop.engine import Engine
 from framework.loop.hooks import Hooks
@@ -33,10 +33,11 @@ from framework.loop.validation import (
     check_reevaluation,
     check_replay,
     check_smoothness,
+    warn_of_minimizations,
 )
 from framework.module import Module
 from framework.objective.closure import Closure, Objective
-from framework.objective.groups import is_penalized, sparsities, stationarity_gap
+from framework.objective.groups import adopt_penalty, is_penalized, sparsities, stationarity_gap
 from framework.objective.replay import rng_state, set_rng_state
 
 
@@ -178,6 +179,8 @@ class FitRun(Run):
     def _make_phase(self, configured: Any, accumulate_grad_batches: int | str, *, evaluations: int) -> Phase:
         module, engine, settings = self.module, self.engine, self.settings
         optimizer, schedulers = parse_optimizers(configured)
+        if getattr(type(optimizer), "handles_penalty", False):
+            adopt_penalty(optimizer, module)
         check_param_groups(module, optimizer)
         check_smoothness(module, optimizer)
         objective = Objective(
@@ -199,6 +202,7 @@ class FitRun(Run):
             check_reevaluation(optimizer, settings.gradient_clip_val, fp16=engine.grad_scaler is not None)
             if accumulate_grad_batches == "epoch":
                 check_replay(optimizer, self.train_batches.loader)
+        warn_of_minimizations(optimizer, num_steps(self.train_batches.num_batches, accumulate_grad_batches))
         step = make_step(closure, engine, settings, self.hooks.on_before_optimizer_step)
         iterations = InnerIterations(optimizer, self._report_iteration, self.is_over)
         return Phase(optimizer, schedulers, closure, step, iterations, accumulate_grad_batches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from framework.loop.metrics import Metrics
-from framework.module import Module
 
 
 @dataclass
@@ -59,18 +58,6 @@ class SchedulerConfig:
         if news := metrics.news(self.monitor, self._seen, "ReduceLROnPlateau"):
             self._seen, value = news
             self.scheduler.step(value)
-
-
-def optimizer_class(make: Callable[..., Optimizer]) -> Any:
-    """What makes an optimizer: a class itself, or that of a `functools.partial`."""
-    return getattr(make, "func", make)
-
-
-def make_optimizer(make: Callable[..., Optimizer], groups: Any, module: Module) -> Optimizer:
-    """The optimizer over parameter groups; a proximal one is also given the module's penalty and its weight."""
-    if getattr(optimizer_class(make), "handles_penalty", False):
-        return make(groups, happy_lambda=module.happy_lambda, penalty=module.penalty)
-    return make(groups)
 
 
 def parse_optimizers(configured: Any) -> tuple[Optimizer, list[SchedulerConfig]]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from framework.data import TensorLoader
 from framework.module import Module
+from framework.objective.groups import check_groups
 
 
 def check_module(module: Any) -> None:
@@ -65,28 +65,8 @@ def check_param_groups(module: Module, optimizer: Optimizer) -> None:
             f"in no parameter group of {type(optimizer).__name__}: {', '.join(missing)}. "
             "Add them to param_groups(), or freeze them by requires_grad_(False)"
         )
-    _check_penalized(module.param_groups(), needed=module.penalty is not None)
-    _check_penalized(optimizer.param_groups, needed=False)
-
-
-def _check_penalized(groups: list[dict[str, Any]], *, needed: bool) -> None:
-    said = ["penalized" in group for group in groups]
-    if not all(said) and (needed or any(said)):
-        raise ValueError(
-            f"parameter group {said.index(False)} does not say whether it is penalized: "
-            'add "penalized": True, False, or a boolean mask of the parameter\'s shape'
-        )
-    for index, group in enumerate(groups):
-        mask = group.get("penalized")
-        if isinstance(mask, Tensor):
-            params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-            if mask.dtype != torch.bool or any(mask.shape != p.shape for p in params):
-                raise ValueError(
-                    f'the "penalized" mask of parameter group {index} is {mask.dtype} of shape {tuple(mask.shape)}; it '
-                    f"must be boolean, of the shape of its parameter: {[tuple(p.shape) for p in params]}"
-                )
-        elif mask is not None and not isinstance(mask, bool):
-            raise ValueError(f'parameter group {index} has "penalized": {mask!r}; True, False or a mask is allowed')
+    check_groups(module.param_groups(), needed=module.penalty is not None)
+    check_groups(optimizer.param_groups, needed=False)
 
 
 def check_penalty(module: Module, groups: list[dict[str, Any]]) -> None:
@@ -161,6 +141,22 @@ def check_reevaluation(optimizer: Optimizer, gradient_clip_val: float | None, *,
         raise ValueError(
             f"precision='16-mixed' with {name}, which evaluates its closure many times per step: scaled gradients "
             "would disagree with the values. Use precision='bf16-mixed' or '32-true', or another optimizer"
+        )
+
+
+def warn_of_minimizations(optimizer: Optimizer, steps_per_epoch: float) -> None:
+    """Warn where a whole minimization would be made for each of several batches.
+
+    Args:
+        optimizer: Its class says ``minimizes = True`` if one step is a whole minimization.
+        steps_per_epoch: How many steps an epoch has.
+    """
+    if getattr(type(optimizer), "minimizes", False) and steps_per_epoch > 1:
+        warnings.warn(
+            f"{type(optimizer).__name__} makes a whole minimization of every mini-batch, {steps_per_epoch:g} in an "
+            'epoch, each undoing the one before: say accumulate_grad_batches="epoch" for one over all the data',
+            RuntimeWarning,
+            stacklevel=2,
         )
 
 

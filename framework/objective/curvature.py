@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from framework.objective.vector import flatten, unflatten
@@ -17,6 +18,8 @@ from framework.objective.vector import flatten, unflatten
 
 class _KeepGraph(TorchFunctionMode):
     """While active, `loss.backward()` keeps differentiable gradients of `params` besides accumulating them.
+
+    So does `torch.autograd.grad` with respect to them, for closures that assign `.grad` themselves.
 
     `backward(create_graph=True)` would tie each parameter to its own graph through `.grad`, a reference cycle; here
     `.grad` gets a plain copy, as without the mode. Parameters other than `params` get no gradient, and hooks that run
@@ -27,12 +30,16 @@ class _KeepGraph(TorchFunctionMode):
         super().__init__()
         self.params = list(params)
         self.gradients: list[Tensor | None] = [None] * len(self.params)
+        self.returned: list[Tensor | None] = [None] * len(self.params)
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func is Tensor.backward or func is torch.autograd.backward:
             # torch passes everything but the differentiated tensors by name.
             return self.backward(args[0], kwargs.get("gradient", kwargs.get("grad_tensors")))
+        if func is torch.autograd.grad and not kwargs.get("create_graph"):
+            gradients = func(*args, **{**kwargs, "create_graph": True, "retain_graph": True})
+            return self.grad(args[1], gradients)
         return func(*args, **kwargs)
 
     def backward(self, loss: Any, weight: Any = None) -> None:
@@ -40,10 +47,30 @@ class _KeepGraph(TorchFunctionMode):
         for index, (param, gradient) in enumerate(zip(self.params, gradients, strict=True)):
             if gradient is None:
                 continue
-            kept = self.gradients[index]
-            self.gradients[index] = gradient if kept is None else kept + gradient
+            self.gradients[index] = _sum(self.gradients[index], gradient)
             plain = gradient.detach().clone()
             param.grad = plain if param.grad is None else param.grad + plain
+
+    def grad(self, inputs: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        positions = {id(param): index for index, param in enumerate(self.params)}
+        for tensor, gradient in zip([inputs] if isinstance(inputs, Tensor) else inputs, gradients, strict=True):
+            index = positions.get(id(tensor))
+            if index is not None and gradient is not None:
+                self.returned[index] = _sum(self.returned[index], gradient)
+        return tuple(None if gradient is None else gradient.detach().clone() for gradient in gradients)
+
+    def use_assigned(self) -> None:
+        """Where nothing was backpropagated, keep the gradients that were returned and assigned as they were."""
+        if any(gradient is not None for gradient in self.gradients):
+            return
+        for param, gradient in zip(self.params, self.returned, strict=True):
+            if gradient is not None and (param.grad is None or not torch.equal(param.grad, gradient)):
+                return
+        self.gradients = self.returned
+
+
+def _sum(before: Tensor | None, gradient: Tensor) -> Tensor:
+    return gradient if before is None else before + gradient
 
 
 class HessianVectorProduct:
@@ -52,7 +79,7 @@ class HessianVectorProduct:
     Valid while the parameters keep the values they were evaluated at. Made by `hessian_vector_product`.
 
     Attributes:
-        value: what the evaluated function returned.
+        value: What the evaluated function returned.
     """
 
     def __init__(self, value: Any, params: list[Tensor], gradients: list[Tensor | None]) -> None:
@@ -61,7 +88,7 @@ class HessianVectorProduct:
         self._gradients = gradients
 
     def __call__(self, vector: Tensor) -> Tensor:
-        """The product with a vector (n,), or with each row of a stack (k, n) at once, like `vector` in all respects."""
+        """Compute the product with a vector (n,), or with the rows of a stack (k, n) at once, of its dtype."""
         first = self._params[0]
         directions = unflatten(vector.to(first.device, first.dtype), self._params)
         # A gradient without a graph is constant: its rows of the Hessian are zero.
@@ -72,14 +99,22 @@ class HessianVectorProduct:
         ]
         if not pairs:
             return torch.zeros_like(vector)
-        products = torch.autograd.grad(
-            [gradient for gradient, _ in pairs],
-            self._params,
-            [direction for _, direction in pairs],
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=vector.dim() == 2,
-        )
+        try:
+            products = torch.autograd.grad(
+                [gradient for gradient, _ in pairs],
+                self._params,
+                [direction for _, direction in pairs],
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=vector.dim() == 2,
+            )
+        except RuntimeError as error:
+            if "is not implemented" not in str(error):
+                raise
+            raise RuntimeError(
+                f"the loss has no second derivative: {error}. Compute that part by plain operations, or use a method "
+                "that needs no curvature, such as L-BFGS-B"
+            ) from error
         filled = [torch.zeros_like(d) if p is None else p for p, d in zip(products, directions, strict=True)]
         if vector.dim() == 2:
             return torch.cat([product.flatten(1).to(first.device) for product in filled], dim=1).to(vector)
@@ -87,21 +122,24 @@ class HessianVectorProduct:
 
 
 def hessian_vector_product(evaluate: Callable[[], Any], params: Sequence[Tensor]) -> HessianVectorProduct:
-    """Evaluates a loss once and returns its Hessian, over `params`, as a function from a vector to their product.
+    """Evaluate a loss once and return its Hessian, over `params`, as a function from a vector to their product.
 
     Args:
-        evaluate: a closure that calls `loss.backward()`, once or for several micro-batches (the Hessian is then that of
-            their sum, and all their graphs are kept); or a function that returns the loss and leaves `.grad` alone.
-        params: the parameters, in the order of the vector's values.
+        evaluate: A closure that calls `loss.backward()`, once or for several micro-batches (the Hessian is then that of
+            their sum, and all their graphs are kept); or one that assigns `.grad` from
+            `torch.autograd.grad`; or a function that returns the loss and leaves `.grad` alone.
+        params: The parameters, in the order of the vector's values.
 
     Returns:
         A function from (n,) to (n,), or from (k, n) to (k, n); its `value` is what `evaluate` returned.
 
     Raises:
-        ValueError: if `evaluate` neither calls `backward` nor returns a loss that depends on a parameter.
+        ValueError: If `evaluate` neither calls `backward` nor returns a loss that depends on a parameter.
     """
-    with torch.enable_grad(), _KeepGraph(params) as kept:
+    # The fused kernels of attention have no second derivative.
+    with torch.enable_grad(), _KeepGraph(params) as kept, sdpa_kernel(SDPBackend.MATH):
         value = evaluate()
+    kept.use_assigned()
     if all(gradient is None for gradient in kept.gradients):
         if not (isinstance(value, Tensor) and value.requires_grad):
             raise ValueError(
@@ -113,7 +151,7 @@ def hessian_vector_product(evaluate: Callable[[], Any], params: Sequence[Tensor]
 
 
 def hessian(product: Callable[[Tensor], Tensor], size: int, *, chunk_size: int = 64) -> Tensor:
-    """The Hessian (n, n), float64 on the CPU, from products with `chunk_size` unit vectors at a time.
+    """Compute the Hessian (n, n), float64 on the CPU, from products with `chunk_size` unit vectors at a time.
 
     Chunks of 64 take a third of the time of `torch.autograd.functional.hessian` (scripts/benchmark_minimize.py); larger
     ones gain little and hold that many copies of every intermediate.

@@ -43,7 +43,7 @@ def weight(group: Group, param: Tensor, happy_lambda: float | None = None) -> fl
         happy_lambda: The weight for groups that have none of their own.
 
     Returns:
-        A number, 0.0 where nothing is penalized; under a mask a tensor of the parameter's shape.
+        A number, 0.0 where nothing is penalized; else under a mask a tensor of the parameter's shape.
 
     Raises:
         ValueError: If the weight is missing, negative or not finite.
@@ -51,9 +51,15 @@ def weight(group: Group, param: Tensor, happy_lambda: float | None = None) -> fl
     if not is_penalized(group):
         return 0.0
     own = group.get("happy_lambda")
-    lam = check_weight(happy_lambda if own is None else own, "a penalized parameter group")
+    given = happy_lambda if own is None else own
+    if given is None:
+        raise ValueError(
+            "a penalized parameter group has no happy_lambda, the weight of its penalty: pass happy_lambda to the "
+            "optimizer or in the group; a Trainer takes it from the module, if that has a penalty"
+        )
+    lam = check_weight(given, "a penalized parameter group")
     mask = group["penalized"]
-    return lam * mask.to(param) if isinstance(mask, Tensor) else lam
+    return lam * mask.to(param) if isinstance(mask, Tensor) and lam else lam
 
 
 def check_weight(happy_lambda: Any, whose: str) -> float:
@@ -162,21 +168,32 @@ def check_groups(groups: Sequence[Group], *, needed: bool) -> None:
 def adopt_penalty(optimizer: Any, module: Module) -> None:
     """Give an optimizer that handles the penalty the module's penalty and weight, where it was made without them.
 
-    There is one source: what the optimizer has of its own must not contradict the module.
+    There is one source: what the optimizer has of its own must not contradict the module. Where the module has no
+    penalty, the optimizer's own is the source.
 
     Raises:
-        ValueError: If the optimizer and the module have different penalties, or different weights.
+        ValueError: If the optimizer and the module have different penalties or different weights, or neither has a
+            weight for a penalized group.
     """
-    if module.penalty is None:
-        return
     name = type(optimizer).__name__
-    if getattr(optimizer, "penalty", None) is None:
-        optimizer.penalty = module.penalty
-    elif optimizer.penalty != module.penalty:
+    own: Penalty | None = getattr(optimizer, "penalty", None)
+    if module.penalty is None:
+        for index, group in enumerate(optimizer.param_groups):
+            if is_penalized(group) and group.get("happy_lambda", 0.0) is None:
+                raise ValueError(
+                    f"parameter group {index} of {name} is penalized, and neither {name} nor the module says by how "
+                    "much: set the module's penalty and happy_lambda, or pass happy_lambda to "
+                    f'{name}; for no penalty, say "penalized": False'
+                )
+        if own is None:
+            optimizer.penalty = L1()
+        return
+    if own is not None and own != module.penalty:
         raise ValueError(
-            f"{name} was made with the penalty {optimizer.penalty}, and the module has {module.penalty}: there is one "
+            f"{name} was made with the penalty {own}, and the module has {module.penalty}: there is one "
             f"source. Make {name} without a penalty, and it takes the module's; or set the module's to None"
         )
+    optimizer.penalty = module.penalty
     declared = {id(p): group.get("happy_lambda") for group in module.param_groups() for p in _params(group)}
     for index, group in enumerate(optimizer.param_groups):
         wanted = next((lam for p in group["params"] if (lam := declared.get(id(p))) is not None), module.happy_lambda)

@@ -3,20 +3,27 @@
 Shapes: n is the number of values in all parameters together, k a stack of vectors.
 """
 
+from __future__ import annotations
+
+import copy
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Concatenates tensors into one vector (n,), on the device of the first."""
-    return torch.cat([tensor.reshape(-1).to(tensors[0].device) for tensor in tensors])
+    """Concatenate tensors into one vector (n,), a copy, on the device of the first; sparse ones are made dense."""
+    if not tensors:
+        return torch.zeros(0)
+    dense = [tensor.to_dense() if tensor.is_sparse else tensor for tensor in tensors]
+    return torch.cat([tensor.reshape(-1).to(tensors[0].device) for tensor in dense])
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Cuts (n,) into the shapes of `like`, or a stack (k, n) into (k, *shape) each."""
+    """Cut (n,) into the shapes of `like`, or a stack (k, n) into (k, *shape) each."""
     batch = vector.shape[:-1]
     pieces = vector.split([tensor.numel() for tensor in like], dim=-1)
     return [piece.reshape(batch + tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
@@ -28,7 +35,7 @@ class ParameterVector:
     Frozen parameters (`requires_grad=False`) are left out.
 
     Raises:
-        ValueError: if nothing is trainable, or the parameters are not all of one real floating-point dtype.
+        ValueError: If nothing is trainable, or the parameters are not all of one real floating-point dtype.
     """
 
     def __init__(self, param_groups: Iterable[dict]) -> None:
@@ -44,29 +51,38 @@ class ParameterVector:
                 "convert the model, for example with `model.float()`, or freeze the others"
             )
 
+    def with_gradient(self) -> ParameterVector:
+        """Return the vector of the parameters that have a gradient now, which may be none."""
+        kept = copy.copy(self)
+        kept.groups = [(group, [p for p in params if p.grad is not None]) for group, params in self.groups]
+        kept.params = [param for param in self.params if param.grad is not None]
+        return kept
+
     def __len__(self) -> int:
         return sum(param.numel() for param in self.params)
 
     def read(self) -> Tensor:
-        """The parameters (n,), a copy in their own dtype."""
+        """Return the parameters (n,), a copy in their own dtype."""
         return flatten([param.detach() for param in self.params])
 
     def read_gradients(self) -> Tensor | None:
-        """Their gradients (n,), zero for a parameter without one; None if no parameter has one."""
-        if all(param.grad is None for param in self.params):
+        """Return their gradients (n,), zero for a parameter without one; None if no parameter has one."""
+        if self.params and all(param.grad is None for param in self.params):
             return None
         return flatten([torch.zeros_like(param) if param.grad is None else param.grad for param in self.params])
 
     @torch.no_grad()
     def write(self, vector: Tensor) -> None:
-        """Copies (n,) into the parameters, rounding to their dtype."""
+        """Copy (n,) into the parameters, rounding to their dtype."""
+        if not self.params:
+            return
         first = self.params[0]
         vector = vector.to(first.device, first.dtype)
         for param, piece in zip(self.params, unflatten(vector, self.params), strict=True):
             param.copy_(piece)
 
     def expand_option(self, name: str) -> Tensor:
-        """A group's numeric option for each value (n,), in the parameters' dtype."""
+        """Return a group's numeric option for each value (n,), in the parameters' dtype."""
         first = self.params[0]
         values = [group[name] for group, _ in self.groups]
         sizes = [sum(param.numel() for param in params) for _, params in self.groups]
@@ -75,16 +91,37 @@ class ParameterVector:
         )
 
     def bounds(self) -> tuple[Tensor, Tensor] | None:
-        """Lower and upper bounds, (n,) float64 each, of groups with `"bounds": (low, high)`; None if none has."""
+        """Return the bounds of groups with `"bounds": (low, high)`, (n,) float64 each; None if none has."""
         if all(group.get("bounds") is None for group, _ in self.groups):
             return None
-        low, high = [], []
-        for group, params in self.groups:
-            lower, upper = group.get("bounds") or (None, None)
-            lower, upper = -math.inf if lower is None else lower, math.inf if upper is None else upper
-            if not lower <= upper:
-                raise ValueError(f"a group's bounds are {group['bounds']}: the lower must not exceed the upper")
-            size = sum(param.numel() for param in params)
-            low.append(torch.full((size,), lower, dtype=torch.float64))
-            high.append(torch.full((size,), upper, dtype=torch.float64))
+        sides = [
+            expand_bounds(group.get("bounds") or (None, None), param.shape)
+            for group, params in self.groups
+            for param in params
+        ]
+        low, high = ([side.reshape(-1) for side in one] for one in zip(*sides, strict=True))
         return torch.cat(low), torch.cat(high)
+
+
+def expand_bounds(bounds: Any, shape: Sequence[int] | int) -> tuple[Tensor, Tensor]:
+    """Return (low, high), each None, a number or a tensor of the shape, as two float64 tensors of that shape.
+
+    Raises:
+        ValueError: If there are not two, a tensor has another shape, or a lower bound exceeds its upper one.
+    """
+    shape = torch.Size((shape,)) if isinstance(shape, int) else torch.Size(shape)
+    if len(bounds) != 2:
+        raise ValueError(f"bounds={bounds!r}: pass (low, high), None for no bound")
+    sides = []
+    for bound, none in zip(bounds, (-math.inf, math.inf), strict=True):
+        side = torch.as_tensor(none if bound is None else bound, dtype=torch.float64, device="cpu").detach()
+        if side.dim() > 0 and side.shape != shape:
+            raise ValueError(
+                f"a bound has shape {tuple(side.shape)} for values of shape {tuple(shape)}: pass a number, or a tensor "
+                "of that shape, in one group for each shape"
+            )
+        sides.append(side.expand(shape))
+    low, high = sides
+    if not bool((low <= high).all()):
+        raise ValueError(f"the bounds are {bounds}: the lower must not exceed the upper")
+    return low, high

@@ -10,7 +10,7 @@ from framework.optim.arguments import check_positive
 from framework.optim.proximal import (
     NO_DESCENT,
     NOT_FINITE,
-    Objective,
+    PenalizedFunction,
     ProximalOptimizer,
     warn_no_step,
 )
@@ -31,8 +31,8 @@ class BacktrackingOptimizer(ProximalOptimizer):
 
     Args:
         params: Tensors, all penalized, or groups that each carry `penalized`.
-        happy_lambda: Weight of the penalty; also a per-group option.
-        penalty: g. Default: `L1()`.
+        happy_lambda: Weight of the penalty; also a per-group option. Default: the module's, in a trainer.
+        penalty: g. Default: the module's in a trainer, else `L1()`.
         lr: First step tried, also a per-group option: groups keep the ratio of their steps.
         growth: Each step first tries the last accepted t times `growth`; with 1, the paper's rule, t never grows.
         shrink: Factor of t after a rejection.
@@ -42,7 +42,7 @@ class BacktrackingOptimizer(ProximalOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        happy_lambda: float = 0.0,
+        happy_lambda: float | None = None,
         penalty: Penalty | None = None,
         *,
         lr: float = 1.0,
@@ -54,52 +54,55 @@ class BacktrackingOptimizer(ProximalOptimizer):
         check_positive(**options)
         super().__init__(params, happy_lambda, penalty, options)
 
-    def _advance(self, objective: Objective, y: Tensor, f: float, grad: Tensor) -> tuple[Tensor, float, float] | None:
-        """Takes a proximal gradient step from y; returns the new point, f + g there and the scale of the step.
+    def _advance(
+        self, function: PenalizedFunction, y: Tensor, f: float, grad: Tensor
+    ) -> tuple[Tensor, float, float] | None:
+        """Take a proximal gradient step from y; return the new point, f + g there and the scale of the step.
 
         None if there is nothing to train, if f or its gradient is not finite at y, or if the search fails.
         """
-        if not (objective.blocks and math.isfinite(f) and objective.is_finite(grad)):
+        if not (function.blocks and math.isfinite(f) and function.is_finite(grad)):
             return None
         options, state = self.param_groups[0], self.search_state
         scale = state["scale"] * options["growth"] if "scale" in state else 1.0
         first = scale
         for _ in range(int(options["max_backtracks"])):
-            steps = [block.lr * scale for block in objective.blocks]
-            x = objective.forward_backward(y, grad, steps)
+            steps = [block.lr * scale for block in function.blocks]
+            x = function.forward_backward(y, grad, steps)
             d = x - y
             if scale < TOO_SHORT * first and not d.any():
                 return None  # y is not stationary: no step but one too short to move was left
-            f_x = _majorized(objective, x, d, steps, f, grad)
+            f_x = _majorized(function, x, d, steps, f, grad)
             if f_x is not None:
-                return x, f_x + objective.penalty(x), scale
+                return x, f_x + function.penalty(x), scale
             scale *= options["shrink"]
         return None
 
-    def _warn(self, objective: Objective, F: float, grad: Tensor) -> None:
-        """Says why there was no step; the parameters hold the last accepted point."""
-        objective.restore()
-        if objective.blocks:
-            finite = math.isfinite(F) and objective.is_finite(grad)
+    def _warn(self, function: PenalizedFunction, F: float, grad: Tensor) -> None:
+        """Say why there was no step."""
+        if function.blocks:
+            finite = math.isfinite(F) and function.is_finite(grad)
             warn_no_step(self, NO_DESCENT if finite else NOT_FINITE)
 
 
-def _majorized(objective: Objective, x: Tensor, d: Tensor, steps: list[float], f: float, grad: Tensor) -> float | None:
-    """Computes f at x = y + d if the quadratic model at y, with value f and gradient grad, majorizes it; else None.
+def _majorized(
+    function: PenalizedFunction, x: Tensor, d: Tensor, steps: list[float], f: float, grad: Tensor
+) -> float | None:
+    """Compute f at x = y + d if the quadratic model at y, with value f and gradient grad, majorizes it; else None.
 
     Where the step is so short that rounding hides the change of f, the gradients decide instead: for a quadratic f,
     <grad f(x) - grad f(y), d> <= ||d||^2 / t is the same condition without its cancellation.
     """
-    quadratic = sum(dd / (2 * t) for dd, t in zip(objective.dots(d, d), steps, strict=True))
+    quadratic = sum(dd / (2 * t) for dd, t in zip(function.dots(d, d), steps, strict=True))
     if not math.isfinite(quadratic):
         return None
     slope, noise = float(grad @ d), torch.finfo(d.dtype).eps * abs(f)
     hidden = quadratic <= 100 * noise
-    if hidden and objective.has_gradient:
-        f_x, grad_x = objective.gradient(x)
+    if hidden and function.has_gradient:
+        f_x, grad_x = function.gradient(x)
         if float(grad_x @ d) - slope > 2 * quadratic:
             return None
     else:
-        f_x = objective.value(x)
+        f_x = function.value(x)
     slack = 10 * noise if hidden else 0.0
     return f_x if f_x <= f + slope + quadratic + slack else None

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from framework.objective.vector import flatten
 from framework.optim.backtracking import BacktrackingOptimizer
-from framework.optim.proximal import Closure, Objective
+from framework.optim.proximal import Closure, PenalizedFunction
 
 
 class FISTA(BacktrackingOptimizer):
@@ -26,37 +27,42 @@ class FISTA(BacktrackingOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Closure) -> float:  # type: ignore[override]
-        """Moves to the next accepted point and returns f + g there. The closure evaluates f and its gradient."""
-        objective, state = Objective(self, closure), self.search_state
-        y = self._extrapolate(objective.x) if state.get("theta", 1.0) > 1 else None
-        f, y, grad = objective.start(y)
-        F_old = f + objective.penalty(y) if y is objective.x else state["value"]
-        found = self._advance(objective, y, f, grad)
-        if y is not objective.x and not (found is not None and found[1] <= F_old):
-            state["theta"], y = 1.0, objective.x
-            f, grad = objective.gradient(y)
-            F_old = f + objective.penalty(y)
-            found = self._advance(objective, y, f, grad)
+        """Move to the next accepted point and return f + g there. The closure evaluates f and its gradient."""
+        with PenalizedFunction(self, closure) as function:
+            return self._step(function)
+
+    def _step(self, function: PenalizedFunction) -> float:
+        state = self.search_state
+        y = self._extrapolate(function.x) if state.get("theta", 1.0) > 1 else None
+        f, y, grad = function.start(y)
+        F_old = f + function.penalty(y) if y is function.x else state["value"]
+        found = self._advance(function, y, f, grad)
+        if y is not function.x and not (found is not None and found[1] <= F_old):
+            state["theta"], y = 1.0, function.x
+            f, grad = function.gradient(y)
+            F_old = f + function.penalty(y)
+            found = self._advance(function, y, f, grad)
         if found is None:
-            self._warn(objective, F_old, grad)
+            self._warn(function, F_old, grad)
             return F_old
         x, F, state["scale"] = found
-        self._remember(objective, x, y, F)
+        self._remember(function, x, y, F)
+        function.accept(x)
         return F
 
     def _extrapolate(self, x: Tensor) -> Tensor:
-        """Computes y = x + beta (x - x_old) over all parameters; those that have not moved yet stay."""
+        """Compute y = x + beta (x - x_old) over all parameters; those that have not moved yet stay."""
         params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         moves = [self.state[p]["move"] if "move" in self.state[p] else torch.zeros_like(p) for p in params]
         theta = self.search_state["theta"]
-        return x + (theta - 1) / _next_theta(theta) * Objective.flat(moves)
+        return x + (theta - 1) / _next_theta(theta) * flatten(moves)
 
-    def _remember(self, objective: Objective, x: Tensor, y: Tensor, F: float) -> None:
-        move = x - objective.x
+    def _remember(self, function: PenalizedFunction, x: Tensor, y: Tensor, F: float) -> None:
+        move = x - function.x
         uphill = float((y - x) @ move) > 0
         theta = 1.0 if uphill else _next_theta(self.search_state.get("theta", 1.0))
         self.search_state.update(theta=theta, value=F)
-        for block, part in zip(objective.blocks, move.split(objective.sizes), strict=True):
+        for block, part in zip(function.blocks, move.split(function.sizes), strict=True):
             self.state[block.param]["move"] = part.view(block.param.shape)
 
 

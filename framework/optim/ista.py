@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from framework.optim.backtracking import BacktrackingOptimizer
-from framework.optim.proximal import Closure, Objective
+from framework.optim.proximal import Closure, PenalizedFunction
 
 
 class ISTA(BacktrackingOptimizer):
@@ -23,42 +23,44 @@ class ISTA(BacktrackingOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Closure, initial_loss: float | None = None) -> float:  # type: ignore[override]
-        """Moves to the next accepted point and returns f + g there.
+        """Move to the next accepted point and return f + g there.
 
         Args:
             closure: Either protocol above.
             initial_loss: f + g at the current point, for the closure that returns the total objective.
         """
-        objective, f, grad = self._start(closure, initial_loss)
-        F = f + objective.penalty(objective.x)
-        found = self._advance(objective, objective.x, f, grad)
-        if found is None:
-            self._warn(objective, F, grad)
-            return F
-        _, F, self.search_state["scale"] = found
+        function, f, grad = self._start(closure, initial_loss)
+        with function:
+            F = f + function.penalty(function.x)
+            found = self._advance(function, function.x, f, grad)
+            if found is None:
+                self._warn(function, F, grad)
+                return F
+            x, F, self.search_state["scale"] = found
+            function.accept(x)
         return F
 
-    def _start(self, closure: Closure, initial_loss: float | None) -> tuple[Objective, float, Tensor]:
+    def _start(self, closure: Closure, initial_loss: float | None) -> tuple[PenalizedFunction, float, Tensor]:
         if initial_loss is None:
             before = self._gradients()
-            objective = Objective(self, closure)
-            value, _, grad = objective.start()
+            function = PenalizedFunction(self, closure)
+            value, _, grad = function.start()
             after = self._gradients()
             written = any(a is not b or va != vb for (a, va), (b, vb) in zip(after, before, strict=True))
-            if written or hasattr(closure, "value") or not objective.blocks:
-                return objective, value, grad
+            if written or hasattr(closure, "value") or not function.blocks:
+                return function, value, grad
             initial_loss = value
-        objective = TotalObjective(self, closure)
-        _, grad = objective.bind()
-        return objective, float(initial_loss) - objective.penalty(objective.x), grad
+        function = TotalFunction(self, closure)
+        _, grad = function.bind()
+        return function, float(initial_loss) - function.penalty(function.x), grad
 
     def _gradients(self) -> list[tuple[Tensor | None, int]]:
         grads = [p.grad for group in self.param_groups for p in group["params"]]
         return [(grad, 0 if grad is None else grad._version) for grad in grads]
 
 
-class TotalObjective(Objective):
-    """The objective whose closure returns f + g and computes no gradient."""
+class TotalFunction(PenalizedFunction):
+    """The function whose closure returns f + g and computes no gradient."""
 
     has_gradient = False
 

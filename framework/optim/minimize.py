@@ -1,8 +1,10 @@
 """scipy's minimizers as a PyTorch optimizer."""
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,13 @@ import scipy.optimize
 import torch
 from scipy.optimize import Bounds, OptimizeResult
 from threadpoolctl import ThreadpoolController
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from framework.objective.vector import ParameterVector
+from framework.objective.vector import ParameterVector, expand_bounds
 from framework.optim import scipy_methods
-from framework.optim.objective import Objective
+from framework.optim.scipy_function import ScipyFunction
 
 
 class _Stop(Exception):  # noqa: N818 (like StopIteration, no error)
@@ -44,7 +47,8 @@ class MinimizeWrapper(Optimizer):
     The objective must be smooth: an L1 penalty stalls a quasi-Newton line search at its first kink and yields no exact
     zeros. Its smooth reformulation w = u - v with u, v >= 0 doubles the variables, and closure and parameters would no
     longer be the user's; `ISTA`, `FISTA` and `SpaRSA` handle the penalty itself, so a trainer refuses it here
-    (`requires_smooth`).
+    (`requires_smooth`). And one step is a whole minimization (`minimizes`): a trainer warns where it would be one per
+    mini-batch.
 
     Defaults that differ from scipy's, by measurement (scripts/benchmark_minimize.py): L-BFGS-B remembers 50 corrections
     (`maxcor`) instead of 10, which halves the evaluations on images of 784 pixels; TNC takes its differences of
@@ -52,25 +56,27 @@ class MinimizeWrapper(Optimizer):
     runs on one thread, as its pool fights torch's.
 
     Args:
-        params: parameters or groups; a group may have `"bounds": (low, high)`, None for no bound. Frozen parameters are
-            skipped.
+        params: Parameters or groups; a group may have `"bounds": (low, high)`, None for no bound, each a number or a
+            tensor of its parameter's shape. Frozen parameters are skipped.
         minimizer_args: `method`, and optionally `options`, `tol`, `bounds` and `constraints`, as for
-            `scipy.optimize.minimize`.
+            `scipy.optimize.minimize`. `bounds` may also be one `(low, high)` for all values, or two tensors (n,).
 
     Attributes:
-        result: scipy's `OptimizeResult` of the last step; None before.
-        on_iteration: called as `on_iteration(iteration, best_value)` after every iteration of scipy (of `brute`: every
+        result: scipy's `OptimizeResult` of the last step; None before. Also as `res`, as in pytorch-minimize.
+        on_iteration: Called as `on_iteration(iteration, best_value)` after every iteration of scipy (of `brute`: every
             evaluation), with the parameters at the best point. It may raise `StopIteration`, which ends the
             minimization with `result.status` 99; any other exception passes on to the caller of `step`.
 
     Raises:
-        ValueError: for an unknown method, an argument or option that the method does not take, nothing to train, or
-            parameters in several dtypes.
+        ValueError: If the method is unknown or does not take an argument or option, nothing is trainable, or the
+            parameters have several dtypes.
     """
 
     reevaluates = True
+    expects_gradients = False
     handles_penalty = False
     requires_smooth = True
+    minimizes = True
 
     def __init__(self, params: ParamsT, minimizer_args: Mapping[str, Any]) -> None:
         super().__init__(params, {"bounds": None})
@@ -89,34 +95,34 @@ class MinimizeWrapper(Optimizer):
         arguments, _ = self._arguments(vector)
         scipy_methods.check_arguments(self.method, vector.read().double().cpu().numpy(), arguments)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Minimizes from the current parameters and leaves them at the best point; returns the closure's value there.
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
+        """Minimize from the current parameters and leave them at the best point; return the closure's value there.
 
         Raises:
-            ValueError: if the loss or its gradient is not finite, or the closure leaves no gradient.
+            ValueError: If the loss or its gradient is not finite, or the closure leaves no gradient.
         """
         if closure is None:
             raise TypeError("MinimizeWrapper evaluates many times per step: pass a closure, `optimizer.step(closure)`")
         vector = ParameterVector(self.param_groups)
         arguments, ours = self._arguments(vector)
         local = scipy_methods.local_method(self.method, arguments["options"])
-        objective = Objective(
+        objective = ScipyFunction(
             closure,
             vector,
             keep_graph=local in scipy_methods.PRODUCT + scipy_methods.HESSIAN,
             bounds=arguments.get("bounds"),
             track_best=not arguments.get("constraints"),
         )
-        report = _Report(objective, self.on_iteration, ours.get("maxiter"))
-        try:
-            with _linear_algebra().limit(limits=1):
-                self.result = self._minimize(objective, arguments, report)
-            if not objective.track_best:
-                objective.accept(self.result.x)
-        except _Stop as stop:
-            self.result = report.stopped(stop)
-        finally:
-            objective.restore_best()
+        report = _Report(self.method, objective, self.on_iteration, ours.get("maxiter"))
+        with objective.function:
+            try:
+                # Where the loss is infinite, scipy's own arithmetic makes NaN, which it steps back from.
+                with _linear_algebra().limit(limits=1), np.errstate(invalid="ignore"):
+                    self.result = self._minimize(objective, arguments, report)
+                if not objective.track_best:
+                    objective.accept(self.result.x)
+            except _Stop as stop:
+                self.result = report.stopped(stop)
         if self.method == "dogleg" and self.result.status == 3:
             self.result.message = (
                 f"dogleg needs a positive definite Hessian, and after {self.result.nit} iterations it is not: "
@@ -129,16 +135,23 @@ class MinimizeWrapper(Optimizer):
             raise ValueError("no finite loss was found; the parameters are left at the starting point")
         return objective.best_loss
 
+    @property
+    def res(self) -> OptimizeResult | None:
+        """The `result`, by its name in pytorch-minimize."""
+        return self.result
+
     def _arguments(self, vector: ParameterVector) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The arguments for scipy, and the options that it lacks and that are handled here."""
+        """Return the arguments for scipy, and the options that it lacks and that are handled here."""
         arguments = {name: value for name, value in self.minimizer_args.items() if name != "method"}
         options = _default_options(self.method, vector) | (arguments.get("options") or {})
         lacking = {"TNC": ["maxiter"], "L-BFGS-B": ["disp"]}.get(self.method, [])
         ours = {name: options.pop(name) for name in lacking if name in options}
+        if self.method == "TNC" and ours.get("maxiter") is not None:
+            options.setdefault("maxfun", np.iinfo(np.int32).max)  # else scipy's default would end it before
         bounds = _bounds(vector, arguments.pop("bounds", None))
         return {**arguments, "options": options} | ({} if bounds is None else {"bounds": bounds}), ours
 
-    def _minimize(self, objective: Objective, arguments: dict[str, Any], report: "_Report") -> OptimizeResult:
+    def _minimize(self, objective: ScipyFunction, arguments: dict[str, Any], report: "_Report") -> OptimizeResult:
         if self.method in scipy_methods.GLOBAL:
             return scipy_methods.minimize_globally(self.method, objective, arguments, report)
         value_only = self.method in scipy_methods.DERIVATIVE_FREE
@@ -156,15 +169,23 @@ class _Report:
     """scipy's callback: counts iterations and passes them on, with the parameters at the best point."""
 
     def __init__(
-        self, objective: Objective, on_iteration: Callable[[int, float], object] | None, maxiter: int | None
+        self,
+        method: str,
+        objective: ScipyFunction,
+        on_iteration: Callable[[int, float], object] | None,
+        maxiter: int | None,
     ) -> None:
+        self.method = method
         self.objective = objective
         self.on_iteration = on_iteration
         self.maxiter = maxiter
         self.num_iterations = 0
 
     def __call__(self, x: np.ndarray, *_: Any) -> None:
-        self.num_iterations += 1
+        iteration = _cobyqa_iteration() if self.method == "COBYQA" else self.num_iterations + 1
+        if iteration == self.num_iterations:
+            return
+        self.num_iterations = iteration
         if not self.objective.track_best:
             self.objective.accept(x)
         if self.on_iteration is not None:
@@ -189,6 +210,17 @@ class _Report:
         )
 
 
+def _cobyqa_iteration() -> int:
+    """Return the number of COBYQA's iteration under way, 0 while it builds its first model.
+
+    scipy calls back after each of its evaluations, of which an iteration may make several, and passes no count.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not (frame.f_code.co_name == "minimize" and "n_iter" in frame.f_locals):
+        frame = frame.f_back
+    return 0 if frame is None else frame.f_locals["n_iter"]
+
+
 @functools.cache
 def _linear_algebra() -> ThreadpoolController:
     """The threads of scipy's linear algebra. Found once: the search takes milliseconds, like several small products."""
@@ -205,7 +237,7 @@ def _default_options(method: str, vector: ParameterVector) -> dict[str, Any]:
 
 
 def _bounds(vector: ParameterVector, given: Any) -> Bounds | None:
-    """The bounds of the groups, or those given in `minimizer_args`, for every value."""
+    """Return the bounds of the groups, or those given in `minimizer_args`, for every value."""
     of_groups = vector.bounds()
     if of_groups is not None and given is not None:
         raise ValueError("bounds are given both in parameter groups and in minimizer_args: remove one of them")
@@ -217,11 +249,13 @@ def _bounds(vector: ParameterVector, given: Any) -> Bounds | None:
     if isinstance(given, Bounds):
         shape = (len(vector),)
         return Bounds(np.broadcast_to(given.lb, shape), np.broadcast_to(given.ub, shape), given.keep_feasible)
+    if len(given) == 2 and all(bound is None or np.ndim(bound) == 0 or isinstance(bound, Tensor) for bound in given):
+        return Bounds(*(side.numpy() for side in expand_bounds(given, len(vector))))
     pairs = list(given)
     if len(pairs) != len(vector):
         raise ValueError(
-            f"minimizer_args has {len(pairs)} bounds for {len(vector)} values: give one (low, high) for each, or "
-            '{"bounds": (low, high)} in a parameter group'
+            f"minimizer_args has {len(pairs)} bounds for {len(vector)} values: give one (low, high) for all, one for "
+            'each, or {"bounds": (low, high)} in a parameter group'
         )
     return Bounds(
         [-np.inf if low is None else low for low, _ in pairs], [np.inf if high is None else high for _, high in pairs]

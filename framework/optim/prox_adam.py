@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from framework.objective.groups import weight
 from framework.optim.arguments import check_positive
-from framework.optim.proximal import ProximalOptimizer, param_lam
+from framework.optim.proximal import ProximalOptimizer
 from framework.penalties import Penalty
 
 
@@ -28,19 +29,20 @@ class ProxAdam(ProximalOptimizer):
 
     Args:
         params: Tensors, all penalized, or groups that each carry `penalized`.
-        happy_lambda: Weight of the penalty; also a per-group option.
-        penalty: g. Default: `L1()`.
+        happy_lambda: Weight of the penalty; also a per-group option. Default: the module's, in a trainer.
+        penalty: g. Default: the module's in a trainer, else `L1()`.
         lr: Learning rate; also a per-group option, as are `betas` and `eps`.
         betas: Decay of the two averages.
         eps: Added to sqrt(v).
     """
 
     reevaluates = False
+    expects_gradients = True
 
     def __init__(
         self,
         params: ParamsT,
-        happy_lambda: float = 0.0,
+        happy_lambda: float | None = None,
         penalty: Penalty | None = None,
         *,
         lr: float = 1e-3,
@@ -54,23 +56,23 @@ class ProxAdam(ProximalOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes one step; returns what the closure returned, as Adam does: f at the point before the step."""
+        """Make one step; return what the closure returned, as Adam does: f at the point before the step."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not params:
+        updated = [
+            (p, group, weight(group, p)) for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
+        if not updated:
             return loss
-        norms = torch._foreach_norm([p.grad for p in params])
+        norms = torch._foreach_norm([p.grad for p, _, _ in updated])
         finite = torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, group, finite.to(p.device))
+        for p, group, lam in updated:
+            self._update(p, group, lam, finite.to(p.device))
         return loss
 
-    def _update(self, p: Tensor, group: dict[str, Any], finite: Tensor) -> None:
+    def _update(self, p: Tensor, group: dict[str, Any], lam: float | Tensor, finite: Tensor) -> None:
         state, (beta1, beta2) = self.state[p], group["betas"]
         if not state:
             state["step"], state["skipped"] = torch.zeros((), device=p.device), torch.zeros((), device=p.device)
@@ -86,7 +88,6 @@ class ProxAdam(ProximalOptimizer):
         correction1, correction2 = 1 - beta1 ** step.double(), 1 - beta2 ** step.double()
         t = group["lr"] / ((v / correction2.to(v)).sqrt() + group["eps"])
         w = p - t * m / correction1.to(m)
-        lam = param_lam(group, p)
         if isinstance(lam, Tensor) or lam > 0:
-            w = self.penalty.prox(w, t, lam) + 0.0
+            w = self.penalty_in_force.prox(w, t, lam) + 0.0
         p.copy_(torch.where(finite, w, p))

@@ -1,8 +1,7 @@
 """What every proximal optimizer shares: groups that say what is penalized, and f + g as a function of one vector."""
 
-import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from framework.optim.arguments import as_number, check_positive
+from framework.objective.groups import check_groups, check_weight, penalty_value, weight
+from framework.objective.vector import ParameterVector, flatten
+from framework.optim.arguments import check_positive
+from framework.optim.function import ClosureFunction
 from framework.penalties import L1, Penalty
 
 Closure = Callable[[], Any]
@@ -26,17 +28,29 @@ class ProximalOptimizer(Optimizer):
     between steps through `param_groups`. The penalty itself is no option: it stays out of `state_dict()`, which holds
     only numbers and tensors and loads with `weights_only=True`.
 
+    In a trainer the penalty and its weight have one source: an optimizer made without them takes the module's at `fit`.
+    In a loop by hand the weight must be given before the first step, and the penalty is `L1()` where none is given.
+
+    The trainer reads from the class: `handles_penalty`, it is given f alone; `reevaluates`, whether `step` evaluates
+    its closure more than once; `expects_gradients`, whether the gradients must be ready before it calls its closure,
+    and not only after.
+
     Raises:
-        ValueError: A group lacks `penalized`, its mask does not fit, or `happy_lambda` is negative or not finite.
+        ValueError: If a group lacks `penalized`, its mask does not fit, or `happy_lambda` is negative or not finite.
     """
 
     handles_penalty = True
     reevaluates = True
+    expects_gradients = False
 
     def __init__(
-        self, params: ParamsT, happy_lambda: float, penalty: Penalty | None, defaults: dict[str, Any] | None = None
+        self,
+        params: ParamsT,
+        happy_lambda: float | None,
+        penalty: Penalty | None,
+        defaults: dict[str, Any] | None = None,
     ) -> None:
-        self.penalty = L1() if penalty is None else penalty
+        self.penalty = penalty
         if not isinstance(params, Tensor):
             given: list[Any] = list(params)
             plain = bool(given) and not isinstance(given[0], dict)
@@ -46,66 +60,41 @@ class ProximalOptimizer(Optimizer):
     def add_param_group(self, param_group: Group) -> None:
         super().add_param_group(param_group)
         try:
-            _check_group(self.param_groups[-1], len(self.param_groups) - 1)
+            self._check_groups()
         except ValueError:
             self.param_groups.pop()
             raise
 
+    def _check_groups(self) -> None:
+        check_groups(self.param_groups, needed=True)
+        group = self.param_groups[-1]
+        if group["happy_lambda"] is not None:
+            check_weight(group["happy_lambda"], f"parameter group {len(self.param_groups) - 1}")
+        if "lr" in group:
+            check_positive(lr=float(group["lr"]))
+
     def step(self, closure: Any = None) -> Any:
-        """Makes one step."""
+        """Make one step."""
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "penalty": self.penalty}
 
+    @property
+    def penalty_in_force(self) -> Penalty:
+        """The penalty, `L1()` where none was given."""
+        return L1() if self.penalty is None else self.penalty
+
+    @torch.no_grad()
     def penalty_value(self) -> Tensor:
-        """Computes g at the current parameters, a 0-d tensor."""
-        with torch.no_grad():
-            blocks = _blocks(self.param_groups, with_gradient=False)
-            return sum((b.penalty_value(self.penalty, b.param) for b in blocks), torch.zeros(()))
+        """Compute g at the current parameters, a 0-d tensor."""
+        value = penalty_value(self.penalty_in_force, self.param_groups)
+        return torch.zeros(()) if value is None else value
 
     @property
     def search_state(self) -> dict[str, Any]:
-        """What the search remembers as a whole; kept with the first parameter, as in `torch.optim.LBFGS`."""
+        """What the search remembers as a whole, kept with the first parameter, as in `torch.optim.LBFGS`."""
         return self.state[self.param_groups[0]["params"][0]]
-
-
-def _check_group(group: Group, index: int) -> None:
-    if "penalized" not in group:
-        raise ValueError(
-            f'parameter group {index} does not say whether it is penalized: add "penalized": True, False, or a boolean '
-            f"mask of the parameter's shape to its dictionary"
-        )
-    penalized = group["penalized"]
-    if isinstance(penalized, Tensor):
-        shapes = [tuple(p.shape) for p in group["params"]]
-        if penalized.dtype != torch.bool or any(shape != tuple(penalized.shape) for shape in shapes):
-            raise ValueError(
-                f"the mask `penalized` of parameter group {index} is {penalized.dtype} of shape "
-                f"{tuple(penalized.shape)}, its parameters have shapes {shapes}: pass a boolean tensor of the "
-                f"parameter's shape, one group per shape"
-            )
-    elif not isinstance(penalized, bool):
-        raise ValueError(f"penalized={penalized!r} in parameter group {index}: pass True, False or a boolean mask")
-    group_lam(group)
-    if "lr" in group:
-        check_positive(lr=float(group["lr"]))
-
-
-def group_lam(group: Group) -> float:
-    """Reads the weight of a group's penalty; raises `ValueError` if it is negative or not finite."""
-    lam = float(group["happy_lambda"])
-    if not (lam >= 0 and math.isfinite(lam)):
-        raise ValueError(f"happy_lambda={lam!r} is not allowed: pass a finite number that is not negative")
-    return lam
-
-
-def param_lam(group: Group, param: Tensor) -> float | Tensor:
-    """Computes the weight of the penalty on one parameter: a number, or elementwise where the group has a mask."""
-    penalized, lam = group["penalized"], group_lam(group)
-    if isinstance(penalized, Tensor):
-        return lam * penalized.to(param) if lam else 0.0
-    return lam if penalized else 0.0
 
 
 @dataclass(slots=True)
@@ -130,123 +119,73 @@ class Block:
         return penalty.prox(part.view(self.param.shape), step, self.lam).reshape(-1) + 0.0
 
 
-def _blocks(groups: Iterable[Group], with_gradient: bool = True) -> list[Block]:
-    return [
-        Block(p, param_lam(group, p), float(group.get("lr", 1.0)))
-        for group in groups
-        for p in group["params"]
-        if p.requires_grad and not (with_gradient and p.grad is None)
-    ]
-
-
-class Objective:
-    """f + g as a function of the vector x of all parameters that have a gradient, during one optimizer step.
-
-    The parameters always hold the last evaluated point; `restore` brings back the accepted one, which also happens when
-    the closure raises.
-    """
+class PenalizedFunction(ClosureFunction):
+    """f of a closure and g, the penalty, as functions of the vector x of all parameters that have a gradient."""
 
     has_gradient = True
 
     def __init__(self, optimizer: ProximalOptimizer, closure: Closure) -> None:
-        self.penalty_fn, self.closure = optimizer.penalty, closure
-        self.blocks = _blocks(optimizer.param_groups, with_gradient=False)
+        super().__init__(closure, ParameterVector(optimizer.param_groups))
+        self.penalty_fn = optimizer.penalty_in_force
+        self.blocks = [
+            Block(param, weight(group, param), float(group.get("lr", 1.0)))
+            for group, params in self.vector.groups
+            for param in params
+        ]
         self.sizes = [b.param.numel() for b in self.blocks]
-        self.x = self.flat([b.param for b in self.blocks])
 
     def start(self, y: Tensor | None = None) -> tuple[float, Tensor, Tensor]:
-        """Evaluates f at the vector y, by default at the current point x; returns f, y and the gradient.
+        """Evaluate f at the vector y, by default at the current point x; return f, y and the gradient.
 
         Afterwards `x`, y and the gradient hold only the parameters that have a gradient; the others have not moved.
         """
-        f = self._call_with_gradient() if y is None else self.gradient(y)[0]
+        f = self.evaluate(self.x if y is None else y)
         return f, *self.bind(y)
 
     def bind(self, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Drops the parameters without gradient from `x` and y; returns y and the gradient."""
+        """Drop the parameters without gradient from `x` and y; return y and the gradient."""
         kept = [b.param.grad is not None for b in self.blocks]
         if not all(kept):
             self.restore()
             self.x, y = self._cut(self.x, kept), None if y is None else self._cut(y, kept)
+            self._at = self.x
+            self.vector = self.vector.with_gradient()
             self.blocks = [b for b, keep in zip(self.blocks, kept, strict=True) if keep]
             self.sizes = [b.param.numel() for b in self.blocks]
-        return self.x if y is None else y, self._flat_grad()
+        gradient = self.vector.read_gradients()
+        assert gradient is not None
+        return self.x if y is None else y, gradient
 
     def _cut(self, x: Tensor, kept: Sequence[bool]) -> Tensor:
-        return self.flat([part for part, keep in zip(x.split(self.sizes), kept, strict=True) if keep])
-
-    def gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        """Computes f(x) and its gradient."""
-        self._write(x)
-        return self._call_with_gradient(), self._flat_grad()
-
-    def value(self, x: Tensor) -> float:
-        """Computes f(x): without gradients if the closure can."""
-        self._write(x)
-        value = getattr(self.closure, "value", None)
-        return self._guarded(value) if value is not None else self._call_with_gradient()
+        return flatten([part for part, keep in zip(x.split(self.sizes), kept, strict=True) if keep])
 
     def penalty(self, x: Tensor) -> float:
-        """Computes g(x)."""
+        """Compute g(x)."""
         parts = zip(self.blocks, x.split(self.sizes), strict=True)
         values = [b.penalty_value(self.penalty_fn, part) for b, part in parts if b.penalized]
         return float(torch.stack(values).sum()) if values else 0.0
 
     def forward_backward(self, x: Tensor, grad: Tensor, steps: Sequence[float]) -> Tensor:
-        """Computes prox_{t g}(x - t grad), with one step t for each tensor (Beck & Teboulle 2009, eq. 2.6)."""
+        """Compute prox_{t g}(x - t grad), with one step t for each tensor (Beck & Teboulle 2009, eq. 2.6)."""
         parts = zip(self.blocks, x.split(self.sizes), grad.split(self.sizes), steps, strict=True)
         return torch.cat([b.prox(self.penalty_fn, xi.sub(gi, alpha=t), t) for b, xi, gi, t in parts])
 
     def dots(self, a: Tensor, b: Tensor) -> list[float]:
-        """Computes the inner product of each tensor's part of two vectors."""
+        """Compute the inner product of each tensor's part of two vectors."""
         return torch.stack([ai @ bi for ai, bi in zip(a.split(self.sizes), b.split(self.sizes), strict=True)]).tolist()
 
     def is_finite(self, x: Tensor) -> bool:
-        """Tells whether every entry of a vector is finite."""
+        """Tell whether every entry of a vector is finite."""
         return bool(x.isfinite().all())
 
     def expand(self, numbers: Sequence[float]) -> Tensor:
-        """Computes the vector that holds one number per tensor in all of that tensor's entries."""
+        """Compute the vector that holds one number per tensor in all of that tensor's entries."""
         return torch.cat([self.x.new_full((n,), v) for n, v in zip(self.sizes, numbers, strict=True)])
 
     @property
     def penalized(self) -> Tensor:
-        """Tells which entries of x the penalty weighs."""
-        return self.flat([torch.as_tensor(b.lam, device=b.param.device).expand(b.param.shape) > 0 for b in self.blocks])
-
-    def accept(self, x: Tensor) -> None:
-        """Makes x the point to which a failed search returns."""
-        self.x = x
-
-    def restore(self) -> None:
-        """Writes the accepted point into the parameters."""
-        self._write(self.x)
-
-    def _write(self, x: Tensor) -> None:
-        for b, part in zip(self.blocks, x.split(self.sizes), strict=True):
-            b.param.copy_(part.view(b.param.shape))
-
-    def _call_with_gradient(self) -> float:
-        with torch.enable_grad():
-            return self._guarded(self.closure)
-
-    def _guarded(self, function: Closure) -> float:
-        try:
-            return as_number(function())
-        except BaseException:
-            with torch.no_grad():
-                self.restore()
-            raise
-
-    def _flat_grad(self) -> Tensor:
-        return self.flat([torch.zeros_like(b.param) if b.param.grad is None else b.param.grad for b in self.blocks])
-
-    @staticmethod
-    def flat(tensors: Sequence[Tensor]) -> Tensor:
-        """Concatenates tensors into one vector, a copy."""
-        if not tensors:
-            return torch.zeros(0)
-        return torch.cat([(t.to_dense() if t.is_sparse else t).detach().reshape(-1) for t in tensors])
+        """Tell which entries of x the penalty weighs."""
+        return flatten([torch.as_tensor(b.lam, device=b.param.device).expand(b.param.shape) > 0 for b in self.blocks])
 
 
 NOT_FINITE = "the objective or its gradient is not finite at the current point; the parameters stay where they are"
@@ -257,26 +196,5 @@ NO_DESCENT = (
 
 
 def warn_no_step(optimizer: Optimizer, reason: str) -> None:
-    """Warns that a step left the parameters at the last accepted point, and why."""
+    """Warn that a step left the parameters at the last accepted point, and why."""
     warnings.warn(f"{type(optimizer).__name__} took no step: {reason}", RuntimeWarning, stacklevel=4)
-
-
-@torch.no_grad()
-def stationarity_gap(optimizer_or_groups: Optimizer | Iterable[Group], penalty: Penalty | None = None) -> Tensor:
-    """Computes how far the current point is from stationarity (KKT) of f + g, a 0-d tensor: 0 at a stationary point.
-
-    The largest over parameters of the distance of -grad f to the subdifferential of g (`Penalty.subgradient_gap`); of
-    |grad f| where nothing is penalized. Gradients of f must have been computed; parameters without one are left out.
-
-    Args:
-        optimizer_or_groups: A proximal optimizer, or groups that carry `penalized` and `happy_lambda`.
-        penalty: Default: the optimizer's own, else `L1()`.
-    """
-    groups = optimizer_or_groups.param_groups if isinstance(optimizer_or_groups, Optimizer) else optimizer_or_groups
-    penalty = penalty or getattr(optimizer_or_groups, "penalty", None) or L1()
-    gaps = []
-    for block in _blocks(groups):
-        grad = block.param.grad
-        assert grad is not None
-        gaps.append(penalty.subgradient_gap(block.param, grad, block.lam) if block.penalized else grad.abs().amax())
-    return torch.stack([gap.to(gaps[0]) for gap in gaps]).amax() if gaps else torch.zeros(())

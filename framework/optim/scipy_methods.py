@@ -9,25 +9,26 @@ from typing import Any
 import numpy as np
 import scipy.optimize
 import torch
-from scipy.optimize import OptimizeResult
+from scipy.optimize import Bounds, OptimizeResult
 
-from framework.optim.objective import Objective
+from framework.optim.scipy_function import ScipyFunction
 
 GRADIENT = ("CG", "BFGS", "L-BFGS-B", "TNC", "SLSQP")
 PRODUCT = ("Newton-CG", "trust-ncg", "trust-krylov", "trust-constr")
 HESSIAN = ("trust-exact", "dogleg")
 DERIVATIVE_FREE = ("Nelder-Mead", "Powell", "COBYLA", "COBYQA")
 GLOBAL = ("basinhopping", "differential_evolution", "dual_annealing", "shgo", "brute")
+BOUNDED = ("L-BFGS-B", "TNC", "SLSQP", "trust-constr", *DERIVATIVE_FREE)
 METHODS = GRADIENT + PRODUCT + HESSIAN + DERIVATIVE_FREE + GLOBAL
 
 Arguments = dict[str, Any]
 
 
 def canonical_method(name: str) -> str:
-    """The method's name as scipy's documentation spells it, whatever its case.
+    """Return the method's name as scipy's documentation spells it, whatever its case.
 
     Raises:
-        ValueError: if there is no such method; with the list and the nearest name.
+        ValueError: If there is no such method; with the list and the nearest name.
     """
     for method in METHODS:
         if method.lower() == str(name).lower():
@@ -38,15 +39,45 @@ def canonical_method(name: str) -> str:
 
 
 def local_method(method: str, options: Mapping[str, Any]) -> str:
-    """The method that refines points: itself, or the local minimizer within a global one."""
+    """Return the method that refines points: itself, or the local minimizer within a global one."""
     if method not in GLOBAL:
         return method
     default = "SLSQP" if method == "shgo" else "L-BFGS-B"
-    return canonical_method(options.get("minimizer_kwargs", {}).get("method", default))
+    return canonical_method((options.get("minimizer_kwargs") or {}).get("method", default))
+
+
+def _refinement(method: str, arguments: Arguments) -> Arguments:
+    """Return the arguments, derivatives left out, of the local minimizations within a global method.
+
+    Raises:
+        ValueError: If `minimizer_kwargs` has something that could not have its effect.
+    """
+    given = dict(arguments["options"].get("minimizer_kwargs") or {})
+    local = local_method(method, arguments["options"])
+    # What shgo would drop without a word; it passes its box itself.
+    taken = {"method", "options", "constraints"} if method == "shgo" else _LOCAL_ARGUMENTS
+    unknown = set(given) - taken
+    dropped = set(given.get("options") or {}) - {"ftol"} if method == "shgo" else set()
+    if unknown or dropped:
+        raise ValueError(
+            f"minimizer_kwargs of {method} has {', '.join(sorted(unknown | dropped))}: it may have "
+            f"{', '.join(sorted(taken))}{' with ftol alone' if method == 'shgo' else ''}; derivatives come from the "
+            "closure, and callbacks through `on_iteration`"
+        )
+    bounds = arguments.get("bounds")
+    if bounds is not None and method != "shgo":
+        if local in BOUNDED:
+            given.setdefault("bounds", bounds)
+        elif method == "basinhopping":
+            raise ValueError(f"basinhopping with {local}, which takes no bounds: choose one of {', '.join(BOUNDED)}")
+    return {**given, "method": local, "options": dict(given.get("options") or {})}
+
+
+_LOCAL_ARGUMENTS = {"method", "options", "constraints", "tol", "bounds"}
 
 
 def derivatives(objective: Any, method: str) -> Arguments:
-    """The derivatives that `method` takes, as arguments of `scipy.optimize.minimize`."""
+    """Return the derivatives that `method` takes, as arguments of `scipy.optimize.minimize`."""
     if method in DERIVATIVE_FREE:
         return {}
     arguments = {"jac": objective.gradient}
@@ -71,16 +102,18 @@ class _Probe:
 
 
 def check_arguments(method: str, x0: np.ndarray, arguments: Arguments) -> None:
-    """Lets scipy check its own arguments: a run that ends before the first evaluation.
+    """Let scipy check its own arguments: a run that ends before the first evaluation.
 
     scipy warns of what a method ignores (bounds, constraints, options); here that is an error, and one that comes when
     the optimizer is built.
 
     Raises:
-        ValueError: if the method does not take one of the arguments or options.
+        ValueError: If the method does not take one of the arguments or options.
     """
     if method in GLOBAL:
         _check_global_arguments(method, arguments)
+        refine = _refinement(method, arguments)
+        check_arguments(refine.pop("method"), x0, refine)
         return
     options = {name: value for name, value in arguments["options"].items() if name != "disp"}
     probe = _Probe()
@@ -112,9 +145,9 @@ def _check_global_arguments(method: str, arguments: Arguments) -> None:
 
 
 def minimize_globally(
-    method: str, objective: Objective, arguments: Arguments, callback: Callable[..., None]
+    method: str, objective: ScipyFunction, arguments: Arguments, callback: Callable[..., None]
 ) -> OptimizeResult:
-    """Runs one of scipy's global minimizers; `arguments["options"]` are its keyword arguments.
+    """Run one of scipy's global minimizers; `arguments["options"]` are its keyword arguments.
 
     Local refinements use gradients. Random draws follow torch's seed, unless `rng` is given.
     """
@@ -124,12 +157,14 @@ def minimize_globally(
     options |= {name: arguments[name] for name in ("tol", "constraints") if arguments.get(name)}
     if "rng" in inspect.signature(function).parameters and not {"rng", "seed"} & set(options):
         options["rng"] = int(torch.randint(2**31, ()))
-    local = local_method(method, options)
-    refine = {**options.pop("minimizer_kwargs", {}), "method": local, **derivatives(objective, local)}
-    if local == "L-BFGS-B" and bounds is not None:
-        refine["bounds"] = bounds
+    refine = _refinement(method, arguments)
+    options.pop("minimizer_kwargs", None)
+    local = refine["method"]
+    refine |= derivatives(objective, local)
 
     if method == "basinhopping":
+        if bounds is not None:
+            options.setdefault("take_step", _StepWithin(bounds, options))
         value = objective.value if local in DERIVATIVE_FREE else objective.evaluate
         return function(value, objective.start, minimizer_kwargs=refine, callback=callback, **options)
     box = list(zip(bounds.lb, bounds.ub, strict=True))
@@ -143,8 +178,21 @@ def minimize_globally(
     return function(objective.value, box, minimizer_kwargs=refine, callback=callback, **options)
 
 
-def _evolve(objective: Objective, box: list, refine: Arguments, options: Arguments) -> OptimizeResult:
-    """Differential evolution, polished with gradients instead of scipy's differences."""
+class _StepWithin:
+    """Basin hopping's own random step, kept within bounds."""
+
+    def __init__(self, bounds: Bounds, options: Arguments) -> None:
+        self.stepsize = options.get("stepsize", 0.5)  # which basin hopping adapts
+        self.bounds = bounds
+        self.rng = np.random.default_rng(options.get("rng", options.get("seed")))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        step = self.rng.uniform(-self.stepsize, self.stepsize, np.shape(x))
+        return np.clip(x + step, self.bounds.lb, self.bounds.ub)
+
+
+def _evolve(objective: ScipyFunction, box: list, refine: Arguments, options: Arguments) -> OptimizeResult:
+    """Run differential evolution, polished with gradients, if there are some, instead of scipy's differences."""
     polish = options.pop("polish", True)
     try:
         result = scipy.optimize.differential_evolution(
@@ -154,7 +202,11 @@ def _evolve(objective: Objective, box: list, refine: Arguments, options: Argumen
         # scipy takes a ValueError of the objective for a wrong `workers`.
         raise (error.__cause__ or error) from None
     if polish and not options.get("constraints"):
-        polished = scipy.optimize.minimize(objective.evaluate, result.x, **refine)
+        if not objective.has_gradient:
+            refine.pop("jac")
+        polished = scipy.optimize.minimize(
+            objective.evaluate if "jac" in refine else objective.value, result.x, **refine
+        )
         if polished.fun < result.fun:
             result.x, result.fun, result.jac = polished.x, polished.fun, polished.jac
     return result

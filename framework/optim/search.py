@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from framework.objective.vector import ParameterVector, unflatten
-from framework.optim.arguments import as_number, check_positive
+from framework.objective.vector import ParameterVector
+from framework.optim.arguments import check_positive
+from framework.optim.function import ClosureFunction
 
 
 class _Search(Optimizer):
@@ -21,56 +22,42 @@ class _Search(Optimizer):
 
     A closure may offer `value()`, the loss alone; and `values(candidates)`, the losses (k,) at k points at once, given
     as one stacked tensor (k, *shape) for each trainable parameter (`torch.func.functional_call` under `vmap`). Without
-    them it is called, gradients and all, at one point after the other.
+    them it is called, at one point after the other; it need not compute gradients.
+
+    The trainer reads `expects_gradients` from the class: the closure is asked for all that is needed.
     """
 
     reevaluates = True
+    expects_gradients = False
     handles_penalty = False
 
-    def _value(self, closure: Callable[[], Any]) -> float:
-        if hasattr(closure, "value"):
-            return as_number(closure.value())
-        with torch.enable_grad():
-            return as_number(closure())
-
-    def _values(self, closure: Callable[[], Any], vector: ParameterVector, points: Tensor) -> Tensor:
-        """Losses (k,) at points (k, n), float64 on the CPU, inf for one that is not finite; may move the parameters."""
-        if hasattr(closure, "values"):
-            losses = closure.values(unflatten(points, vector.params)).detach().to("cpu", torch.float64)
-        else:
-            losses = torch.empty(len(points), dtype=torch.float64)
-            for index, point in enumerate(points):
-                vector.write(point)
-                losses[index] = self._value(closure)
-        return torch.where(losses.isfinite(), losses, math.inf)
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes one move, or none if no candidate is strictly better; returns the loss at the point kept.
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
+        """Make one move, or none if no candidate is strictly better; return the loss at the point kept.
 
         After an exception the parameters are as before the step.
 
         Raises:
-            ValueError: if neither the current point nor a candidate has a finite loss.
+            ValueError: If neither the current point nor a candidate has a finite loss.
         """
         if closure is None:
             raise TypeError(f"{type(self).__name__} compares losses: pass a closure, `optimizer.step(closure)`")
-        vector = ParameterVector(self.param_groups)
-        best, best_loss = vector.read(), math.inf
-        try:
-            start_loss = self._value(closure)
-            best_loss = start_loss if math.isfinite(start_loss) else math.inf
-            best, best_loss = self._search(closure, vector, best, best_loss)
-        finally:
-            vector.write(best)
-        if math.isinf(best_loss):
+        with ClosureFunction(closure, ParameterVector(self.param_groups)) as function:
+            start_loss = function.value(function.x)
+            point, loss = self._search(function, start_loss if math.isfinite(start_loss) else math.inf)
+            function.accept(point)
+        if math.isinf(loss):
             raise ValueError(f"the loss is {start_loss} here and finite at no candidate: start from another point")
-        return torch.tensor(best_loss, dtype=torch.float64)
+        return torch.tensor(loss, dtype=torch.float64)
 
-    def _search(
-        self, closure: Callable[[], Any], vector: ParameterVector, start: Tensor, start_loss: float
-    ) -> tuple[Tensor, float]:
-        """The point to keep and its loss: `start` itself unless a candidate is strictly better."""
+    def _search(self, function: ClosureFunction, start_loss: float) -> tuple[Tensor, float]:
+        """Find the point to keep and its loss: the current one unless a candidate is strictly better."""
         raise NotImplementedError
+
+
+def _losses(function: ClosureFunction, points: Tensor) -> Tensor:
+    """Compute the losses (k,) at points (k, n), inf for one that is not finite."""
+    losses = function.values(points)
+    return torch.where(losses.isfinite(), losses, math.inf)
 
 
 class RandomSearch(_Search):
@@ -100,15 +87,14 @@ class RandomSearch(_Search):
     def _memory(self) -> dict[Any, Any]:
         return self.state
 
-    def _search(
-        self, closure: Callable[[], Any], vector: ParameterVector, start: Tensor, start_loss: float
-    ) -> tuple[Tensor, float]:
+    def _search(self, function: ClosureFunction, start_loss: float) -> tuple[Tensor, float]:
+        start, vector = function.x, function.vector
         generator = torch.Generator()
         generator.set_state(self._memory()["generator"])
         normal = torch.randn(self.candidates, len(vector), dtype=torch.float64, generator=generator)
         self._memory()["generator"] = generator.get_state()
         points = start + vector.expand_option("scale") * normal.to(start)
-        losses = self._values(closure, vector, points)
+        losses = _losses(function, points)
         index = int(losses.argmin())
         return (points[index], losses[index].item()) if losses[index] < start_loss else (start, start_loss)
 
@@ -134,15 +120,14 @@ class ExhaustiveSearch(_Search):
         ParameterVector(self.param_groups)
         self.chunk_size = chunk_size
 
-    def _search(
-        self, closure: Callable[[], Any], vector: ParameterVector, start: Tensor, start_loss: float
-    ) -> tuple[Tensor, float]:
+    def _search(self, function: ClosureFunction, start_loss: float) -> tuple[Tensor, float]:
+        start, vector = function.x, function.vector
         size = len(vector)
         moves = vector.expand_option("step").repeat(2)  # down in every coordinate, then up
         moves[:size] *= -1
         losses = torch.cat(
             [
-                self._values(closure, vector, _moved(start, moves, chunk))
+                _losses(function, _moved(start, moves, chunk))
                 for chunk in torch.arange(2 * size, device=start.device).split(self.chunk_size)
             ]
         )
@@ -157,7 +142,7 @@ class ExhaustiveSearch(_Search):
             return best
         together = start.clone()
         together[improving % size] += moves[improving]
-        loss = self._values(closure, vector, together[None]).item()
+        loss = _losses(function, together[None]).item()
         return (together, loss) if loss < best[1] else best
 
 

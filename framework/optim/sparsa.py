@@ -12,7 +12,7 @@ from framework.optim.proximal import (
     NO_DESCENT,
     NOT_FINITE,
     Closure,
-    Objective,
+    PenalizedFunction,
     ProximalOptimizer,
     warn_no_step,
 )
@@ -42,8 +42,8 @@ class SpaRSA(ProximalOptimizer):
 
     Args:
         params: Tensors, all penalized, or groups that each carry `penalized`.
-        happy_lambda: Weight of the penalty; also a per-group option.
-        penalty: g. Default: `L1()`.
+        happy_lambda: Weight of the penalty; also a per-group option. Default: the module's, in a trainer.
+        penalty: g. Default: the module's in a trainer, else `L1()`.
         lr: The very first step tried, also a per-group option. Short is safe: steps may double each time.
         max_iter: Iterations in each call of `step`.
         memory: Number of past values that the search looks back on; 1 makes it monotone.
@@ -54,7 +54,7 @@ class SpaRSA(ProximalOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        happy_lambda: float = 0.0,
+        happy_lambda: float | None = None,
         penalty: Penalty | None = None,
         *,
         lr: float = 0.001,
@@ -71,59 +71,61 @@ class SpaRSA(ProximalOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Closure) -> float:  # type: ignore[override]
-        """Makes up to `max_iter` iterations and returns f + g at the accepted point."""
-        objective = Objective(self, closure)
-        f, x, grad = objective.start()
-        F = f + objective.penalty(x)
-        if not objective.blocks:
+        """Make up to `max_iter` iterations and return f + g at the accepted point."""
+        with PenalizedFunction(self, closure) as function:
+            return self._step(function)
+
+    def _step(self, function: PenalizedFunction) -> float:
+        f, x, grad = function.start()
+        F = f + function.penalty(x)
+        if not function.blocks:
             return F
-        if not (math.isfinite(F) and objective.is_finite(grad)):
+        if not (math.isfinite(F) and function.is_finite(grad)):
             warn_no_step(self, NOT_FINITE)
             return F
-        self._refresh(objective, F)
+        self._refresh(function, F)
         for _ in range(self.param_groups[0]["max_iter"]):
-            found = self._search(objective, x, grad)
+            found = self._search(function, x, grad)
             if found is None:
-                objective.restore()
                 warn_no_step(self, NO_DESCENT)
                 break
             x_new, F_new, grad_new = found
             if x_new is x:
                 break
-            self._remember(objective, x_new - x, grad_new - grad, F_new)
+            self._remember(function, x_new - x, grad_new - grad, F_new)
             x, F, grad = x_new, F_new, grad_new
-            objective.accept(x)
+            function.accept(x)
         return F
 
-    def _refresh(self, objective: Objective, F: float) -> None:
-        """Forgets what belongs to another objective (batch, weight of the penalty) or to other tensors."""
+    def _refresh(self, function: PenalizedFunction, F: float) -> None:
+        """Forget what belongs to another objective (batch, weight of the penalty) or to other tensors."""
         state = self.search_state
         values = state.get("values", [])
-        state["eps"] = eps = torch.finfo(objective.x.dtype).eps
+        state["eps"] = eps = torch.finfo(function.x.dtype).eps
         if not values or abs(F - values[-1]) > 100 * eps * abs(F):
             state["values"] = [F]
-        if state.get("sizes") != objective.sizes:
-            steps = [b.lr for b in objective.blocks]
-            state.update(sizes=objective.sizes, steps=steps, s=[], y=[])
+        if state.get("sizes") != function.sizes:
+            steps = [b.lr for b in function.blocks]
+            state.update(sizes=function.sizes, steps=steps, s=[], y=[])
 
-    def _search(self, objective: Objective, x: Tensor, grad: Tensor) -> tuple[Tensor, float, Tensor] | None:
-        """Finds the next point; returns it with F and grad f there; x itself if it is stationary, None on failure."""
+    def _search(self, function: PenalizedFunction, x: Tensor, grad: Tensor) -> tuple[Tensor, float, Tensor] | None:
+        """Find the next point; return it with F and grad f there; x itself if it is stationary, None on failure."""
         state, options = self.search_state, self.param_groups[0]
         steps, shrunk = state["steps"], 1.0
         for _ in range(options["max_backtracks"]):
-            p = objective.forward_backward(x, grad, steps)
+            p = function.forward_backward(x, grad, steps)
             d = p - x
-            dd = objective.dots(d, d)
+            dd = function.dots(d, d)
             if sum(dd) == 0:
                 # Either x is stationary, or no step but one too short to move was left.
-                state["steps"] = [b.lr for b in objective.blocks]
+                state["steps"] = [b.lr for b in function.blocks]
                 return (x, 0.0, grad) if shrunk > 1e-8 else None
             if shrunk == 1 and state["s"]:
-                z, decrease = self._subspace_point(objective, x, p, steps)
-                F, grad_z = self._evaluate(objective, z) if decrease > 0 else (math.inf, grad)
+                z, decrease = self._subspace_point(function, x, p, steps)
+                F, grad_z = self._evaluate(function, z) if decrease > 0 else (math.inf, grad)
                 if self._sufficient(F, decrease):
                     return z, F, grad_z
-            F, grad_p = self._evaluate(objective, p)
+            F, grad_p = self._evaluate(function, p)
             decrease = sum(a / t for a, t in zip(dd, steps, strict=True))
             if self._sufficient(F, decrease):
                 state["steps"] = steps
@@ -137,52 +139,54 @@ class SpaRSA(ProximalOptimizer):
             steps, shrunk = [max(t * shrink, MIN_STEP) for t in steps], shrunk * shrink
         return None
 
-    def _evaluate(self, objective: Objective, x: Tensor) -> tuple[float, Tensor]:
-        """Computes f + g at x, infinite where it or the gradient is not finite, and the gradient of f."""
-        f, grad = objective.gradient(x)
-        F = f + objective.penalty(x)
-        return (F if math.isfinite(F) and objective.is_finite(grad) else math.inf), grad
+    def _evaluate(self, function: PenalizedFunction, x: Tensor) -> tuple[float, Tensor]:
+        """Compute f + g at x, infinite where it or the gradient is not finite, and the gradient of f."""
+        f, grad = function.gradient(x)
+        F = f + function.penalty(x)
+        return (F if math.isfinite(F) and function.is_finite(grad) else math.inf), grad
 
     def _sufficient(self, F: float, decrease: float) -> bool:
         worst, eps = max(self.search_state["values"]), self.search_state["eps"]
         return worst - SUFFICIENT_DECREASE / 2 * decrease + 10 * eps * abs(worst) >= F
 
-    def _subspace_point(self, objective: Objective, x: Tensor, p: Tensor, steps: list[float]) -> tuple[Tensor, float]:
-        """Makes the step from x to p quasi-Newton on the free entries; returns its end and the decrease to expect.
+    def _subspace_point(
+        self, function: PenalizedFunction, x: Tensor, p: Tensor, steps: list[float]
+    ) -> tuple[Tensor, float]:
+        """Make the step from x to p quasi-Newton on the free entries; return its end and the decrease to expect.
 
         Only on a face of x: where p has an entry that was zero or of the other sign the decrease returned is 0. Without
         that condition networks end in worse minima: neurons die before the support is found.
         """
-        penalized = objective.penalized
+        penalized = function.penalized
         free = (x * p > 0) | ~penalized
         if bool((free != ((p != 0) | ~penalized)).any()):
             return p, 0.0
-        residual = (x - p) / objective.expand(steps)
+        residual = (x - p) / function.expand(steps)
         q = torch.where(free, residual, 0.0)
         v = inverse_hessian_product(q, self.search_state["s"], self.search_state["y"], free)
         z = torch.where(free, x - v, p)
         z = torch.where(free & penalized & (z * x <= 0), 0.0, z)  # an entry may not leave its face
         return z, float(q @ v + torch.where(free, 0.0, residual * (x - p)).sum())
 
-    def _remember(self, objective: Objective, s: Tensor, y: Tensor, F: float) -> None:
-        """Keeps the value and the pair (s, y) of an accepted move, and sets the next steps from it."""
+    def _remember(self, function: PenalizedFunction, s: Tensor, y: Tensor, F: float) -> None:
+        """Keep the value and the pair (s, y) of an accepted move, and set the next steps from it."""
         state, options = self.search_state, self.param_groups[0]
         # A value above the largest one can only be rounding: clipped, rounding cannot add up to an increase.
         state["values"] = [*state["values"], min(F, max(state["values"]))][-options["memory"] :]
-        self._barzilai_borwein(objective, s, y)
+        self._barzilai_borwein(function, s, y)
         if options["history_size"] > 0:
             size = options["history_size"]
             state["s"], state["y"] = [*state["s"], s][-size:], [*state["y"], y][-size:]
 
-    def _barzilai_borwein(self, objective: Objective, s: Tensor, y: Tensor) -> None:
-        """Sets each tensor's step to <s, s> / <s, y>, within bounds.
+    def _barzilai_borwein(self, function: PenalizedFunction, s: Tensor, y: Tensor) -> None:
+        """Set each tensor's step to <s, s> / <s, y>, within bounds.
 
         A step grows at most by `MAX_GROWTH`: one sudden long step can carry a network into the null model, from which
         nothing returns. And it stays within `STEP_SPREAD` of the step for all tensors
         together: a tensor's y also holds what the other tensors' moves did to its gradient, which dominates when its
         own move is small; then the step shrinks, and the move with it.
         """
-        state, ss, sy = self.search_state, objective.dots(s, s), objective.dots(s, y)
+        state, ss, sy = self.search_state, function.dots(s, s), function.dots(s, y)
         together = sum(ss) / sum(sy) if sum(sy) > 0 else None
         steps = []
         for t, a, b in zip(state["steps"], ss, sy, strict=True):

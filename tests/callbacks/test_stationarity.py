@@ -9,8 +9,7 @@ from torch.optim import LBFGS, SGD, Adam
 
 from framework import Callback
 from framework.callbacks import Stationarity
-from framework.optim import FISTA, ProxAdam, SpaRSA
-from framework.optim.proximal import stationarity_gap
+from framework.optim import FISTA, ProxAdam, SpaRSA, stationarity_gap
 from framework.penalties import L1
 from recipes.module import SupervisedModule
 from tests.callbacks.lasso import data, fit, make_module

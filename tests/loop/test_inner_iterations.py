@@ -292,13 +292,13 @@ def test_a_penalty_is_refused_for_scipy(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["BFGS", "trust-ncg", "Nelder-Mead"])
-def test_a_loss_that_turns_nan_is_refused_and_leaves_the_best_point(tmp_path, method):
+def test_a_loss_that_turns_nan_leaves_the_best_point_and_is_refused_from_there_on(tmp_path, method):
     class Diverging(Regressor):
         def loss(self, batch):
             return super().loss(batch) * (float("nan") if len(self.losses) >= 5 else 1)
 
     module = Diverging(minimizing(method).optimize)
-    refuse(tmp_path, module, "(loss is nan|Hessian is not finite) at evaluation .*best point seen")
+    refuse(tmp_path, module, "(loss is nan|Hessian is not finite) at evaluation .*(best point seen|starting point)")
     best, module.losses = min(module.losses[:5]), []
     assert module.loss(regression_data()).item() == best
 

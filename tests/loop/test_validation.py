@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from framework import Callback
 from framework.data import TensorLoader
-from framework.optim import SpaRSA
+from framework.optim import MinimizeWrapper, SpaRSA
 from framework.penalties import L1
 from tests.modules import Regressor, make_loader, make_trainer, regression_data
 
@@ -337,3 +337,18 @@ def test_a_nan_in_the_data_is_refused_and_nothing_is_trained(tmp_path, optimizer
         loader=TensorLoader(*data, batch_size=20),
     )
     assert torch.equal(module.net[0].weight, before)
+
+
+# ---------------------------------------------------------------------------------------------------- minimizations
+
+
+def test_a_whole_minimization_of_every_batch_is_warned_about_by_name(tmp_path):
+    def minimizing() -> Regressor:
+        return Regressor(lambda m: MinimizeWrapper(m.parameters(), {"method": "CG", "options": {"maxiter": 1}}))
+
+    remedy = r'MinimizeWrapper makes a whole minimization of every mini-batch, 3 in an epoch.*="epoch"'
+    with pytest.warns(RuntimeWarning, match=remedy) as seen:
+        make_trainer(tmp_path, max_epochs=2).fit(minimizing(), make_loader())
+    assert len(seen) == 1
+    make_trainer(tmp_path, accumulate_grad_batches="epoch").fit(minimizing(), make_loader())
+    make_trainer(tmp_path).fit(minimizing(), make_loader(20))

@@ -11,7 +11,8 @@ from torch.func import functional_call
 
 from framework.objective.curvature import hessian, hessian_vector_product
 from framework.objective.vector import flatten, unflatten
-from tests.modules import Tagged, Token
+from framework.optim import MinimizeWrapper
+from tests.modules import Regressor, Tagged, Token, make_loader, make_trainer
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor, Tensor]:
@@ -141,3 +142,74 @@ def test_a_loss_without_the_parameters_is_refused():
     param = nn.Parameter(torch.ones(2))
     with pytest.raises(ValueError, match="no gradient reached a parameter"):
         hessian_vector_product(lambda: torch.tensor(1.0), [param])
+
+
+@pytest.mark.parametrize("layer", [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer])
+def test_attention_has_curvature(layer):
+    torch.manual_seed(0)
+    model = layer(4, 2, 5, dropout=0.0, batch_first=True).double()
+    data, target = torch.randn(2, 2, 3, 4, dtype=torch.float64)
+    inputs = (data,) if layer is nn.TransformerEncoderLayer else (data, data)
+
+    def gradient(vector: Tensor) -> Tensor:
+        params = dict(model.named_parameters())
+        point = dict(zip(params, unflatten(vector, list(params.values())), strict=True))
+        with torch.enable_grad():
+            leaf = {name: value.clone().requires_grad_() for name, value in point.items()}
+            loss = F.mse_loss(functional_call(model, leaf, inputs), target)
+            return flatten(torch.autograd.grad(loss, list(leaf.values())))
+
+    start = flatten([p.detach() for p in model.parameters()])
+    direction = torch.randn(len(start), dtype=torch.float64) / len(start) ** 0.5
+    differences = (gradient(start + 1e-5 * direction) - gradient(start - 1e-5 * direction)) / 2e-5
+
+    def closure() -> Tensor:
+        model.zero_grad()
+        loss = F.mse_loss(model(*inputs), target)
+        loss.backward()
+        return loss
+
+    product = hessian_vector_product(closure, list(model.parameters()))
+    torch.testing.assert_close(product(direction), differences, rtol=1e-5, atol=1e-7)
+
+
+def test_an_operation_without_second_derivative_is_named_with_what_to_do():
+    param = nn.Parameter(torch.rand(1, 1, 4, dtype=torch.float64))
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x**2
+
+        @staticmethod
+        def backward(ctx, gradient):
+            class Never(torch.autograd.Function):
+                @staticmethod
+                def forward(ctx, gradient):
+                    return gradient * 2
+
+                @staticmethod
+                def backward(ctx, gradient):
+                    raise NotImplementedError("derivative for once_backward is not implemented")
+
+            return Never.apply(gradient)
+
+    product = hessian_vector_product(lambda: (Once.apply(param) * param).sum(), [param])
+    with pytest.raises(RuntimeError, match=r"no second derivative: .*L-BFGS-B"):
+        product(torch.ones(4, dtype=torch.float64))
+
+
+def test_a_module_with_attention_is_minimized_by_a_method_with_curvature(tmp_path):
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.out = nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0, batch_first=True), nn.Linear(4, 1)
+
+        def forward(self, X: Tensor) -> Tensor:
+            return self.out(self.encoder(X[:, :, None] * torch.ones(4, dtype=X.dtype)).mean(1))
+
+    torch.manual_seed(0)
+    options = {"method": "trust-ncg", "options": {"maxiter": 5}}
+    module = Regressor(lambda m: MinimizeWrapper(m.parameters(), options), net=Attention())
+    make_trainer(tmp_path, accumulate_grad_batches="epoch", max_epochs=1).fit(module, make_loader())
+    assert module.losses[-1] < 0.9 * module.losses[0]

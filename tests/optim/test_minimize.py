@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor, nn
 
 from framework.optim import MinimizeWrapper
-from framework.optim.scipy_methods import DERIVATIVE_FREE, GRADIENT, HESSIAN, METHODS, PRODUCT
+from framework.optim.scipy_methods import DERIVATIVE_FREE, GLOBAL, GRADIENT, HESSIAN, METHODS, PRODUCT
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -201,6 +201,89 @@ def test_bounds_of_a_group_hold(method):
     assert ((bounded >= 0) & (bounded <= 1)).all()
 
 
+def test_bounds_may_differ_from_element_to_element():
+    low = torch.tensor([[0.0, -1.0], [2.0, -math.inf]], dtype=torch.float64)
+    high = torch.tensor([[0.5, 1.0], [3.0, -2.0]], dtype=torch.float64)
+    expected = torch.tensor([[0.5, 1.0], [2.0, -2.0]], dtype=torch.float64)
+    for grouped in (True, False):
+        x = torch.tensor([[0.1, 0.0], [2.5, -3.0]], dtype=torch.float64, requires_grad=True)
+        args = {"method": "L-BFGS-B"} if grouped else {"method": "L-BFGS-B", "bounds": (low.flatten(), high.flatten())}
+        optimizer = MinimizeWrapper([{"params": [x], "bounds": (low, high)}] if grouped else [x], args)
+        optimizer.step(plain_closure(optimizer, lambda x=x: ((x - 1) ** 2).sum()))
+        torch.testing.assert_close(x.detach(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 0.5), (None, 0.5), [(0.0, 0.5)] * 3])
+def test_one_pair_of_bounds_is_for_every_value(bounds):
+    x = point(0.1, 0.2, 0.3)
+    optimizer = MinimizeWrapper([x], {"method": "L-BFGS-B", "bounds": bounds})
+    optimizer.step(plain_closure(optimizer, lambda: ((x - 1) ** 2).sum()))
+    assert x.tolist() == pytest.approx([0.5] * 3)
+
+
+def test_a_tensor_of_bounds_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"a bound has shape \(2,\) for values of shape \(3,\)"):
+        MinimizeWrapper([{"params": [point(1.0, 2.0, 3.0)], "bounds": (torch.zeros(2), None)}], {"method": "L-BFGS-B"})
+
+
+@pytest.mark.parametrize("method", ["BFGS", "Newton-CG", "trust-exact"])
+def test_a_closure_may_assign_the_gradients(method):
+    x, y = point(1.05, 1.05), point(1.05, 1.05)
+
+    def closure() -> float:
+        loss = rosenbrock(x)
+        (x.grad,) = torch.autograd.grad(loss, x)
+        return loss.item()
+
+    MinimizeWrapper([x], {"method": method}).step(closure)
+    optimizer = MinimizeWrapper([y], {"method": method})
+    optimizer.step(plain_closure(optimizer, lambda: rosenbrock(y)))
+    torch.testing.assert_close(x, y, rtol=0, atol=0)
+
+
+def test_the_arguments_of_local_minimizations_hold():
+    x = point(0.3, 0.4)
+    inner = {"method": "SLSQP", "bounds": [(0.0, 0.5)] * 2, "options": {"maxiter": 3}, "tol": 1e-3}
+    optimizer = MinimizeWrapper([x], {"method": "basinhopping", "options": {"niter": 2, "minimizer_kwargs": inner}})
+    closure = plain_closure(optimizer, lambda: rosenbrock(x))
+    expected = []
+    with torch.random.fork_rng():
+        rng = int(torch.randint(2**31, ()))
+        result = scipy.optimize.basinhopping(
+            scipy.optimize.rosen,
+            [0.3, 0.4],
+            niter=2,
+            rng=rng,
+            minimizer_kwargs={**inner, "jac": scipy.optimize.rosen_der},
+            callback=lambda point, *_: expected.append(point),
+        )
+    optimizer.step(closure)
+    np.testing.assert_allclose(optimizer.result.x, result.x, rtol=1e-8)
+    assert optimizer.result.nfev == result.nfev
+    assert ((x >= 0) & (x <= 0.5)).all()
+    assert "bounds" in inner
+
+
+@pytest.mark.parametrize("local", ["SLSQP", "TNC", "Nelder-Mead", "Powell"])
+def test_the_bounds_of_a_global_method_bound_its_local_minimizations(local):
+    x = point(0.3, 0.4)
+    optimizer = MinimizeWrapper(
+        [{"params": [x], "bounds": (0.0, 0.5)}],
+        {"method": "basinhopping", "options": {"niter": 1, "stepsize": 0.1, "minimizer_kwargs": {"method": local}}},
+    )
+    seen = []
+    optimizer.step(lambda: (seen.append(x.detach().clone()), plain_closure(optimizer, lambda: rosenbrock(x))())[1])
+    assert all(((each >= 0) & (each <= 0.5)).all() for each in seen)
+
+
+def test_the_result_has_the_name_of_pytorch_minimize():
+    x = point(1.0)
+    optimizer = MinimizeWrapper([x], {"method": "CG"})
+    assert optimizer.res is None
+    optimizer.step(plain_closure(optimizer, lambda: (x**2).sum()))
+    assert optimizer.res is optimizer.result
+
+
 def test_bounds_in_minimizer_args_and_groups_together_are_refused():
     x = point(0.5)
     with pytest.raises(ValueError, match="both in parameter groups and in minimizer_args"):
@@ -262,6 +345,43 @@ def test_maxiter_or_stop_iteration_ends_any_method_at_the_best_point(method):
     assert "StopIteration" in optimizer.result.message
 
 
+@pytest.mark.parametrize("method", [*DERIVATIVE_FREE, "differential_evolution", "brute"])
+def test_methods_that_compare_values_need_no_gradients(method):
+    x = point(1.3, -0.9)
+    optimizer = MinimizeWrapper([{"params": [x], "bounds": (-2.0, 2.0)}], {"method": method})
+    loss = optimizer.step(lambda: rosenbrock(x.detach()).item())
+    assert loss < 1e-2
+    assert x.grad is None
+
+
+def test_maxiter_limits_tnc_where_scipy_would_end_it_by_evaluations():
+    limits = []
+    for options in ({}, {"maxiter": 1000}):
+        x = point(*[2.1, 3.0] * 5)
+        optimizer = MinimizeWrapper([x], {"method": "TNC", "options": options})
+        optimizer.step(plain_closure(optimizer, lambda x=x: rosenbrock(x)))
+        limits.append((optimizer.result.nfev, optimizer.result.success))
+    (by_default, succeeded), (nfev, success) = limits
+    assert (by_default >= 100, succeeded) == (True, False)  # scipy's maxfun: 10 for each value
+    assert (nfev > by_default, success) == (True, True)
+
+
+def test_iterations_of_cobyqa_are_those_that_scipy_counts():
+    x = point(1.3, -0.9)
+    optimizer = MinimizeWrapper([x], {"method": "COBYQA"})
+    seen: list[int] = []
+    optimizer.on_iteration = lambda iteration, value: seen.append(iteration)
+    optimizer.step(plain_closure(optimizer, lambda: rosenbrock(x)))
+    assert seen == sorted(set(seen))
+    assert len(seen) < optimizer.result.nfev
+    assert seen[-1] in (optimizer.result.nit - 1, optimizer.result.nit)  # the last one may evaluate nothing
+    optimizer = MinimizeWrapper([point(1.3, -0.9)], {"method": "COBYQA", "options": {"maxiter": 4}})
+    seen.clear()
+    optimizer.on_iteration = lambda iteration, value: seen.append(iteration)
+    optimizer.step(lambda: rosenbrock(optimizer.param_groups[0]["params"][0]))
+    assert seen[-1] == optimizer.result.nit == 4
+
+
 @pytest.mark.parametrize("method", ["TNC", "L-BFGS-B", "Newton-CG", "Nelder-Mead"])
 def test_maxiter_counts_iterations(method):
     x = point(1.3, -0.9)
@@ -291,9 +411,11 @@ def test_an_exception_in_the_closure_passes_and_leaves_the_best_point(method, er
 
 
 @pytest.mark.parametrize("method", ["BFGS", "L-BFGS-B", "Newton-CG", "trust-exact", "Nelder-Mead", "dual_annealing"])
-def test_a_loss_that_turns_nan_is_refused_at_the_best_point(method):
+def test_a_loss_that_turns_nan_ends_at_the_best_point(method):
     x = point(1.3, -0.9)
-    optimizer = MinimizeWrapper([{"params": [x], "bounds": _box(method)}], {"method": method})
+    optimizer = MinimizeWrapper(
+        [{"params": [x], "bounds": _box(method)}], {"method": method, "options": {"maxiter": 20}}
+    )
     values: list[float] = []
 
     def loss_of() -> Tensor:
@@ -301,9 +423,29 @@ def test_a_loss_that_turns_nan_is_refused_at_the_best_point(method):
         values.append(loss.item())
         return loss if len(values) < 6 else loss * math.nan
 
-    with pytest.raises(ValueError, match=r"the loss is nan at evaluation 6; .* best point seen"):
-        optimizer.step(plain_closure(optimizer, loss_of))
-    assert rosenbrock(x).item() == min(values[:5])
+    loss = optimizer.step(plain_closure(optimizer, loss_of))
+    assert rosenbrock(x).item() == loss == min(values[:5])
+
+
+def log_barrier(x: Tensor) -> Tensor:
+    """NaN where a coordinate is negative; 100 at its minimum (1, 1)."""
+    return 50 * (x - x.log()).sum() + 100 * (x[0] * x[1] - 1) ** 2
+
+
+# Without TNC and dogleg, which do not leave the start in scipy either.
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in (*GLOBAL, "TNC", "dogleg")])
+def test_nan_at_a_trial_point_counts_as_infinity(method):
+    x = point(3.0, 2.0)
+    optimizer = MinimizeWrapper([x], {"method": method})
+    loss = optimizer.step(plain_closure(optimizer, lambda: log_barrier(x)))
+    assert float(loss) == pytest.approx(100, abs=1e-4)
+    assert optimizer.result.success
+
+
+def test_nan_at_a_corner_of_the_box_does_not_end_a_global_search():
+    x = point(3.0, 2.0)
+    optimizer = MinimizeWrapper([{"params": [x], "bounds": (-4.0, 4.0)}], {"method": "brute", "options": {"Ns": 9}})
+    assert optimizer.step(lambda: log_barrier(x)) == pytest.approx(100, abs=1e-4)
 
 
 def test_a_loss_that_is_nan_at_the_start_leaves_the_start():
@@ -433,6 +575,22 @@ def test_random_methods_follow_the_seed_of_torch(method):
         ({"method": "brute", "bounds": [(0, 1)] * 2, "tol": 1.0}, "brute does not take tol"),
         ({"method": "shgo"}, "shgo searches a box"),
         ({"method": "dual_annealing", "bounds": [(0, None)] * 2}, "searches a box"),
+        (
+            {"method": "basinhopping", "options": {"minimizer_kwargs": {"jac": print}}},
+            "minimizer_kwargs of basinhopping has jac: .* derivatives come from the closure",
+        ),
+        (
+            {"method": "basinhopping", "options": {"minimizer_kwargs": {"options": {"banana": 1}}}},
+            "L-BFGS-B refuses its arguments: Unknown solver options: banana",
+        ),
+        (
+            {"method": "basinhopping", "bounds": (0, 1), "options": {"minimizer_kwargs": {"method": "CG"}}},
+            "basinhopping with CG, which takes no bounds",
+        ),
+        (
+            {"method": "shgo", "bounds": (0, 1), "options": {"minimizer_kwargs": {"tol": 1e-3}}},
+            "minimizer_kwargs of shgo has tol: it may have constraints, method, options with ftol alone",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_by_name(args, message):
@@ -468,7 +626,7 @@ def test_a_closure_that_returns_nothing_is_refused():
     with pytest.raises(TypeError, match="return loss"):
         optimizer.step(lambda: (x**2).sum().backward())
     with pytest.raises(TypeError, match="pass a closure"):
-        optimizer.step()
+        optimizer.step(None)
 
 
 def test_scipy_computes_on_one_thread_and_torch_on_its_own():

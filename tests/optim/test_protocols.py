@@ -8,8 +8,17 @@ import math
 import pytest
 import torch
 
-from framework.optim import FISTA, ISTA, ProxAdam, SpaRSA, stationarity_gap
-from framework.penalties import L1
+from framework.optim import (
+    FISTA,
+    ISTA,
+    ExhaustiveSearch,
+    MinimizeWrapper,
+    ProxAdam,
+    RandomSearch,
+    SpaRSA,
+    stationarity_gap,
+)
+from framework.penalties import L1, Harder
 
 SEARCHING = [ISTA, FISTA, SpaRSA]
 EVERY = [*SEARCHING, ProxAdam]
@@ -44,6 +53,8 @@ def test_a_mask_that_does_not_fit_is_refused(penalized):
 def test_what_the_trainer_reads_from_the_classes():
     assert all(optimizer.handles_penalty for optimizer in EVERY)
     assert [optimizer.reevaluates for optimizer in EVERY] == [True, True, True, False]
+    assert [optimizer.expects_gradients for optimizer in EVERY] == [False, False, False, True]
+    assert not any(o.expects_gradients for o in (MinimizeWrapper, RandomSearch, ExhaustiveSearch))
 
 
 @pytest.mark.parametrize("optimizer", EVERY)
@@ -76,8 +87,8 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(optimizer, linear):
 
 @pytest.mark.parametrize("optimizer", EVERY)
 def test_a_copy_keeps_its_penalty(optimizer):
-    built = optimizer([torch.zeros(2, requires_grad=True)], 1.0)
-    assert copy.deepcopy(built).penalty == L1()
+    built = optimizer([torch.zeros(2, requires_grad=True)], 1.0, Harder(0.3))
+    assert copy.deepcopy(built).penalty == Harder(0.3)
 
 
 @pytest.mark.parametrize("optimizer", SEARCHING)

@@ -205,6 +205,13 @@ def test_bad_arguments_are_refused_by_name(build, message):
         build(torch.ones(2, requires_grad=True))
 
 
+@pytest.mark.parametrize("search", [RandomSearch, ExhaustiveSearch])
+def test_a_closure_that_only_returns_a_value_will_do(search):
+    x = torch.tensor([1.0, -1.0], requires_grad=True)
+    assert search([x], 0.1).step(lambda: (x.detach() ** 2).sum().item()) <= 2.0
+    assert x.grad is None
+
+
 def test_a_missing_closure_is_refused():
     with pytest.raises(TypeError, match="pass a closure"):
-        RandomSearch([torch.ones(1, requires_grad=True)]).step()
+        RandomSearch([torch.ones(1, requires_grad=True)]).step(None)

@@ -1,0 +1,98 @@
+"""One source of the penalty and its weight: the optimizer's own, or the module's where it was made without them."""
+
+import pytest
+import torch
+from torch import nn
+
+from framework import Module
+from framework.data import TensorLoader
+from framework.optim import FISTA, ISTA, ProxAdam, SpaRSA
+from framework.penalties import L1, Harder
+from tests.modules import assert_same, make_trainer
+
+EVERY = [ISTA, FISTA, SpaRSA, ProxAdam]
+
+
+class Lasso(Module):
+    """Least squares over penalized weights and an intercept that is not; `make(groups)` is the optimizer."""
+
+    def __init__(self, make, penalty=None, happy_lambda=0.0):
+        super().__init__()
+        torch.manual_seed(3)
+        self.net = nn.Linear(6, 1).double()
+        self.make, self.penalty, self.happy_lambda = make, penalty, happy_lambda
+
+    def training_step(self, batch, batch_idx):
+        X, y = batch
+        return (self.net(X) - y).square().sum() / 2
+
+    def param_groups(self):
+        return [
+            {"params": [self.net.weight], "penalized": True},
+            {"params": [self.net.bias], "penalized": False},
+        ]
+
+    def configure_optimizers(self):
+        return self.make(self.param_groups())
+
+
+def fit(module, root):
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(30, 6, generator=generator, dtype=torch.float64)
+    y = X[:, :1] - 2 * X[:, 1:2] + 0.3 * torch.randn(30, 1, generator=generator, dtype=torch.float64)
+    make_trainer(root, max_epochs=8).fit(module, TensorLoader(X, y, batch_size=30))
+    return module
+
+
+@pytest.mark.parametrize("optimizer", EVERY)
+@pytest.mark.parametrize("given", [(), (3.0,), (None, Harder())])
+def test_what_an_optimizer_is_not_given_is_the_modules(optimizer, given, tmp_path):
+    adopting = fit(Lasso(lambda groups: optimizer(groups, *given), Harder(), 3.0), tmp_path)
+    explicit = fit(Lasso(lambda groups: optimizer(groups, 3.0, Harder()), Harder(), 3.0), tmp_path)
+    unpenalized = fit(Lasso(lambda groups: optimizer(groups, 0.0)), tmp_path)
+    assert_same(adopting, explicit)
+    assert not torch.equal(adopting.net.weight, unpenalized.net.weight)
+
+
+@pytest.mark.parametrize("optimizer", EVERY)
+def test_where_the_module_has_no_penalty_the_optimizers_is_the_source(optimizer, tmp_path):
+    own = fit(Lasso(lambda groups: optimizer(groups, 3.0)), tmp_path)
+    assert_same(own, fit(Lasso(lambda groups: optimizer(groups, 3.0, L1()), L1(), 3.0), tmp_path))
+
+
+def test_a_group_keeps_the_weight_that_it_declares(tmp_path):
+    class Own(Lasso):
+        def param_groups(self):
+            first, second = super().param_groups()
+            return [{**first, "happy_lambda": 5.0}, second]
+
+    own = fit(Own(SpaRSA, L1(), 3.0), tmp_path)
+    assert_same(own, fit(Lasso(SpaRSA, L1(), 5.0), tmp_path))
+    plain = fit(Own(lambda groups: SpaRSA([*groups[0]["params"], *groups[1]["params"]]), L1(), 3.0), tmp_path)
+    assert plain.configure_optimizers().param_groups[0]["happy_lambda"] is None
+
+
+@pytest.mark.parametrize(
+    ("make", "penalty", "happy_lambda", "message"),
+    [
+        (lambda groups: SpaRSA(groups, 2.0), L1(), 3.0, r"happy_lambda=2.0, and the module 3.0: there is one source"),
+        (lambda groups: ProxAdam(groups, 3.0, L1()), Harder(), 3.0, r"penalty L1\(\), and the module has Harder"),
+        (FISTA, None, 3.0, "group 0 of FISTA is penalized, and neither FISTA nor the module says by how much"),
+    ],
+)
+def test_two_sources_that_contradict_and_none_at_all_are_refused(make, penalty, happy_lambda, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        fit(Lasso(make, penalty, happy_lambda), tmp_path)
+
+
+@pytest.mark.parametrize("optimizer", EVERY)
+def test_alone_an_optimizer_without_a_weight_refuses_its_first_step(optimizer, linear):
+    problem = linear()
+    built = optimizer([problem.b, problem.w])
+    with pytest.raises(ValueError, match="penalized parameter group has no happy_lambda"):
+        built.step(problem)
+    assert not problem.w.any()
+    assert not problem.b.any()
+    unpenalized = optimizer([{"params": [problem.w, problem.b], "penalized": False}])
+    unpenalized.step(problem)
+    assert problem.w.any()
