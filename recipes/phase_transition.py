@@ -17,6 +17,7 @@ from torch import Tensor
 from framework import seed_everything
 from framework.data.recovery import LinearRecovery
 from framework.happy_lambda import HappyLambdaLinear
+from framework.optim import square_root_lasso
 from framework.penalties import L1, Harder, Penalty
 from recipes import figures
 from recipes.report import log_hyperparameters, make_loggers, save_figures, write_summary
@@ -159,13 +160,14 @@ def follow_path(X: Tensor, Y: Tensor, stages: Stages, happy_lambda: float, *, to
     Returns:
         The weights, shape (replicates, p), and the number of gradients taken.
     """
-    W = torch.zeros(len(Y), X.shape[1], dtype=X.dtype)
-    evaluations = 0
+    W, evaluations = torch.zeros(len(Y), X.shape[1], dtype=X.dtype), 0
     for number, (share, penalty) in enumerate(stages, 1):
         limit = MAX_ITERATIONS if number == len(stages) else MAX_ITERATIONS_ON_THE_WAY
-        W, taken, missed = minimize(X, Y, W, penalty, share * happy_lambda, tolerance=tolerance, max_iterations=limit)
-        evaluations += taken
-    if missed:
+        W, converged, num_gradients = square_root_lasso(
+            X, Y, share * happy_lambda, penalty, start=W, tolerance=tolerance, max_iterations=limit
+        )
+        evaluations += num_gradients
+    if missed := int((~converged).sum()):
         warnings.warn(
             f"{missed} of {len(Y)} fits are further than tolerance={tolerance} from stationary after {MAX_ITERATIONS} "
             "iterations; their supports may be wrong. Raise the tolerance, or the weight",
@@ -173,48 +175,6 @@ def follow_path(X: Tensor, Y: Tensor, stages: Stages, happy_lambda: float, *, to
             stacklevel=2,
         )
     return W, evaluations
-
-
-def minimize(
-    X: Tensor, Y: Tensor, W: Tensor, penalty: Penalty, lam: float, *, tolerance: float, max_iterations: int
-) -> tuple[Tensor, int, int]:
-    """Minimizes ||y - X w||_2 + g(w; lam) for every row y of Y, all at once, from the rows w of W.
-
-    The norm lies below ||r||^2 / (2 c) + c / 2, which it touches at c = ||r||: a step of the lasso with that c,
-
-        w+ = prox_{t g}(w + X'r / L),   t = ||r|| / L,   L = ||X||_2^2,   r = y - X w,
-
-    never increases the objective and needs no search. It is taken from FISTA's extrapolated point, the momentum dropped
-    where it points uphill (Beck & Teboulle 2009, eq. 4.1-4.3; O'Donoghue & Candes 2015, sec. 3.2). Rows are left out as
-    soon as no entry of (w+ - w) / t exceeds ``tolerance * lam``.
-
-    Returns:
-        The weights, the number of gradients taken (of single rows), and how many rows have not converged.
-    """
-    L = torch.linalg.matrix_norm(X, 2).square()
-    result, rows = W.clone(), torch.arange(len(Y))
-    V, theta = W, torch.ones(len(Y), 1, dtype=X.dtype)
-    evaluations = 0
-    for _ in range(max_iterations):
-        R = Y - V @ X.T
-        step = torch.linalg.vector_norm(R, dim=1, keepdim=True) / L
-        W_new = penalty.prox(V + R @ X / L, step, lam)
-        evaluations += len(rows)
-
-        moved = (W_new - V).abs().amax(1, keepdim=True)
-        uphill = ((V - W_new) * (W_new - W)).sum(1, keepdim=True) > 0
-        theta = torch.where(uphill, 1.0, theta)
-        theta_new = (1 + (1 + 4 * theta.square()).sqrt()) / 2
-        V = W_new + (theta - 1) / theta_new * (W_new - W)
-        W, theta = W_new, theta_new
-
-        result[rows] = W
-        going = (moved > tolerance * lam * step).squeeze(1)
-        if not going.all():
-            rows, Y, W, V, theta = rows[going], Y[going], W[going], V[going], theta[going]
-            if not len(rows):
-                break
-    return result, evaluations, len(rows)
 
 
 def largest_gap(X: Tensor, Y: Tensor, W: Tensor, penalty: Penalty, lam: float) -> float:

@@ -13,11 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from framework.data import linear_recovery
 from framework.happy_lambda import HappyLambdaLinear
-from framework.optim import SpaRSA, stationarity_gap
-from framework.penalties import L1, ElasticNet, Harder
+from framework.penalties import L1, Harder
 from recipes import phase_transition
 from recipes.cli import CONF
-from recipes.phase_transition import PUBLISHED, follow_path, measure_recovery, minimize
+from recipes.phase_transition import PUBLISHED, follow_path, measure_recovery
 from recipes.train import run
 
 SIMULATION = linear_recovery()
@@ -47,32 +46,6 @@ def configure(folder: Path, *overrides: str) -> DictConfig:
 def centred_targets(s: int, replicates: int) -> torch.Tensor:
     Y = SIMULATION.targets(s)[:replicates]
     return Y - Y.mean(1, keepdim=True)
-
-
-@pytest.mark.parametrize("penalty", [L1(), ElasticNet(0.7)])
-def test_all_replicates_at_once_are_minimized_like_each_one_alone(penalty, happy_lambda):
-    X, Y = SIMULATION.X, centred_targets(4, 3)
-    W, _, missed = minimize(
-        X, Y, torch.zeros(3, 250).double(), penalty, happy_lambda / 2, tolerance=1e-9, max_iterations=5000
-    )
-    assert missed == 0
-    for y, w in zip(Y, W, strict=True):
-        alone = torch.zeros(250, dtype=torch.float64, requires_grad=True)
-
-        def closure(alone=alone, y=y):
-            alone.grad = None
-            loss = (y - X @ alone).norm()
-            loss.backward()
-            return loss
-
-        optimizer = SpaRSA([alone], happy_lambda / 2, penalty)
-        for _ in range(200):
-            optimizer.step(closure)
-            closure()
-            if stationarity_gap(optimizer) < 1e-9:
-                break
-        torch.testing.assert_close(w, alone.detach(), atol=1e-7, rtol=0)
-        assert torch.equal(w == 0, alone == 0)
 
 
 def test_the_harder_path_ends_at_a_stationary_point(happy_lambda):
