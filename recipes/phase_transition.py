@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from framework import seed_everything
+from framework.callbacks.penalty_path import HARDER_LASSO, Stage
 from framework.data.recovery import LinearRecovery
 from framework.happy_lambda import HappyLambdaLinear
 from framework.optim import square_root_lasso
@@ -22,13 +23,11 @@ from framework.penalties import L1, Harder, Penalty
 from recipes import figures
 from recipes.report import log_hyperparameters, make_loggers, save_figures, write_summary
 
-# Each penalty is followed from zero weights through stages of (share of happy_lambda, penalty). The lasso is convex and
-# needs one; the harder penalty follows the published schedule, from nearly the lasso at e^k / (1 + e^k), k = -1..3.
-Stages = Sequence[tuple[float, Penalty]]
-SHARES = torch.arange(-1.0, 4.0, dtype=torch.float64).sigmoid().tolist()
-STAGES: dict[str, Stages] = {
-    "l1": [(1.0, L1())],
-    "harder": [*zip(SHARES, map(Harder, (0.9, 0.7, 0.5, 0.3, 0.2)), strict=True), (1.0, Harder(0.1))],
+# Each penalty, and the stages that lead to it from zero weights. The lasso is convex and needs one; the harder penalty
+# takes the published ones but the first, without a penalty: with more features than samples that fits the noise.
+PATHS: dict[str, tuple[Penalty, Sequence[Stage]]] = {
+    "l1": (L1(), [Stage(1.0)]),
+    "harder": (Harder(), HARDER_LASSO[1:]),
 }
 # A stage on the way need not converge: its weight is small, and some minima there fit the noise perfectly.
 MAX_ITERATIONS_ON_THE_WAY = 100
@@ -119,8 +118,8 @@ def _check(config: DictConfig, simulation: LinearRecovery) -> None:
     unused = ("trainer", "model", "loss", "penalty", "optimizer", "scheduler", "callbacks")
     if given := [name for name in unused if name in config]:
         raise ValueError(f"this recipe trains no network and has no use for {', '.join(given)}: drop the override")
-    if unknown := set(config.penalties) - set(STAGES):
-        raise ValueError(f"penalties has {sorted(unknown)}; choose from {sorted(STAGES)}")
+    if unknown := set(config.penalties) - set(PATHS):
+        raise ValueError(f"penalties has {sorted(unknown)}; choose from {sorted(PATHS)}")
     for name in ("penalties", "sparsities"):
         if len(set(config[name])) < max(1, len(config[name])):
             raise ValueError(f"{name}={list(config[name])}; name at least one, and each only once")
@@ -138,7 +137,8 @@ def measure_recovery(
     """Fits the first ``replicates`` with s true features by the penalty of a name, and compares the supports."""
     X, Y = simulation.X, simulation.targets(s)[:replicates]
     Y = Y - Y.mean(dim=1, keepdim=True)  # The columns of X have mean 0: this is the unpenalized intercept.
-    W, evaluations = follow_path(X, Y, STAGES[name], happy_lambda, tolerance=tolerance)
+    penalty, stages = PATHS[name]
+    W, evaluations = follow_path(X, Y, penalty, stages, happy_lambda, tolerance=tolerance)
     found, true = W != 0, simulation.weights[s][:replicates] != 0
     hits = (found & true).sum(1)
     return Recovery(
@@ -148,23 +148,30 @@ def measure_recovery(
         pesr=float((found == true).all(1).double().mean()),
         tpr=float(hits.double().mean() / s) if s else None,
         fdr=float(((found & ~true).sum(1).double() / found.sum(1).clamp(min=1)).mean()),
-        gap=largest_gap(X, Y, W, STAGES[name][-1][1], happy_lambda) / happy_lambda,
+        gap=largest_gap(X, Y, W, penalty, happy_lambda) / happy_lambda,
         published=PUBLISHED[name].get(s) if X.shape == PUBLISHED_SHAPE else None,
         evaluations=evaluations,
     )
 
 
-def follow_path(X: Tensor, Y: Tensor, stages: Stages, happy_lambda: float, *, tolerance: float) -> tuple[Tensor, int]:
+def follow_path(
+    X: Tensor, Y: Tensor, penalty: Penalty, stages: Sequence[Stage], happy_lambda: float, *, tolerance: float
+) -> tuple[Tensor, int]:
     """Minimizes each stage in turn, the first from zero, the others from where the one before ended.
 
     Returns:
         The weights, shape (replicates, p), and the number of gradients taken.
     """
     W, evaluations = torch.zeros(len(Y), X.shape[1], dtype=X.dtype), 0
-    for number, (share, penalty) in enumerate(stages, 1):
-        limit = MAX_ITERATIONS if number == len(stages) else MAX_ITERATIONS_ON_THE_WAY
+    for number, stage in enumerate(stages, 1):
         W, converged, num_gradients = square_root_lasso(
-            X, Y, share * happy_lambda, penalty, start=W, tolerance=tolerance, max_iterations=limit
+            X,
+            Y,
+            stage.share * happy_lambda,
+            penalty if stage.nu is None else Harder(stage.nu),
+            start=W,
+            tolerance=tolerance,
+            max_iterations=MAX_ITERATIONS if number == len(stages) else MAX_ITERATIONS_ON_THE_WAY,
         )
         evaluations += num_gradients
     if missed := int((~converged).sum()):

@@ -11,6 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from framework.callbacks import Stage
+from framework.callbacks.penalty_path import HARDER_LASSO
 from framework.data import linear_recovery
 from framework.happy_lambda import HappyLambdaLinear
 from framework.penalties import L1, Harder
@@ -50,14 +52,20 @@ def centred_targets(s: int, replicates: int) -> torch.Tensor:
 
 def test_the_harder_path_ends_at_a_stationary_point(happy_lambda):
     X, Y = SIMULATION.X, centred_targets(8, 5)
-    W, _ = follow_path(X, Y, phase_transition.STAGES["harder"], happy_lambda, tolerance=1e-6)
+    W, _ = follow_path(X, Y, *phase_transition.PATHS["harder"], happy_lambda, tolerance=1e-6)
     assert phase_transition.largest_gap(X, Y, W, Harder(0.1), happy_lambda) < 1e-6 * happy_lambda
+
+
+def test_the_harder_penalty_follows_the_published_schedule_but_for_its_start_without_a_penalty():
+    penalty, stages = phase_transition.PATHS["harder"]
+    assert (Stage(0.0, 0.9), *stages) == HARDER_LASSO
+    assert (stages[-1].share, stages[-1].nu) == (1.0, penalty.nu)
 
 
 def test_a_fit_that_does_not_converge_is_told(happy_lambda, monkeypatch):
     monkeypatch.setattr(phase_transition, "MAX_ITERATIONS", 3)
     with pytest.warns(RuntimeWarning, match="5 of 5 fits are further than tolerance=1e-06 from stationary after 3"):
-        follow_path(SIMULATION.X, centred_targets(4, 5), [(1.0, L1())], happy_lambda, tolerance=1e-6)
+        follow_path(SIMULATION.X, centred_targets(4, 5), L1(), [Stage(1.0)], happy_lambda, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("s", [0, 1, 2, 3, 4, 5, 6])
