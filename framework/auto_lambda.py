@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def auto_happy_lambda(
     distribution_count: int = 1000,
     generator: torch.Generator | None = None,
 ) -> float:
-    """Computes happy_lambda by the quantile universal threshold, on the scale of the loss and of the penalty.
+    """Compute happy_lambda by the quantile universal threshold, on the scale of the loss and of the penalty.
 
     The weight at which 95 of 100 fits to pure noise select nothing: `HappyLambdaLinear` and `HappyLambdaMLP` under
     `L2Loss`, `HappyLambdaClassifier` for a linear network under the cross-entropy (divided by n for its mean). The
@@ -36,7 +36,8 @@ def auto_happy_lambda(
 
     Args:
         network: One linear layer; or a linear layer, then `NormalizedLinear` layers with one activation between them.
-        groups: Its parameter groups; the weight of the first layer must be penalized, and nothing else.
+        groups: Its parameter groups; the weight of the first layer must be penalized, and nothing else. The bias of the
+            last layer, the intercept, must be trained, or no layer have a bias: the null model is then 0.
         loss: `L2Loss`, on all the data at once, or `nn.CrossEntropyLoss`.
         penalty: `L1`, `Harder`, `ElasticNet`, or `GroupL1` by columns.
         inputs: X, shape (N, ...), flattened to (N, P).
@@ -45,7 +46,7 @@ def auto_happy_lambda(
         generator: As in `HappyLambdaLinear`.
 
     Raises:
-        ValueError: The theory gives no threshold for this network, loss or penalty; or the data are no good.
+        ValueError: If the theory gives no threshold for this network, loss or penalty; or the data are no good.
     """
     try:
         linears, between, _ = split_layers(network)
@@ -54,18 +55,27 @@ def auto_happy_lambda(
             f"happy_lambda=auto: no threshold is known for this network: {error}. Use model=linear or "
             f"model=sparse_mlp, or {REMEDY}"
         ) from error
+    groups = [{**group, "params": _listed(group["params"])} for group in groups]
     _check_penalized(linears, groups)
+    intercept = _has_intercept(linears, groups)
     slope = _slope_at_zero(penalty, single=len(linears) == 2 or (len(linears) == 1 and linears[0].out_features == 1))
     X, draws = inputs.flatten(1), distribution_count
     if isinstance(loss, L2Loss):
-        options: dict[str, Any] = {"generator": generator, "num_responses": linears[-1].out_features}
+        options: dict[str, Any] = {
+            "generator": generator,
+            "num_responses": linears[-1].out_features,
+            "intercept": intercept,
+        }
         if len(linears) == 1:
             return HappyLambdaLinear(X, draws, **options).run() / slope
         widths = [linear.out_features for linear in linears]
         return HappyLambdaMLP(X, draws, widths, _activation(between), **options).run() / slope
     if isinstance(loss, nn.CrossEntropyLoss):
         reduction = _check_cross_entropy(loss, linears)
-        return HappyLambdaClassifier(X, targets, draws, generator=generator, reduction=reduction).run() / slope
+        options = {"intercept": intercept, "num_classes": linears[-1].out_features}
+        return (
+            HappyLambdaClassifier(X, targets, draws, generator=generator, reduction=reduction, **options).run() / slope
+        )
     raise ValueError(
         f"happy_lambda=auto: no threshold is known for {type(loss).__name__}, under which the right weight depends on "
         f"the unknown noise level. Use loss=l2 (the unsquared norm), or cross_entropy with model=linear, or {REMEDY}"
@@ -85,6 +95,29 @@ def _check_penalized(linears: list[nn.Linear], groups: Iterable[Mapping[str, Any
             "happy_lambda=auto: the threshold holds when the weight of the first layer is penalized, all of it, and "
             f"nothing else; penalized here are {len(penalized)} parameters. Change param_groups(), or {REMEDY}"
         )
+
+
+def _has_intercept(linears: list[nn.Linear], groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether the null model is the best constant, or zero."""
+    bias = linears[-1].bias
+    if bias is None and all(linear.bias is None for linear in linears):
+        return False
+    if bias is None:
+        raise ValueError(
+            "happy_lambda=auto: the last layer has no bias, but one before it has, and no threshold is known for what "
+            f"such a network is without features. Give the last layer a bias, or no layer one, or {REMEDY}"
+        )
+    if not (bias.requires_grad and any(param is bias for group in groups for param in group["params"])):
+        raise ValueError(
+            "happy_lambda=auto: the bias of the last layer is frozen (requires_grad=False, or in no parameter group), "
+            "and the threshold for a fixed intercept depends on the unknown noise level. Train it, or build the layer "
+            f"with bias=False, or {REMEDY}"
+        )
+    return True
+
+
+def _listed(params: Any) -> list[Tensor]:
+    return [params] if isinstance(params, Tensor) else list(params)
 
 
 def _slope_at_zero(penalty: Penalty, *, single: bool) -> float:
@@ -118,9 +151,11 @@ def _check_cross_entropy(loss: nn.CrossEntropyLoss, linears: list[nn.Linear]) ->
             "happy_lambda=auto: with cross-entropy the threshold is known for a linear network only. Use model=linear, "
             f"or {REMEDY}"
         )
-    if loss.weight is not None or loss.label_smoothing or loss.reduction not in ("mean", "sum"):
+    plain = loss.weight is None and not loss.label_smoothing and loss.ignore_index < 0
+    if not plain or loss.reduction not in ("mean", "sum"):
         raise ValueError(
             f"happy_lambda=auto: the threshold is known for the plain cross-entropy, not with weight={loss.weight}, "
-            f"label_smoothing={loss.label_smoothing}, reduction={loss.reduction!r}. Drop these, or {REMEDY}"
+            f"label_smoothing={loss.label_smoothing}, ignore_index={loss.ignore_index}, reduction={loss.reduction!r}. "
+            f"Drop these, or {REMEDY}"
         )
     return loss.reduction

@@ -1,7 +1,8 @@
 """The penalty weight by the quantile universal threshold (QUT): no validation set, no knowledge of the noise.
 
 The smallest weight at which the null model (all penalized weights zero) is a stationary point depends on the response.
-`happy_lambda` is its 0.95 quantile over responses of pure noise: with nothing to find, 95 fits in 100 find nothing.
+`happy_lambda` is its 0.95 quantile over responses of pure noise: with nothing to find, 95 fits in 100 find nothing. An
+unpenalized intercept belongs to the null model, and takes the mean out of the noise; without one the mean stays.
 Sources: Giacobino et al. 2017 (QUT); Sardy et al. 2022 (LASSO ANN) for networks.
 
 The loss is the one of `framework.losses`, ||y - f(x)||_2, unsquared; for classification, the cross-entropy.
@@ -26,7 +27,7 @@ _STREAM = 0x9E3779B97F4A7C15
 
 
 class HappyLambda(ABC):
-    """Computes the quantile of a null statistic simulated over `distribution_count` draws; the base of the rest.
+    """Compute the quantile of a null statistic simulated over `distribution_count` draws; the base of the rest.
 
     Random draws come from a private stream, seeded with one integer taken from `generator`, or, without one, from
     `torch.initial_seed()`: the same under the same `torch.manual_seed`, different under another, and never the numbers
@@ -42,6 +43,7 @@ class HappyLambda(ABC):
         device: torch.device | str | None,
         generator: torch.Generator | None,
         quantile: float,
+        intercept: bool,
     ) -> None:
         name = type(self).__name__
         if dataset.ndim != 2 or dataset.numel() == 0:
@@ -53,9 +55,10 @@ class HappyLambda(ABC):
             raise ValueError(
                 f"{name}: the dataset has NaN or infinite entries, in columns {bad[:5]}; impute or drop them"
             )
-        if not (dataset != (dataset[0] if len(dataset) > 1 else 0)).any():
+        if not (dataset != (dataset[0] if intercept and len(dataset) > 1 else 0)).any():
             raise ValueError(
-                f"{name}: no feature varies over the samples, so that there is nothing to select; check the data"
+                f"{name}: no feature {'varies over the samples' if intercept else 'differs from 0'}, so that there is "
+                "nothing to select; check the data"
             )
         if distribution_count < 1:
             raise ValueError(f"{name}: distribution_count={distribution_count}; it must be >= 1, 1000 is usual")
@@ -66,9 +69,10 @@ class HappyLambda(ABC):
         self.distribution_count = distribution_count
         self.generator = generator
         self.quantile = quantile
+        self.intercept = intercept
 
     def run(self) -> float:
-        """Computes happy_lambda; waits for the device."""
+        """Compute happy_lambda; waits for the device."""
         generator = self._private_generator()
         chunk = self._chunk_size()
         counts = [min(chunk, self.distribution_count - start) for start in range(0, self.distribution_count, chunk)]
@@ -77,7 +81,7 @@ class HappyLambda(ABC):
 
     @abstractmethod
     def _statistics(self, count: int, generator: torch.Generator) -> Tensor:
-        """Computes `count` draws of the smallest weight with a stationary null model, shape (count,)."""
+        """Compute `count` draws of the smallest weight with a stationary null model, shape (count,)."""
 
     def _factor(self) -> float:
         return 1.0
@@ -99,23 +103,24 @@ class HappyLambda(ABC):
 
 
 class HappyLambdaLinear(HappyLambda):
-    """Computes the weight of the L1 penalty for a linear model with an intercept: Q95 of ||X^T g||_inf / ||g||_2.
+    """Compute the weight of the L1 penalty for a linear model: Q95 of ||X^T g||_inf / ||g||_2.
 
-    g is Gaussian noise, centred because the unpenalized intercept absorbs its mean; X is used as given. With a single
-    sample centring would leave nothing, so it is left out: the result is then max |x_j|.
+    g is Gaussian noise, centered where an unpenalized intercept absorbs its mean; X is used as given. With a single
+    sample centering would leave nothing, so it is left out: the result is then max |x_j|.
 
     Args:
         dataset: X, shape (N, P), finite; computed in float64 if it is float64, else in float32.
         distribution_count: The number of draws.
         std: The noise level, > 0. The statistic is the same for every one: it is checked and not used.
-        mean: The noise's mean, finite. Centred away: likewise.
+        mean: The noise's mean, finite. Centered away: likewise. Without an intercept it must be 0.
         device: Where to compute; the dataset's device by default.
         generator: Where the private stream's seed is taken from, on any device; by default the global seed.
         quantile: The probability of finding nothing when there is nothing.
         num_responses: Columns of the target. With several the loss is the norm over all of them (Frobenius).
+        intercept: Whether the model has one, trained and not penalized.
 
     Raises:
-        ValueError: The dataset is empty, no matrix, constant or not finite, or an argument is out of range.
+        ValueError: If the dataset is empty, no matrix, constant or not finite, or an argument is out of range.
     """
 
     def __init__(
@@ -129,8 +134,11 @@ class HappyLambdaLinear(HappyLambda):
         *,
         quantile: float = 0.95,
         num_responses: int = 1,
+        intercept: bool = True,
     ) -> None:
-        super().__init__(dataset, distribution_count, device=device, generator=generator, quantile=quantile)
+        super().__init__(
+            dataset, distribution_count, device=device, generator=generator, quantile=quantile, intercept=intercept
+        )
         name = type(self).__name__
         if not (math.isfinite(std) and std > 0):
             raise ValueError(
@@ -138,6 +146,11 @@ class HappyLambdaLinear(HappyLambda):
             )
         if not math.isfinite(mean):
             raise ValueError(f"{name}: mean={mean}; the noise's mean must be finite, and any such one gives the same")
+        if mean and not intercept:
+            raise ValueError(
+                f"{name}: mean={mean} with intercept=False: a mean that nothing absorbs is no noise, and the threshold "
+                "would depend on its size; pass mean=0, or give the model an intercept"
+            )
         if num_responses < 1:
             raise ValueError(f"{name}: num_responses={num_responses}; it must be >= 1: the columns of the target")
         self.num_responses = num_responses
@@ -147,12 +160,12 @@ class HappyLambdaLinear(HappyLambda):
         num_samples = len(X_NP)
         shape = (count, self.num_responses, num_samples)
         G_DKN = torch.randn(shape, generator=generator, dtype=X_NP.dtype, device=X_NP.device)
-        if num_samples > 1:
+        if self.intercept and num_samples > 1:
             G_DKN -= G_DKN.mean(dim=2, keepdim=True)
         return self._dual_norm(G_DKN @ X_NP) / torch.linalg.vector_norm(G_DKN, dim=(1, 2))
 
     def _dual_norm(self, C_DKP: Tensor) -> Tensor:
-        """Computes the largest |gradient| over the penalized weights from X^T g, shape (D,)."""
+        """Compute the largest |gradient| over the penalized weights from X^T g, shape (D,)."""
         return torch.linalg.vector_norm(C_DKP, ord=math.inf, dim=(1, 2))
 
     def _num_responses(self) -> int:
@@ -160,12 +173,16 @@ class HappyLambdaLinear(HappyLambda):
 
 
 class HappyLambdaMLP(HappyLambdaLinear):
-    """Computes the weight of the L1 penalty on the first layer of a network: pi_l s^(l-1) Q95(||X^T g||_inf / ||g||_2).
+    """Compute the weight of the L1 penalty on the first layer of a network: pi_l s^(l-1) Q95(||X^T g||_inf / ||g||_2).
 
     l = len(neuron_count) layers; pi_l = sqrt(p_3 ... p_l), over the widths of the hidden layers after the first (the
     first hidden width and the output's do not enter); s = sup |sigma'|, found numerically. It is the largest gradient
     in W_1 at W_1 = 0 that the later layers can produce, and so holds only if **their rows have norm 1**, as in
-    `NormalizedLinear`, and if the last bias is not penalized. `GroupL1(groups="columns")` has the same threshold.
+    `NormalizedLinear`, and if the last bias is trained and not penalized. `GroupL1(groups="columns")` has the same
+    threshold.
+
+    Without any bias (``intercept=False``) the null model is 0, g is not centered, and s = |sigma'(0)|, the larger of
+    the two sides.
 
     Args:
         dataset: X, shape (N, P).
@@ -179,9 +196,11 @@ class HappyLambdaMLP(HappyLambdaLinear):
         quantile: As in `HappyLambdaLinear`.
         num_responses: The number of outputs that are fitted to Gaussian responses. The published formula is for 1, the
             default whatever the last width; for several responses pass their number, and the threshold grows.
+        intercept: True if the last layer has a bias, False if no layer has one.
 
     Raises:
-        ValueError: As `HappyLambdaLinear`; or a width is below 1, or the activation's derivative is not bounded.
+        ValueError: As `HappyLambdaLinear`; or if a width is below 1, the activation's derivative is not bounded, or
+            without biases the activation is not 0 at 0, or flat there.
     """
 
     def __init__(
@@ -197,9 +216,18 @@ class HappyLambdaMLP(HappyLambdaLinear):
         *,
         quantile: float = 0.95,
         num_responses: int = 1,
+        intercept: bool = True,
     ) -> None:
         super().__init__(
-            dataset, distribution_count, std, mean, device, generator, quantile=quantile, num_responses=num_responses
+            dataset,
+            distribution_count,
+            std,
+            mean,
+            device,
+            generator,
+            quantile=quantile,
+            num_responses=num_responses,
+            intercept=intercept,
         )
         if len(neuron_count) == 0 or min(neuron_count) < 1:
             raise ValueError(
@@ -212,7 +240,12 @@ class HappyLambdaMLP(HappyLambdaLinear):
     def _factor(self) -> float:
         pi = math.sqrt(math.prod(self.neuron_count[1:-1]))
         num_layers = len(self.neuron_count)
-        return pi * _sup_derivative(self.activation_fn) ** (num_layers - 1) if num_layers > 1 else 1.0
+        if num_layers == 1:
+            return 1.0
+        slope = _sup_derivative(self.activation_fn)
+        if not self.intercept:
+            slope = _slope_at_zero(self.activation_fn)
+        return pi * slope ** (num_layers - 1)
 
     def _dual_norm(self, C_DKP: Tensor) -> Tensor:
         # The K rows of the last layer are free to align, one sign each: the responses add up.
@@ -220,10 +253,11 @@ class HappyLambdaMLP(HappyLambdaLinear):
 
 
 class HappyLambdaClassifier(HappyLambda):
-    """Computes the weight of the L1 penalty for softmax regression with an intercept, under the cross-entropy.
+    """Compute the weight of the L1 penalty for softmax regression, under the cross-entropy.
 
-    The 0.95 quantile of max over features j and classes k of |sum_i x_ij (y_ik - mean_k)|, y being one-hot labels drawn
-    at the class frequencies of `targets` and mean_k their own average: what the unpenalized intercept fits.
+    The 0.95 quantile of max over features j and classes k of |sum_i x_ij (y_ik - p_k)|, y being one-hot labels drawn
+    from the null model. With an unpenalized intercept that has the class frequencies of `targets`, and p_k is the
+    average of y_ik: what the intercept fits. Without one all K classes are equally likely, and p_k = 1 / K.
 
     Args:
         dataset: X, shape (N, P), finite.
@@ -233,10 +267,12 @@ class HappyLambdaClassifier(HappyLambda):
         generator: As in `HappyLambdaLinear`.
         reduction: "mean" if the loss averages over samples (torch's default), "sum" if it adds them: n times larger.
         quantile: The probability of finding nothing when there is nothing.
+        intercept: Whether the model has one, trained and not penalized.
+        num_classes: K, the outputs of the model; by default up to the largest class in `targets`.
 
     Raises:
-        ValueError: As `HappyLambdaLinear`; or the targets are not class indices of at least two classes, or the
-            reduction is unknown.
+        ValueError: As `HappyLambdaLinear`; or if the targets are not class indices of at least two classes, all below
+            `num_classes`, or the reduction is unknown.
     """
 
     def __init__(
@@ -249,8 +285,12 @@ class HappyLambdaClassifier(HappyLambda):
         *,
         reduction: Literal["sum", "mean"] = "mean",
         quantile: float = 0.95,
+        intercept: bool = True,
+        num_classes: int | None = None,
     ) -> None:
-        super().__init__(dataset, distribution_count, device=device, generator=generator, quantile=quantile)
+        super().__init__(
+            dataset, distribution_count, device=device, generator=generator, quantile=quantile, intercept=intercept
+        )
         if targets.shape != dataset.shape[:1] or targets.is_floating_point() or targets.is_complex():
             raise ValueError(
                 f"HappyLambdaClassifier: the targets have shape {tuple(targets.shape)} and type {targets.dtype}; pass "
@@ -261,10 +301,16 @@ class HappyLambdaClassifier(HappyLambda):
                 f"HappyLambdaClassifier: the targets lie between {targets.min()} and {targets.max()}; pass class "
                 "indices from 0 with at least two classes present"
             )
+        if num_classes is not None and targets.max() >= num_classes:
+            raise ValueError(
+                f"HappyLambdaClassifier: num_classes={num_classes}, and the largest target is {targets.max()}; pass "
+                "the number of the model's outputs, which has a place for every class"
+            )
         if reduction not in ("sum", "mean"):
             raise ValueError(f'HappyLambdaClassifier: reduction={reduction!r} is unknown; pass "sum" or "mean"')
-        counts_K = torch.bincount(targets.to(self.dataset.device).long()).to(self.dataset.dtype)
-        self.frequencies = counts_K / len(dataset)
+        counts_K = torch.bincount(targets.to(self.dataset.device).long(), minlength=num_classes or 0)
+        frequencies_K = counts_K.to(self.dataset.dtype) / len(dataset)
+        self.frequencies = frequencies_K if intercept else torch.full_like(frequencies_K, 1 / len(frequencies_K))
         self.reduction = reduction
 
     def _statistics(self, count: int, generator: torch.Generator) -> Tensor:
@@ -272,7 +318,7 @@ class HappyLambdaClassifier(HappyLambda):
         labels = torch.multinomial(self.frequencies, count * num_samples, replacement=True, generator=generator)
         classes_K1 = torch.arange(self._num_responses(), device=X_NP.device)[:, None]
         Y_DKN = (labels.view(count, 1, num_samples) == classes_K1).to(X_NP.dtype)
-        Y_DKN -= Y_DKN.mean(dim=2, keepdim=True)
+        Y_DKN -= Y_DKN.mean(dim=2, keepdim=True) if self.intercept else 1 / self._num_responses()
         return torch.linalg.vector_norm(Y_DKN @ X_NP, ord=math.inf, dim=(1, 2))
 
     def _factor(self) -> float:
@@ -283,10 +329,10 @@ class HappyLambdaClassifier(HappyLambda):
 
 
 def _sup_derivative(activation_fn: Callable[[Tensor], Tensor]) -> float:
-    """Computes sup |activation'| on a grid, to about 1e-7.
+    """Compute sup |activation'| on a grid, to about 1e-7.
 
     Raises:
-        ValueError: The derivative is not finite, or larger further out: no threshold exists.
+        ValueError: If the derivative is not finite, or larger further out: no threshold exists.
     """
     with torch.enable_grad():
         x = torch.linspace(-60, 60, 240_001, dtype=torch.float64, requires_grad=True)
@@ -299,3 +345,20 @@ def _sup_derivative(activation_fn: Callable[[Tensor], Tensor]) -> float:
             "such as sigma, torch.relu or torch.tanh"
         )
     return sup
+
+
+def _slope_at_zero(activation_fn: Callable[[Tensor], Tensor]) -> float:
+    """Compute |activation'(0)|, the larger of its two sides, to about 1e-6.
+
+    Raises:
+        ValueError: If the activation is not 0 at 0, or flat there.
+    """
+    at_zero, left, right = activation_fn(torch.tensor([0.0, -1e-6, 1e-6], dtype=torch.float64)).tolist()
+    slope = max(abs(left - at_zero), abs(right - at_zero)) * 1e6
+    if abs(at_zero) > 1e-8 or slope < 1e-4:
+        raise ValueError(
+            f"HappyLambdaMLP: intercept=False with {activation_fn!r}, which has value {at_zero:.3g} and slope "
+            f"{slope:.3g} at 0: without biases no threshold is known for it. Use sigma, torch.relu or torch.tanh, or "
+            "give the last layer a bias"
+        )
+    return slope

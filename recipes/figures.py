@@ -115,13 +115,13 @@ def confidently_wrong(
 
 
 def phase_transition(
-    points: Sequence[tuple[str, int, float]], published: Mapping[str, Mapping[int, float]], replicates: int
+    points: Sequence[tuple[str, int, float]], published: Sequence[tuple[str, int, float]], replicates: int
 ) -> Figure:
-    """The share of exactly recovered supports against their size, with the published one.
+    """Draw the share of exactly recovered supports against their size, with the published one on the same draws.
 
     Args:
-        points: Of (penalty, size, share).
-        published: The published share by penalty and size.
+        points: Each (penalty, size, share).
+        published: Likewise; none where there is nothing to compare with.
         replicates: How many fits a share was counted over: sets the 95 % interval that is shaded (Wilson 1927).
     """
     figure, ((axis,),) = _axes()
@@ -133,10 +133,10 @@ def phase_transition(
         width = 1.96 * np.sqrt(share * (1 - share) / replicates + 0.96 / replicates**2) / (1 + 3.84 / replicates)
         axis.fill_between(s, center - width, center + width, color=color, alpha=0.15, lw=0)
         axis.plot(s, share, color=color, lw=2, marker="o", ms=4, label=name)
-        if name in published:
-            axis.plot(*zip(*published[name].items(), strict=True), color=color, ls="", marker="x", ms=8, mew=1.5)
+        crosses = [point[1:] for point in published if point[0] == name]
+        axis.plot(*np.array(crosses).reshape(-1, 2).T, color=color, ls="", marker="x", ms=8, mew=1.5)
     if published:
-        axis.plot([], [], color="black", ls="", marker="x", ms=8, label="published (200 replicates)")
+        axis.plot([], [], color="black", ls="", marker="x", ms=8, label="published, on the same draws")
     axis.set(xlabel="number of true features s", ylabel="exact recovery", ylim=(-0.03, 1.03))
     axis.set_title(f"Share of {replicates} fits with exactly the true features")
     axis.xaxis.get_major_locator().set_params(integer=True)

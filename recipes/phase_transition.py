@@ -8,40 +8,35 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from scipy.stats import binomtest
 from torch import Tensor
 
 from framework import seed_everything
+from framework.callbacks.penalty_path import HARDER_LASSO, Stage
 from framework.data.recovery import LinearRecovery
 from framework.happy_lambda import HappyLambdaLinear
+from framework.optim import square_root_lasso
 from framework.penalties import L1, Harder, Penalty
 from recipes import figures
 from recipes.report import log_hyperparameters, make_loggers, save_figures, write_summary
 
-# Each penalty is followed from zero weights through stages of (share of happy_lambda, penalty). The lasso is convex and
-# needs one; the harder penalty follows the published schedule, from nearly the lasso at e^k / (1 + e^k), k = -1..3.
-Stages = Sequence[tuple[float, Penalty]]
-SHARES = torch.arange(-1.0, 4.0, dtype=torch.float64).sigmoid().tolist()
-STAGES: dict[str, Stages] = {
-    "l1": [(1.0, L1())],
-    "harder": [*zip(SHARES, map(Harder, (0.9, 0.7, 0.5, 0.3, 0.2)), strict=True), (1.0, Harder(0.1))],
+# Each penalty, and the stages that lead to it from zero weights. The lasso is convex and needs one; the harder penalty
+# takes the published ones but the first, without a penalty: with more features than samples that fits the noise.
+PATHS: dict[str, tuple[Penalty, Sequence[Stage]]] = {
+    "l1": (L1(), [Stage(1.0)]),
+    "harder": (Harder(), HARDER_LASSO[1:]),
 }
 # A stage on the way need not converge: its weight is small, and some minima there fit the noise perfectly.
 MAX_ITERATIONS_ON_THE_WAY = 100
 MAX_ITERATIONS = 20_000
 
-# HarderLASSO, arXiv 2411.17180: 200 replicates, square-root loss, universal threshold, a design of this shape.
-PUBLISHED_SHAPE = (70, 250)
-PUBLISHED: dict[str, dict[int, float]] = {
-    "l1": {0: 0.955, 1: 0.945, 2: 0.930, 3: 0.900, 4: 0.630, 5: 0.185, 6: 0.025, 8: 0, 12: 0, 16: 0, 20: 0},
-    "harder": {
-        **{0: 0.950, 1: 0.955, 2: 0.950, 3: 0.940, 4: 0.920, 5: 0.920},
-        **{6: 0.920, 8: 0.910, 12: 0.840, 16: 0.585, 20: 0.145},
-    },
-}
+PUBLISHED = Path(__file__).with_name("published_recovery.csv")
+NOT_PAIRED = dict.fromkeys(("published", "both", "wins", "losses", "p_value"))
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,11 @@ class Recovery:
         tpr: The mean share of the true features that is found; None where there are none.
         fdr: The mean share of what is found that is false; 0 where nothing is found.
         gap: The largest distance from stationarity of all fits, as a share of happy_lambda.
-        published: The published pesr; None where there is none.
+        published: The published pesr on the same replicates. It and the next four are None where the draws are others.
+        both: How many replicates were recovered here and there.
+        wins: How many only here.
+        losses: How many only there.
+        p_value: Of the exact McNemar test that wins and losses are equally likely.
         evaluations: How many gradients all fits took together.
     """
 
@@ -68,7 +67,19 @@ class Recovery:
     fdr: float
     gap: float
     published: float | None
+    both: int | None
+    wins: int | None
+    losses: int | None
+    p_value: float | None
     evaluations: int
+
+    def __str__(self) -> str:
+        if self.published is None:
+            return f"{self.penalty} {self.pesr:.3f}"
+        return (
+            f"{self.penalty} {self.pesr:.3f} (published {self.published:.3f}; only here {self.wins}, only there "
+            f"{self.losses}, p={self.p_value:.2g})"
+        )
 
 
 def phase_transition(config: DictConfig, folder: Path) -> dict[str, float]:
@@ -93,10 +104,10 @@ def phase_transition(config: DictConfig, folder: Path) -> dict[str, float]:
         curve += points
         for logger in loggers:
             logger.log_metrics({f"pesr/{point.penalty}": point.pesr for point in points}, step=s)
-        print(f"s={s}: " + ", ".join(f"{point.penalty} {point.pesr:.3f}" for point in points), flush=True)
+        print(f"s={s}: " + ", ".join(map(str, points)), flush=True)
 
     write_csv(curve, folder / "phase_transition.csv")
-    published = {p.penalty: PUBLISHED[p.penalty] for p in curve if p.published is not None}
+    published = [(point.penalty, point.s, point.published) for point in curve if point.published is not None]
     picture = figures.phase_transition([(p.penalty, p.s, p.pesr) for p in curve], published, config.replicates)
     save_figures(loggers, {"phase_transition": picture}, folder / "plots")
     metrics = {"happy_lambda": happy_lambda, **{f"pesr/{point.penalty}/{point.s}": point.pesr for point in curve}}
@@ -110,6 +121,11 @@ def phase_transition(config: DictConfig, folder: Path) -> dict[str, float]:
         closure_evaluations=sum(point.evaluations for point in curve),
         seconds=round(time.perf_counter() - start, 3),
         stopped_because="finished",
+        paired={
+            f"{point.penalty}/{point.s}": {key: getattr(point, key) for key in ("both", "wins", "losses", "p_value")}
+            for point in curve
+            if point.published is not None
+        },
     )
     return metrics
 
@@ -118,8 +134,8 @@ def _check(config: DictConfig, simulation: LinearRecovery) -> None:
     unused = ("trainer", "model", "loss", "penalty", "optimizer", "scheduler", "callbacks")
     if given := [name for name in unused if name in config]:
         raise ValueError(f"this recipe trains no network and has no use for {', '.join(given)}: drop the override")
-    if unknown := set(config.penalties) - set(STAGES):
-        raise ValueError(f"penalties has {sorted(unknown)}; choose from {sorted(STAGES)}")
+    if unknown := set(config.penalties) - set(PATHS):
+        raise ValueError(f"penalties has {sorted(unknown)}; choose from {sorted(PATHS)}")
     for name in ("penalties", "sparsities"):
         if len(set(config[name])) < max(1, len(config[name])):
             raise ValueError(f"{name}={list(config[name])}; name at least one, and each only once")
@@ -134,38 +150,67 @@ def _check(config: DictConfig, simulation: LinearRecovery) -> None:
 def measure_recovery(
     simulation: LinearRecovery, s: int, name: str, happy_lambda: float, *, replicates: int, tolerance: float
 ) -> Recovery:
-    """Fits the first ``replicates`` with s true features by the penalty of a name, and compares the supports."""
+    """Fit the first ``replicates`` with s true features by the penalty of a name, and compares the supports."""
     X, Y = simulation.X, simulation.targets(s)[:replicates]
     Y = Y - Y.mean(dim=1, keepdim=True)  # The columns of X have mean 0: this is the unpenalized intercept.
-    W, evaluations = follow_path(X, Y, STAGES[name], happy_lambda, tolerance=tolerance)
+    penalty, stages = PATHS[name]
+    W, evaluations = follow_path(X, Y, penalty, stages, happy_lambda, tolerance=tolerance)
     found, true = W != 0, simulation.weights[s][:replicates] != 0
-    hits = (found & true).sum(1)
+    hits, exact = (found & true).sum(1), (found == true).all(1)
+    published = read_published().get((name, s)) if simulation.is_published else None
     return Recovery(
         penalty=name,
         s=s,
         replicates=replicates,
-        pesr=float((found == true).all(1).double().mean()),
+        pesr=float(exact.double().mean()),
         tpr=float(hits.double().mean() / s) if s else None,
         fdr=float(((found & ~true).sum(1).double() / found.sum(1).clamp(min=1)).mean()),
-        gap=largest_gap(X, Y, W, STAGES[name][-1][1], happy_lambda) / happy_lambda,
-        published=PUBLISHED[name].get(s) if X.shape == PUBLISHED_SHAPE else None,
+        gap=largest_gap(X, Y, W, penalty, happy_lambda) / happy_lambda,
+        **(NOT_PAIRED if published is None else pair(exact, published[:replicates])),
         evaluations=evaluations,
     )
 
 
-def follow_path(X: Tensor, Y: Tensor, stages: Stages, happy_lambda: float, *, tolerance: float) -> tuple[Tensor, int]:
-    """Minimizes each stage in turn, the first from zero, the others from where the one before ended.
+def pair(exact: Tensor, published: Tensor) -> dict[str, Any]:
+    """Compare which replicates were recovered here and in the published study: the fields of `Recovery` on that."""
+    wins, losses = int((exact & ~published).sum()), int((published & ~exact).sum())
+    return {
+        "published": float(published.double().mean()),
+        "both": int((exact & published).sum()),
+        "wins": wins,
+        "losses": losses,
+        "p_value": float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
+    }
+
+
+def read_published() -> dict[tuple[str, int], Tensor]:
+    """Read by penalty and s which of the 200 published fits found exactly the true features, booleans."""
+    with PUBLISHED.open(newline="") as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        return {(row["penalty"], int(row["s"])): torch.tensor([d == "1" for d in row["exact"]]) for row in rows}
+
+
+def follow_path(
+    X: Tensor, Y: Tensor, penalty: Penalty, stages: Sequence[Stage], happy_lambda: float, *, tolerance: float
+) -> tuple[Tensor, int]:
+    """Minimize each stage in turn, the first from zero, the others from where the one before ended.
 
     Returns:
         The weights, shape (replicates, p), and the number of gradients taken.
     """
-    W = torch.zeros(len(Y), X.shape[1], dtype=X.dtype)
-    evaluations = 0
-    for number, (share, penalty) in enumerate(stages, 1):
-        limit = MAX_ITERATIONS if number == len(stages) else MAX_ITERATIONS_ON_THE_WAY
-        W, taken, missed = minimize(X, Y, W, penalty, share * happy_lambda, tolerance=tolerance, max_iterations=limit)
-        evaluations += taken
-    if missed:
+    W, evaluations = torch.zeros(len(Y), X.shape[1], dtype=X.dtype), 0
+    for number, stage in enumerate(stages, 1):
+        W, converged, num_gradients = square_root_lasso(
+            X,
+            Y,
+            stage.share * happy_lambda,
+            penalty if stage.nu is None else Harder(stage.nu),
+            start=W,
+            tolerance=tolerance,
+            max_iterations=MAX_ITERATIONS if number == len(stages) else MAX_ITERATIONS_ON_THE_WAY,
+        )
+        evaluations += num_gradients
+    if missed := int((~converged).sum()):
         warnings.warn(
             f"{missed} of {len(Y)} fits are further than tolerance={tolerance} from stationary after {MAX_ITERATIONS} "
             "iterations; their supports may be wrong. Raise the tolerance, or the weight",
@@ -175,57 +220,15 @@ def follow_path(X: Tensor, Y: Tensor, stages: Stages, happy_lambda: float, *, to
     return W, evaluations
 
 
-def minimize(
-    X: Tensor, Y: Tensor, W: Tensor, penalty: Penalty, lam: float, *, tolerance: float, max_iterations: int
-) -> tuple[Tensor, int, int]:
-    """Minimizes ||y - X w||_2 + g(w; lam) for every row y of Y, all at once, from the rows w of W.
-
-    The norm lies below ||r||^2 / (2 c) + c / 2, which it touches at c = ||r||: a step of the lasso with that c,
-
-        w+ = prox_{t g}(w + X'r / L),   t = ||r|| / L,   L = ||X||_2^2,   r = y - X w,
-
-    never increases the objective and needs no search. It is taken from FISTA's extrapolated point, the momentum dropped
-    where it points uphill (Beck & Teboulle 2009, eq. 4.1-4.3; O'Donoghue & Candes 2015, sec. 3.2). Rows are left out as
-    soon as no entry of (w+ - w) / t exceeds ``tolerance * lam``.
-
-    Returns:
-        The weights, the number of gradients taken (of single rows), and how many rows have not converged.
-    """
-    L = torch.linalg.matrix_norm(X, 2).square()
-    result, rows = W.clone(), torch.arange(len(Y))
-    V, theta = W, torch.ones(len(Y), 1, dtype=X.dtype)
-    evaluations = 0
-    for _ in range(max_iterations):
-        R = Y - V @ X.T
-        step = torch.linalg.vector_norm(R, dim=1, keepdim=True) / L
-        W_new = penalty.prox(V + R @ X / L, step, lam)
-        evaluations += len(rows)
-
-        moved = (W_new - V).abs().amax(1, keepdim=True)
-        uphill = ((V - W_new) * (W_new - W)).sum(1, keepdim=True) > 0
-        theta = torch.where(uphill, 1.0, theta)
-        theta_new = (1 + (1 + 4 * theta.square()).sqrt()) / 2
-        V = W_new + (theta - 1) / theta_new * (W_new - W)
-        W, theta = W_new, theta_new
-
-        result[rows] = W
-        going = (moved > tolerance * lam * step).squeeze(1)
-        if not going.all():
-            rows, Y, W, V, theta = rows[going], Y[going], W[going], V[going], theta[going]
-            if not len(rows):
-                break
-    return result, evaluations, len(rows)
-
-
 def largest_gap(X: Tensor, Y: Tensor, W: Tensor, penalty: Penalty, lam: float) -> float:
-    """Computes the largest distance of -grad ||y - X w||_2 to the subdifferential of g, over all rows and entries."""
+    """Compute the largest distance of -grad ||y - X w||_2 to the subdifferential of g, over all rows and entries."""
     R = W @ X.T - Y
     gradient = R / torch.linalg.vector_norm(R, dim=1, keepdim=True) @ X
     return float(penalty.subgradient_gap(W, gradient, lam))
 
 
 def write_csv(curve: Sequence[Recovery], path: Path) -> None:
-    """One row for each point."""
+    """Write one row per point."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Recovery)])
         writer.writeheader()

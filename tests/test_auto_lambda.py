@@ -8,6 +8,7 @@ from framework.auto_lambda import auto_happy_lambda
 from framework.happy_lambda import HappyLambdaClassifier, HappyLambdaLinear, HappyLambdaMLP
 from framework.layers import NormalizedLinear, Sigma, sigma
 from framework.losses import L2Loss
+from framework.optim import square_root_lasso
 from framework.penalties import L1, ElasticNet, GroupL1, Harder
 from recipes.networks import CNN, MLP, Linear, SparseMLP
 
@@ -53,6 +54,58 @@ def test_each_model_and_loss_gets_its_threshold():
     assert total == pytest.approx(len(X) * mean, rel=1e-12)
 
 
+def test_without_an_intercept_the_noise_keeps_its_mean():
+    options = {"generator": generator(), "intercept": False}
+    assert auto(Linear((6,), 1, bias=False), L2Loss()) == HappyLambdaLinear(X, DRAWS, **options).run()
+    options["generator"] = generator()
+    expected = HappyLambdaClassifier(X, LABELS, DRAWS, num_classes=4, **options).run()
+    assert auto(Linear((6,), 4, bias=False), nn.CrossEntropyLoss(), targets=LABELS) == expected
+    options["generator"] = generator()
+    network = nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(), NormalizedLinear(5, 1, bias=False))
+    expected = HappyLambdaMLP(X, DRAWS, [5, 1], nn.ReLU(), **options).run()
+    assert auto(network, L2Loss(), groups=first_only(network)) == expected
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_with_no_signal_95_fits_in_100_select_nothing(bias):
+    """The fits are lassos in float64, the columns of X and the responses centered where there is an intercept."""
+    generator = torch.Generator().manual_seed(1)
+    design = (1 + torch.randn(40, 60, generator=generator)).double()
+    responses = torch.randn(600, 40, generator=generator).double()
+    network = Linear((60,), 1, bias=bias).double()
+    threshold = auto_happy_lambda(
+        network, groups(network), L2Loss(), L1(), design, responses[:1].T, distribution_count=4000, generator=generator
+    )
+    if bias:
+        design, responses = design - design.mean(0), responses - responses.mean(1, keepdim=True)
+    start = torch.full((600, 60), 0.01).double()
+    W = square_root_lasso(design, responses, threshold, start=start).weights
+    assert 0.93 < (W == 0).all(1).double().mean() < 0.97
+
+
+def test_an_intercept_that_is_frozen_or_penalized_is_refused():
+    frozen, penalized, ungrouped = (Linear((6,), 1) for _ in range(3))
+    frozen[1].bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"the bias of the last layer is frozen .*Train it, or build the layer with"):
+        auto(frozen, L2Loss())
+    with pytest.raises(ValueError, match="the bias of the last layer is frozen"):
+        auto(ungrouped, L2Loss(), groups=[{"params": ungrouped[1].weight, "penalized": True}])
+    with pytest.raises(ValueError, match="and nothing else; penalized here are 2 parameters"):
+        auto(penalized, L2Loss(), groups=[{"params": list(penalized.parameters()), "penalized": True}])
+
+
+def test_a_bias_in_a_hidden_layer_alone_is_refused():
+    network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), NormalizedLinear(5, 1, bias=False))
+    with pytest.raises(ValueError, match="the last layer has no bias, but one before it has"):
+        auto(network, L2Loss(), groups=first_only(network))
+
+
+def test_groups_may_hold_a_bare_tensor_or_a_generator():
+    network = Linear((6,), 1)
+    given = [{"params": network[1].weight, "penalized": True}, {"params": (p for p in [network[1].bias])}]
+    assert auto(network, L2Loss(), groups=(group for group in given)) == auto(network, L2Loss())
+
+
 @pytest.mark.parametrize(
     ("penalty", "slope"),
     [(Harder(0.1), 1.0), (Harder(1.0), 0.5), (ElasticNet(0.25), 0.25), (GroupL1("columns"), 1.0)],
@@ -96,6 +149,7 @@ def first_only(network):
         (MLP((6,), 1), L2Loss(), L1(), "NormalizedLinear .rows of norm 1. in every layer after.*model=sparse_mlp"),
         (SparseMLP((6,), 3), nn.CrossEntropyLoss(), L1(), "with cross-entropy the threshold is known for a linear"),
         (Linear((6,), 3), nn.CrossEntropyLoss(label_smoothing=0.1), L1(), r"label_smoothing=0\.1"),
+        (Linear((6,), 3), nn.CrossEntropyLoss(ignore_index=0), L1(), r"ignore_index=0"),
         (Linear((6,), 1), L2Loss(), ElasticNet(0.0), r"no threshold is known for ElasticNet\(l1_ratio=0\.0\)"),
         (Linear((6,), 2), L2Loss(), GroupL1("columns"), "no threshold is known for GroupL1"),
         (SparseMLP((6,), 1, hidden=(3, 3)), L2Loss(), GroupL1("columns"), "no threshold is known for GroupL1"),

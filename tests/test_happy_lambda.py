@@ -11,6 +11,7 @@ from framework import happy_lambda as module
 from framework.happy_lambda import HappyLambdaClassifier, HappyLambdaLinear, HappyLambdaMLP
 from framework.layers import NormalizedLinear, Sigma, sigma
 from framework.losses import L2Loss
+from framework.optim import square_root_lasso
 from framework.penalties import L1, GroupL1
 
 
@@ -20,7 +21,7 @@ def design(num_samples: int, num_features: int, seed: int = 1) -> Tensor:
 
 
 def statistic(X: Tensor, y: Tensor) -> Tensor:
-    """||X^T y||_inf / ||y||_2, y centred."""
+    """||X^T y||_inf / ||y||_2, y centered."""
     y = y - y.mean(0)
     return (X.T @ y).abs().max() / y.norm()
 
@@ -221,6 +222,91 @@ def test_at_the_threshold_the_null_classifier_is_stationary_for_95_responses_in_
         (grad,) = torch.autograd.grad(cross_entropy(X @ W.T + intercept, y, reduction=reduction), W)
         stationary += int(L1().subgradient_gap(W.detach(), grad, threshold) == 0)
     assert 0.93 < stationary / 1000 < 0.97
+
+
+def shifted_design(num_samples: int, num_features: int) -> Tensor:
+    """Columns with means far from 0, which an intercept would absorb."""
+    return design(num_samples, num_features) + 1
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_with_no_signal_95_linear_fits_in_100_select_nothing(intercept: bool) -> None:
+    X, Y = shifted_design(40, 60), torch.randn(600, 40, dtype=torch.float64)
+    threshold = HappyLambdaLinear(X, 4000, intercept=intercept).run()
+    if intercept:
+        X, Y = X - X.mean(0), 5 + Y
+        Y = Y - Y.mean(1, keepdim=True)
+    W, converged, _ = square_root_lasso(X, Y, threshold, start=torch.full((600, 60), 0.01).double())
+    assert converged.all()
+    assert 0.93 < (W == 0).all(1).double().mean() < 0.97
+
+
+def fit_softmax(X: Tensor, Y_RNK: Tensor, lam: float, *, intercept: bool) -> Tensor:
+    """Minimize the mean cross-entropy plus lam ||W||_1 for every replicate of labels; its W, shape (R, K, P)."""
+    X_1 = torch.cat([X, torch.ones(len(X), 1, dtype=X.dtype)], 1) if intercept else X
+    step = 2 * len(X) / torch.linalg.matrix_norm(X_1, 2).square()
+    W = torch.full((len(Y_RNK), Y_RNK.shape[2], X_1.shape[1]), 0.01, dtype=X.dtype)
+    W_old = W
+    weights = torch.full((X_1.shape[1],), lam, dtype=X.dtype)
+    weights[X.shape[1] :] = 0
+    for k in range(400):
+        V = W + k / (k + 3) * (W - W_old)
+        U = V - step * ((V @ X_1.T).softmax(1) - Y_RNK.mT) @ X_1 / len(X)
+        W_old, W = W, U - U.clamp(-step * weights, step * weights)
+    return W[:, :, : X.shape[1]]
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_with_no_signal_95_softmax_fits_in_100_select_nothing(intercept: bool) -> None:
+    X = shifted_design(50, 20)
+    frequencies = torch.tensor([0.5, 0.3, 0.2]) if intercept else torch.ones(3) / 3
+    targets = torch.arange(3).repeat_interleave(torch.tensor([25, 15, 10]))
+    threshold = HappyLambdaClassifier(X, targets, 4000, intercept=intercept).run()
+    labels = torch.multinomial(frequencies, 600 * 50, replacement=True).view(600, 50)
+    W = fit_softmax(X, nn.functional.one_hot(labels, 3).double(), threshold, intercept=intercept)
+    assert 0.93 < (W == 0).all(2).all(1).double().mean() < 0.97
+
+
+def test_without_biases_the_null_network_is_stationary_for_95_responses_in_100() -> None:
+    """W_2 looks at the neuron that makes the gradient largest; GELU has slope 1/2 at 0 and up to 1.13 elsewhere."""
+    X = shifted_design(40, 30)
+    for activation in (nn.Tanh(), nn.GELU()):
+        threshold = HappyLambdaMLP(X, 4000, [3, 1], activation, intercept=False).run()
+        first, last = nn.Linear(30, 3, bias=False).double(), NormalizedLinear(3, 1, bias=False).double()
+        first.weight.data.zero_()
+        last.weight.data = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64)
+        stationary = 0
+        for _ in range(1000):
+            y = torch.randn(40, 1, dtype=torch.float64)
+            (grad,) = torch.autograd.grad(L2Loss()(last(activation(first(X))), y), first.weight)
+            stationary += int(L1().subgradient_gap(first.weight.detach(), grad, threshold) == 0)
+        assert 0.93 < stationary / 1000 < 0.97
+
+
+def test_without_an_intercept_a_constant_feature_can_be_selected_and_a_mean_is_signal() -> None:
+    ones = torch.ones(30, 1, dtype=torch.float64)
+    # 1'g / ||g|| is the root of n times a t-like ratio: about normal, its absolute value below 1.96 in 95 of 100.
+    assert HappyLambdaLinear(ones, 20_000, intercept=False).run() == pytest.approx(1.96, rel=0.03)
+    with pytest.raises(ValueError, match="no feature differs from 0"):
+        HappyLambdaLinear(0 * ones, 10, intercept=False)
+    with pytest.raises(ValueError, match=r"mean=1\.0 with intercept=False"):
+        HappyLambdaLinear(ones, 10, mean=1.0, intercept=False)
+
+
+def test_without_an_intercept_classes_that_are_absent_count() -> None:
+    X, targets = shifted_design(50, 10), torch.arange(50) % 2
+    with_third = HappyLambdaClassifier(X, targets, 500, intercept=False, num_classes=3).run()
+    assert with_third == HappyLambdaClassifier(X, torch.arange(50) % 3, 500, intercept=False).run()
+    assert HappyLambdaClassifier(X, targets, 500, num_classes=3).run() == HappyLambdaClassifier(X, targets, 500).run()
+    with pytest.raises(ValueError, match="num_classes=1, and the largest target is 1"):
+        HappyLambdaClassifier(X, targets, 10, num_classes=1)
+
+
+@pytest.mark.parametrize("activation", [torch.sigmoid, nn.Softshrink()])
+def test_without_biases_an_activation_that_is_not_a_line_through_zero_is_refused(activation: nn.Module) -> None:
+    assert HappyLambdaMLP(design(10, 4), 10, [3, 1], activation).run() > 0
+    with pytest.raises(ValueError, match="without biases no threshold is known for it"):
+        HappyLambdaMLP(design(10, 4), 10, [3, 1], activation, intercept=False).run()
 
 
 def test_the_two_reductions_differ_by_the_number_of_samples() -> None:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from framework.data.sparse import COEFFICIENTS
 
-# The numbers of non-zero coefficients at which recovery was published.
+# Of the published study: samples, features, test samples, replicates, seed.
+PUBLISHED_DRAWS = (70, 250, 1000, 200, 42)
+# The numbers of non-zero coefficients in its table.
 SPARSITIES = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 20)
 
 
@@ -19,18 +21,20 @@ class LinearRecovery:
 
     Attributes:
         X: The design, shape (n, p), columns of mean 0 and standard deviation 1.
-        X_test: Further samples, shape (num_test, p), standardised by their own means and deviations.
+        X_test: Further samples, shape (num_test, p), standardized by their own means and deviations.
         noise: One noise vector for each replicate, the same at every s: shape (replicates, n).
         weights: The true coefficients by s, each of shape (replicates, p).
+        is_published: Whether these are the very draws of the published study.
     """
 
     X: Tensor
     X_test: Tensor
     noise: Tensor
     weights: dict[int, Tensor]
+    is_published: bool
 
     def targets(self, sparsity: int) -> Tensor:
-        """Computes the responses of all replicates with `sparsity` true coefficients, shape (replicates, n)."""
+        """Compute the responses of all replicates with `sparsity` true coefficients, shape (replicates, n)."""
         if sparsity not in self.weights:
             raise ValueError(
                 f"no replicates with {sparsity} true coefficients were drawn, only with {sorted(self.weights)}; name "
@@ -48,14 +52,15 @@ def linear_recovery(
     num_replicates: int = 200,
     seed: int = 42,
 ) -> LinearRecovery:
-    """Draws the simulation; with the defaults, exactly the published one.
+    """Draw the simulation; with the defaults, exactly the published one.
 
-    numpy's legacy generator draws, in this order, X (n, p), the test X, the noise (n, replicates), then for each s in
-    turn the supports of all replicates, uniform without replacement. Replicate i draws its coefficients, uniform over
-    `COEFFICIENTS`, from a generator of its own, seeded `seed` + i. So the draws at one s depend on the sparsities
-    before it and on the number of replicates: for some of the published replicates draw them all, and take some.
+    numpy's legacy generator draws, in this order, X (n, p), the test X, the noise (n, replicates), then for s = 1, 2,
+    ... in turn, asked for or not, the supports of all replicates, uniform without replacement. Replicate i draws its
+    coefficients, uniform over `COEFFICIENTS`, from a generator of its own, seeded `seed` + i. So the draws at one s do
+    not depend on which others are asked for, but on the number of replicates: for some of the published replicates draw
+    them all, and take some.
 
-    Source: the simulations of HarderLASSO, arXiv 2411.17180.
+    Source: the simulations of HarderLASSO, arXiv 2411.17180, where s goes from 0 to 25.
 
     Args:
         sparsities: The numbers s of true coefficients, each from 0 to p.
@@ -66,7 +71,7 @@ def linear_recovery(
         seed: Selects the draws.
 
     Raises:
-        ValueError: A sparsity is out of range or named twice, or there are fewer than two samples to standardise.
+        ValueError: If a sparsity is out of range or named twice, or there are fewer than two samples to standardize.
     """
     if len(set(sparsities)) < len(sparsities) or not all(0 <= s <= num_features for s in sparsities):
         raise ValueError(f"sparsities={list(sparsities)}; pass different numbers from 0 to num_features={num_features}")
@@ -76,20 +81,22 @@ def linear_recovery(
             f"num_replicates={num_replicates}; pass at least 2 samples, 2 test samples, 1 feature and 1 replicate"
         )
     rng = np.random.RandomState(seed)
-    X, X_test = (_standardised(rng.normal(size=(rows, num_features))) for rows in (num_samples, num_test))
+    X, X_test = (_standardized(rng.normal(size=(rows, num_features))) for rows in (num_samples, num_test))
     noise = rng.normal(size=(num_samples, num_replicates))
     weights = {s: np.zeros((num_replicates, num_features)) for s in sparsities}
-    for s in sparsities:
-        for i in range(num_replicates if s else 0):
+    for s in range(1, max(sparsities, default=0) + 1):
+        for i in range(num_replicates):
             support = rng.choice(num_features, s, replace=False)
-            weights[s][i, support] = np.random.RandomState(seed + i).choice(COEFFICIENTS, s)
+            if s in weights:
+                weights[s][i, support] = np.random.RandomState(seed + i).choice(COEFFICIENTS, s)
     return LinearRecovery(
         X=torch.from_numpy(X),
         X_test=torch.from_numpy(X_test),
         noise=torch.from_numpy(noise.T.copy()),
         weights={s: torch.from_numpy(w) for s, w in weights.items()},
+        is_published=(num_samples, num_features, num_test, num_replicates, seed) == PUBLISHED_DRAWS,
     )
 
 
-def _standardised(X: np.ndarray) -> np.ndarray:
+def _standardized(X: np.ndarray) -> np.ndarray:
     return (X - X.mean(axis=0)) / X.std(axis=0)

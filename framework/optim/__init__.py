@@ -8,6 +8,7 @@ from framework.optim.prox_adam import ProxAdam
 from framework.optim.proximal import ProximalOptimizer
 from framework.optim.search import ExhaustiveSearch, RandomSearch
 from framework.optim.sparsa import SpaRSA
+from framework.optim.square_root_lasso import SquareRootLassoFits, square_root_lasso
 
 __all__ = [
     "FISTA",
@@ -18,5 +19,7 @@ __all__ = [
     "ProximalOptimizer",
     "RandomSearch",
     "SpaRSA",
+    "SquareRootLassoFits",
+    "square_root_lasso",
     "stationarity_gap",
 ]

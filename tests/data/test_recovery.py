@@ -14,19 +14,33 @@ def test_the_draws_are_numpys_in_the_published_order():
     np.random.seed(42)
     X, X_test = np.random.randn(70, 250), np.random.randn(1000, 250)
     noise = np.random.randn(70, 200)
-    supports = {s: [np.random.choice(250, s, replace=False) for _ in range(200)] for s in SPARSITIES if s > 0}
+    supports = {s: [np.random.choice(250, s, replace=False) for _ in range(200)] for s in range(1, 26)}
 
     np.testing.assert_allclose(simulation.X, (X - X.mean(0)) / X.std(0), atol=1e-12)
     np.testing.assert_allclose(simulation.X_test, (X_test - X_test.mean(0)) / X_test.std(0), atol=1e-12)
     np.testing.assert_array_equal(simulation.noise.T, noise)
-    for s, i in [(1, 0), (4, 17), (20, 199)]:
+    for s, i in [(1, 0), (4, 17), (8, 0), (12, 5), (20, 199)]:
         np.random.seed(42 + i)
         expected = np.zeros(250)
         expected[supports[s][i]] = np.random.choice([-3, -2, -1, 1, 2], s)
         np.testing.assert_array_equal(simulation.weights[s][i], expected)
 
 
-def test_shapes_standardisation_and_support_sizes():
+def test_the_draws_at_one_sparsity_do_not_depend_on_the_others():
+    table, some = linear_recovery(), linear_recovery([20, 8])
+    assert list(some.weights) == [20, 8]
+    for s in (8, 20):
+        assert torch.equal(some.targets(s), table.targets(s))
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"sparsities": [25]}, {"seed": 43}, {"num_replicates": 20}, {"num_test": 10}, {"num_samples": 60}]
+)
+def test_only_the_published_draws_say_that_they_are(change):
+    assert linear_recovery(**change).is_published == (set(change) <= {"sparsities"})
+
+
+def test_shapes_standardization_and_support_sizes():
     simulation = linear_recovery()
     assert (simulation.X.shape, simulation.X_test.shape) == ((70, 250), (1000, 250))
     assert simulation.noise.shape == (200, 70)
