@@ -392,3 +392,64 @@ def test_a_dataset_that_draws_is_seeded_by_the_global_generator_only(tmp_path):
     module = Regressor()
     train_by_hand(module, SGD(module.parameters(), lr=0.05), make_loader(shuffle=True), 2)
     assert torch.equal(ours, torch.rand(3))
+
+
+# ------------------------------------------------------------------------------------------------------- questions
+
+
+def test_questions_before_the_first_run_have_an_answer_or_a_clear_error(tmp_path):
+    trainer = make_trainer(tmp_path)
+    assert (trainer.global_step, trainer.current_epoch, trainer.closure_evaluations) == (0, 0, 0)
+    assert trainer.callback_metrics == {}
+    assert trainer.stopped_because is None
+    for question in ("optimizer", "schedulers", "closure"):
+        with pytest.raises(RuntimeError, match=rf"trainer\.{question}: no fit has begun"):
+            getattr(trainer, question)
+    with pytest.raises(RuntimeError, match=r"trainer\.save_checkpoint: no fit has begun"):
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(RuntimeError, match=r"trainer\.module: nothing has run yet"):
+        _ = trainer.module
+
+
+def test_a_setting_cannot_change_without_effect_during_a_run(tmp_path):
+    def change(trainer, module):
+        trainer.max_epochs = 1
+
+    trainer = make_trainer(tmp_path, callbacks=callback_of(on_train_start=change))
+    with pytest.raises(AttributeError, match=r"trainer\.max_epochs was set during fit"):
+        trainer.fit(Regressor(), make_loader())
+    trainer.callbacks = []
+    trainer.max_epochs = 1
+    trainer.fit(Regressor(), make_loader())
+    assert trainer.current_epoch == 1
+
+
+def test_a_run_within_a_run_of_the_same_trainer_is_refused(tmp_path):
+    def validate(trainer, module):
+        trainer.validate(module, make_loader())
+
+    trainer = make_trainer(tmp_path, callbacks=callback_of(on_train_epoch_end=validate))
+    with pytest.raises(RuntimeError, match=r"Trainer\.validate was called during fit"):
+        trainer.fit(Regressor(), make_loader())
+    trainer.callbacks = []
+    assert trainer.validate(Regressor(), make_loader())
+
+
+def test_questions_about_a_fit_are_answered_after_a_prediction_too(tmp_path):
+    trainer, module = make_trainer(tmp_path), Regressor()
+    trainer.fit(module, make_loader())
+    trainer.predict(module, make_loader())
+    assert trainer.global_step == trainer.closure_evaluations == 6
+    assert trainer.stopped_because == "max_epochs"
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.05
+
+
+def test_should_stop_ends_the_run_after_the_step_under_way(tmp_path):
+    def stop(trainer, module, outputs, batch, batch_idx):
+        trainer.should_stop = True
+
+    trainer = make_trainer(tmp_path, callbacks=callback_of(on_train_batch_end=stop))
+    trainer.fit(Regressor(), make_loader())
+    assert trainer.global_step == 1
+    assert trainer.stopped_because == "should_stop"
+    assert trainer.should_stop
