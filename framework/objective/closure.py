@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 from framework.loop.batches import Batches
 from framework.loop.metrics import Metrics, num_samples
-from framework.loop.validation import check_output
 from framework.module import Module
 from framework.objective.batched_values import stacked_values
 from framework.objective.curvature import HessianVectorProduct, hessian_vector_product
+from framework.objective.output import check_finite, parse_output
 from framework.objective.replay import Replay
 from framework.objective.vector import ParameterVector
 
@@ -234,15 +234,9 @@ class Closure:
         """What the optimizer differentiates, for one batch: with its graph, and with f, g and what else there is."""
         self._metrics.batch = batch
         output = self._forward(batch, batch_idx)
+        loss, penalty, extra = parse_output(self._module, output)
         if self.evaluations == 1:
-            check_output(self._module, output)
-        extra: Mapping[str, Any] = {}
-        if isinstance(output, Tensor):
-            loss, penalty = output, None
-        elif isinstance(output, Mapping):
-            loss, penalty, extra = output["loss"], output.get("penalty"), output
-        else:
-            loss, penalty = output
+            check_finite(self._module, loss, penalty)
         if self._adds_penalty:
             penalty = penalty_value(self._module, self.penalized_groups)
 
@@ -331,7 +325,7 @@ def penalty_value(module: Module, groups: Iterable[dict[str, Any]]) -> Tensor:
     assert module.penalty is not None
     total = torch.zeros((), device=module.device)
     for group in groups:
-        lam = group.get("happy_lambda", module.happy_lambda)
+        lam: Any = group.get("happy_lambda", module.happy_lambda)
         mask = group["penalized"]
         for param in group["params"]:
             total = total + module.penalty.value(param, lam if mask is True else lam * mask.to(param))
