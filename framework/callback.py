@@ -37,7 +37,6 @@ A *step* of ``accumulate_grad_batches=k`` evaluates k batches, perhaps several t
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -191,9 +190,6 @@ class Hooks:
     def __init__(
         self, trainer: Trainer, module: Module, callbacks: Sequence[Callback], publish: Callable[[], None]
     ) -> None:
-        for callback in callbacks:
-            refuse_unknown_hooks(callback)
-        refuse_unknown_hooks(module)
         self._listeners: dict[str, list[Callable[..., None]]] = {}
         for name in HOOKS:
             heard = [
@@ -214,15 +210,6 @@ class Hooks:
         """Fire one hook."""
         for listener in self._listeners[name]:
             listener(*args)
-
-
-def refuse_unknown_hooks(owner: Callback | Module) -> None:
-    """Raise a ValueError for a method called ``on_...`` that no moment of a run would call."""
-    for name in dir(type(owner)):
-        if name.startswith("on_") and name not in HOOKS and callable(getattr(type(owner), name)):
-            near = difflib.get_close_matches(name, HOOKS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "rename it, so that it does not start with 'on_'"
-            raise ValueError(f"{type(owner).__name__}.{name} is no hook and would never be called: {hint}")
 
 
 def _overrides(callback: Callback, name: str) -> bool:

@@ -28,6 +28,7 @@ from framework.loop.progress import Progress
 from framework.loop.run import running, set_up_fit, set_up_optimizer
 from framework.loop.schedulers import SchedulerConfig, learning_rates
 from framework.loop.settings import check_settings, parse_max_time, resolve_max_epochs
+from framework.loop.validation import check_step, refuse_answer
 from framework.module import Module
 from framework.objective.closure import Closure
 
@@ -118,6 +119,7 @@ class Trainer:
         inference_mode: bool = True,
         default_root_dir: str | Path | None = None,
     ) -> None:
+        check_settings(locals())
         if fast_dev_run:
             limit_train_batches = limit_val_batches = limit_test_batches = limit_predict_batches = int(fast_dev_run)
             max_epochs, max_steps, num_sanity_val_steps = 1, int(fast_dev_run), 0
@@ -139,7 +141,6 @@ class Trainer:
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.inference_mode = inference_mode
         self.default_root_dir = Path(default_root_dir or ".")
-        check_settings(self)
 
         self.fabric = Fabric(
             accelerator=accelerator, strategy=strategy, devices=devices, num_nodes=num_nodes, precision=precision
@@ -219,7 +220,8 @@ class Trainer:
         for batch_idx, next_idx, batches in groups(self.train_batches, self.accumulate_grad_batches, progress):
             self.metrics.batch = batch = batches[0] if self.accumulate_grad_batches == 1 else batches
             for hook in batch_start:
-                hook(batch, batch_idx)
+                if (answer := hook(batch, batch_idx)) is not None:
+                    refuse_answer(hook, answer)
 
             log = progress.global_step % self.log_every_n_steps == 0
             rates = learning_rates(self.optimizer) if log else {}
@@ -313,8 +315,8 @@ class Trainer:
             ValueError: The optimizer does not fit the module or the trainer's settings.
         """
         if accumulate_grad_batches is not None:
+            check_settings({"accumulate_grad_batches": accumulate_grad_batches})
             self.accumulate_grad_batches = accumulate_grad_batches
-            check_settings(self)
         set_up_optimizer(self, configured, evaluations=self.closure.evaluations)
 
     def interrupt(self, signum: signal.Signals) -> None:
@@ -339,7 +341,9 @@ class Trainer:
     def _run_evaluation(
         self, model: Module, dataloaders: Any, stage: str, limit: Limit, ckpt_path: str | Path | None
     ) -> tuple[dict[str, float], list[Any]]:
-        with running(self, model, "validate" if stage == "validation" else stage):
+        name = "validate" if stage == "validation" else stage
+        with running(self, model, name):
+            check_step(model, stage, f"{name} was called")
             self.engine = Engine(self.fabric, model)
             if ckpt_path is not None:
                 path = checkpoints.resolve(self, ckpt_path)

@@ -9,6 +9,7 @@ from framework.callbacks.model_summary import ModelSummary
 from framework.callbacks.penalty_path import PenaltyPath, Stage
 from framework.callbacks.progress_bar import ProgressBar
 from framework.callbacks.stationarity import Stationarity
+from framework.loop.validation import as_callbacks
 
 __all__ = ["EarlyStopping", "ModelCheckpoint", "ModelSummary", "PenaltyPath", "ProgressBar", "Stage", "Stationarity"]
 
@@ -22,10 +23,7 @@ def default_callbacks(
     fast_dev_run: bool,
 ) -> list[Callback]:
     """The callbacks of a trainer: those given, the defaults they do not replace, and checkpoints last."""
-    callbacks = [given] if isinstance(given, Callback) else list(given or [])
-    for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise TypeError(f"callbacks has {type(callback).__name__}, which is no framework.Callback")
+    callbacks = as_callbacks(given)
     wanted = ((summary, ModelSummary), (progress_bar, ProgressBar), (checkpointing, ModelCheckpoint))
     for want, kind in wanted:
         if want and not any(isinstance(callback, kind) for callback in callbacks):

@@ -78,5 +78,5 @@ def measure_gap(trainer: Trainer, module: Module) -> float:
 
 def _weighted_groups(trainer: Trainer, module: Module) -> list[dict[str, Any]]:
     """All parameters, in groups that each say whether they are penalized and by how much."""
-    weights = {"happy_lambda": module.happy_lambda if module.penalty is not None else 0.0}
+    weights = {"happy_lambda": module.happy_lambda or 0.0 if module.penalty is not None else 0.0}
     return [{"penalized": False, **weights, **group} for group in declared_groups(module, trainer.optimizer)]

@@ -28,7 +28,7 @@ class Batches:
     def __init__(self, loader: Any, *, limit: int | float | None, device: torch.device, name: str) -> None:
         check_loader(loader, name)
         self.loader = loader.to(device) if hasattr(loader, "to") else loader
-        self._name = name
+        self.name = name
         self.limit = limit
         # On the CPU nothing needs to be moved, and the move costs as much as a small batch.
         self._device = None if device.type == "cpu" or hasattr(loader, "to") else device
@@ -44,7 +44,7 @@ class Batches:
     @limit.setter
     def limit(self, limit: int | float | None) -> None:
         self._limit = None if limit == -1 else limit
-        self.num_batches = _limited(num_batches(self.loader), self._limit, self._name)
+        self.num_batches = _limited(num_batches(self.loader), self._limit, self.name)
 
     def __iter__(self) -> Iterator[Any]:
         """The batches of ``self.epoch``: the same ones, in the same order, as often as they are read with one seed."""

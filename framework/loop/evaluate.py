@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from framework.loop.batches import Batches
+from framework.loop.validation import check_monitors, refuse_empty
 from framework.objective.replay import rng_state, set_rng_state
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def evaluate(trainer: Trainer, batches: Batches, stage: str) -> tuple[dict[str, 
         with torch.inference_mode() if trainer.inference_mode else torch.no_grad():
             hooks.call(f"on_{stage}_start")
             hooks.call(f"on_{stage}_epoch_start")
+            batch_idx = -1
             for batch_idx, batch in enumerate(batches):
                 hooks.call(f"on_{stage}_batch_start", batch, batch_idx)
                 metrics.batch = batch
@@ -42,6 +44,8 @@ def evaluate(trainer: Trainer, batches: Batches, stage: str) -> tuple[dict[str, 
                 hooks.call(f"on_{stage}_batch_end", output, batch, batch_idx)
                 if trainer.interrupted:
                     break
+            if batch_idx < 0 and batches.num_batches:
+                refuse_empty(batches.name)
             hooks.call(f"on_{stage}_epoch_end")
         values = metrics.log_epoch()
         if not (trainer.sanity_checking or trainer.interrupted):
@@ -70,6 +74,7 @@ def sanity_check(trainer: Trainer) -> None:
         batches.limit = trainer.num_sanity_val_steps
     validate(trainer)
     batches.limit = limit
+    check_monitors(trainer.callbacks, trainer.schedulers, trainer.metrics.callback_metrics, trainer.module)
     trainer.metrics.forget()
     trainer.call("on_sanity_check_end")
     trainer.sanity_checking = False
