@@ -120,15 +120,11 @@ def num_groups(batches: Batches, size: int | str) -> float:
 def _limited(num_batches: float, limit: int | float | None, name: str) -> float:
     if limit is None or (isinstance(limit, float) and limit == 1.0):
         return num_batches
-    if isinstance(limit, float) and not isinstance(limit, bool):
-        if not 0 <= limit <= 1:
-            raise ValueError(f"the limit on {name} is {limit}; a share lies between 0.0 and 1.0, a number is an int")
+    if isinstance(limit, float):
         if num_batches == math.inf:
             raise ValueError(f"the limit on {name} is the share {limit}, but it has no length: give a number (int)")
         limited = int(num_batches * limit)
         if limited == 0 and limit > 0:
             raise ValueError(f"{limit} of the {num_batches} batches of {name} is none: use at least {1 / num_batches}")
         return limited
-    if limit < 0:
-        raise ValueError(f"the limit on {name} is {limit}; it must be at least 0")
     return min(num_batches, limit)

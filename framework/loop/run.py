@@ -77,8 +77,8 @@ def set_up_fit(trainer: Trainer, train_dataloaders: Any, val_dataloaders: Any, c
 def set_up_data(trainer: Trainer, train_dataloaders: Any, val_dataloaders: Any) -> None:
     """The training and validation data, as far as the trainer's limits let them be read."""
     device, held = trainer.fabric.device, trainer.overfit_batches
-    check_train_limit(trainer.limit_train_batches)
     if not held:
+        check_train_limit(trainer.limit_train_batches)
         passes = num_passes(trainer.max_epochs, trainer.accumulate_grad_batches)
         check_readable_again(train_dataloaders, "train_dataloaders", passes)
     train_limit, val_limit = held or trainer.limit_train_batches, held or trainer.limit_val_batches

@@ -30,8 +30,10 @@ from framework.objective.groups import check_groups, check_weight
 
 # ---------------------------------------------------------------------------------------------- modules and callbacks
 
-# What a trainer calls besides the hooks, with the arguments it passes.
-_METHODS: dict[type, dict[str, list[str]]] = {
+# The arguments of each hook of a `Callback` after the trainer and the module: those of a hook of the module.
+_HOOK_ARGUMENTS = {hook: list(inspect.signature(getattr(Callback, hook)).parameters)[3:] for hook in HOOKS}
+# What a trainer calls, and the arguments it passes.
+_CALLED: dict[type, dict[str, list[str]]] = {
     Module: {
         "training_step": ["batch", "batch_idx"],
         "validation_step": ["batch", "batch_idx"],
@@ -39,8 +41,13 @@ _METHODS: dict[type, dict[str, list[str]]] = {
         "predict_step": ["batch", "batch_idx"],
         "param_groups": [],
         "configure_optimizers": [],
+        **_HOOK_ARGUMENTS,
     },
-    Callback: {"state_dict": [], "load_state_dict": ["state_dict"]},
+    Callback: {
+        "state_dict": [],
+        "load_state_dict": ["state_dict"],
+        **{hook: ["trainer", "module", *arguments] for hook, arguments in _HOOK_ARGUMENTS.items()},
+    },
 }
 
 # What Lightning calls and a trainer does not (besides hooks), with what to do instead.
@@ -136,7 +143,7 @@ def as_callbacks(given: Any) -> list[Callback]:
     """
     if given is None:
         return []
-    callbacks = list(given) if isinstance(given, Iterable) else [given]
+    callbacks = list(given) if isinstance(given, Iterable) and not isinstance(given, Callback) else [given]
     for callback in callbacks:
         if isinstance(callback, Callback):
             continue
@@ -161,9 +168,10 @@ def check_overrides(module: Module, callbacks: Iterable[Callback]) -> None:
         TypeError: If a hook or a step takes other arguments than it is called with.
     """
     for callback in callbacks:
-        _check_init(callback)
-        _check_methods(callback, Callback, leading=["trainer", "module"])
-    _check_methods(module, Module, leading=[])
+        if not _is_ours(type(callback)):
+            _check_init(callback)
+            _check_methods(callback, Callback)
+    _check_methods(module, Module)
     for name, remedy in _FLAGS.items():
         if getattr(module, name, True) is False:
             raise ValueError(f"{type(module).__name__}.{name} is False, which would have no effect: {remedy}")
@@ -179,7 +187,7 @@ def _check_init(callback: Callback) -> None:
     """Refuse a subclass of a ready-made callback without the attributes that the ``__init__`` of that one makes."""
     for cls in type(callback).__mro__:
         init = vars(cls).get("__init__")
-        if cls.__module__.startswith("framework.") and isinstance(init, FunctionType):
+        if _is_ours(cls) and isinstance(init, FunctionType):
             made = {i.argval for i in dis.get_instructions(init) if i.opname == "STORE_ATTR"}
             if missing := made - vars(callback).keys():
                 raise ValueError(
@@ -188,11 +196,11 @@ def _check_init(callback: Callback) -> None:
                 )
 
 
-def _check_methods(owner: Module | Callback, kind: type, leading: list[str]) -> None:
-    called = _METHODS[kind] | {hook: leading + _arguments(hook) for hook in HOOKS}
+def _check_methods(owner: Module | Callback, kind: type) -> None:
+    called = _CALLED[kind]
     accepted: set[str] = set()
     for cls in reversed(type(owner).__mro__):
-        if cls in kind.__mro__ or cls.__module__.startswith("framework."):
+        if cls in kind.__mro__ or _is_ours(cls):
             continue
         for name in vars(cls):
             if name not in called and name not in accepted and not name.startswith("_"):
@@ -201,10 +209,6 @@ def _check_methods(owner: Module | Callback, kind: type, leading: list[str]) -> 
     for name, arguments in called.items():
         if overrides(owner, name):
             _check_arguments(owner, name, arguments)
-
-
-def _arguments(hook: str) -> list[str]:
-    return list(inspect.signature(getattr(Callback, hook)).parameters)[3:]
 
 
 def _check_name(where: str, name: str, cls: type, not_called: Mapping[str, str], called: Iterable[str]) -> None:
@@ -225,6 +229,10 @@ def _check_name(where: str, name: str, cls: type, not_called: Mapping[str, str],
         raise ValueError(f"{where} would never be called: did you mean {near[0]!r}? If not, give it another name")
 
 
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.startswith("framework.")
+
+
 def overrides(owner: Module | Callback, name: str) -> bool:
     """Tell whether a module or a callback has a method of its own where its base class has a default or none."""
     kind = Module if isinstance(owner, Module) else Callback
@@ -236,6 +244,8 @@ def overrides(owner: Module | Callback, name: str) -> bool:
 def _check_arguments(owner: Module | Callback, name: str, arguments: list[str]) -> None:
     method = getattr(owner, name)
     if not callable(method):
+        if isinstance(owner, Module) and name in HOOKS:
+            return  # an attribute of the user's that is no hook
         raise TypeError(f"{type(owner).__name__}.{name} is {_describe(method)}; it must be a method")
     try:
         signature = inspect.signature(method)
@@ -343,9 +353,7 @@ def check_monitors(
     watched = [(reader, monitor) for reader, monitor in monitors if isinstance(monitor, str)]
     watched += [(type(s.scheduler).__name__, s.monitor) for s in schedulers if s.monitor is not None and s.strict]
     late = ("on_train_epoch_end", "on_validation_epoch_end", "on_validation_end", "on_train_epoch_start")
-    sure = not any(overrides(module, hook) for hook in late) and all(
-        type(callback).__module__.startswith("framework.") for callback in callbacks
-    )
+    sure = not any(overrides(module, hook) for hook in late) and all(_is_ours(type(callback)) for callback in callbacks)
     for reader, monitor in watched:
         if not names or monitor in names:
             continue
@@ -516,14 +524,15 @@ def check_penalty_object(module: Module, optimizer_class: type[Optimizer] | None
     Raises:
         TypeError: If it lacks the methods that are needed.
     """
-    needed = ["value", "prox"] if getattr(optimizer_class, "handles_penalty", False) else ["value"]
     penalty = module.penalty
     if penalty is None:
         return
-    if isinstance(penalty, type) or not all(callable(getattr(penalty, name, None)) for name in needed):
+    needed = ("value", "prox") if getattr(optimizer_class, "handles_penalty", False) else ("value",)
+    missing = [name for name in needed if isinstance(penalty, type) or not callable(getattr(penalty, name, None))]
+    if missing:
         raise TypeError(
-            f"penalty={penalty!r:.60} of {type(module).__name__} has no {' and '.join(needed)} to call; pass a penalty "
-            "such as framework.penalties.L1(): an object with value(param, lam) and prox(u, step, lam)"
+            f"penalty={penalty!r:.60} of {type(module).__name__} has no {' and no '.join(missing)} to call; pass a "
+            "penalty such as framework.penalties.L1(): an object with value(param, lam) and prox(u, step, lam)"
         )
 
 

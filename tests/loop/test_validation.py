@@ -274,7 +274,7 @@ def test_helpers_attributes_and_submodules_may_have_any_name(tmp_path):
             super().__init__()
             self.backward_net, self.optimizer_step = nn.Identity(), nn.Identity()
             self.val_dataloader, self.prepare_data, self.validation_steps = [1], 3, 7
-            self.automatic_optimization = True
+            self.automatic_optimization, self.setup = True, "wide"
 
         def training_step(self, batch, batch_idx):
             return self.train_step(batch)
@@ -395,6 +395,12 @@ def test_lazy_layers_without_shape_are_refused_by_name(tmp_path):
     with torch.no_grad():
         module(torch.zeros(2, 3, dtype=torch.float64))
     make_trainer(tmp_path, enable_model_summary=True).fit(module, make_loader())
+
+
+def test_a_step_that_is_no_method_is_refused(tmp_path):
+    module = Regressor()
+    module.training_step = 3
+    refuse(tmp_path, module, r"Regressor\.training_step is int \(3\); it must be a method", TypeError)
 
 
 class Stepless(Module):
@@ -802,7 +808,7 @@ def test_a_penalty_without_prox_is_refused_for_a_proximal_optimizer(tmp_path):
         lambda module: SpaRSA(module.param_groups(), 0.1),
         penalty=True,
     )
-    refuse(tmp_path, module, "has no value and prox to call", TypeError)
+    refuse(tmp_path, module, "has no prox to call", TypeError)
 
 
 def test_a_forgotten_weight_of_the_penalty_is_refused_and_a_zero_is_none(tmp_path):
