@@ -68,7 +68,7 @@ def make_loggers(logger: bool | Logger | Sequence[Logger], root_dir: Path) -> li
     """The loggers of a trainer from its ``logger`` argument; True means TensorBoard in ``root_dir/proxtrain_logs``."""
     if isinstance(logger, bool):
         return [TensorBoardLogger(root_dir, name="proxtrain_logs")] if logger else []
-    loggers = [logger] if isinstance(logger, Logger) else list(logger)
+    loggers = list(logger) if isinstance(logger, Sequence) else [logger]
     for each in loggers:
         if not isinstance(each, Logger):
             raise TypeError(f"logger has a {type(each).__name__}; pass True, False or loggers of lightning.fabric")

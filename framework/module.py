@@ -23,11 +23,12 @@ class Module(nn.Module):
     Attributes:
         penalty: If set, the trainer adds g, the sum of ``penalty.value(param, happy_lambda)`` over the penalized
             groups, to the loss that `training_step` returns.
-        happy_lambda: The weight of the penalty; a group's own ``"happy_lambda"`` goes before it.
+        happy_lambda: The weight of the penalty; a group's own ``"happy_lambda"`` goes before it. With a penalty one of
+            them must be given, if only as 0.0.
     """
 
     penalty: Penalty | None = None
-    happy_lambda: float = 0.0
+    happy_lambda: float | None = None
     _trainer: Trainer | None = None
 
     @property

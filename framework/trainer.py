@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 from torch.optim import Optimizer
 
 from framework.callback import Callback
-from framework.callbacks import default_callbacks
+from framework.callbacks import ModelCheckpoint, default_callbacks
 from framework.loggers import Logger, make_loggers
 from framework.loop import checkpoint as checkpoints
 from framework.loop.batches import Batches, num_steps, read_fit_data
@@ -26,9 +26,16 @@ from framework.loop.metrics import Metrics
 from framework.loop.progress import Progress
 from framework.loop.run import FitRun, Run, Stop
 from framework.loop.schedulers import SchedulerConfig
-from framework.loop.settings import Limit, Settings, parse_max_time, resolve_max_epochs
+from framework.loop.settings import Limit, Settings, check_settings, parse_max_time, resolve_max_epochs
 from framework.loop.signals import on_signals
-from framework.loop.validation import check_module
+from framework.loop.validation import (
+    as_callbacks,
+    check_checkpoints,
+    check_initialized,
+    check_module,
+    check_overrides,
+    check_step,
+)
 from framework.module import Module
 from framework.objective.closure import Closure
 
@@ -102,6 +109,7 @@ class Trainer:
         inference_mode: bool = True,
         default_root_dir: str | Path | None = None,
     ) -> None:
+        check_settings(locals())
         if fast_dev_run:
             limit_train_batches = limit_val_batches = limit_test_batches = limit_predict_batches = int(fast_dev_run)
             max_epochs, max_steps, num_sanity_val_steps = 1, int(fast_dev_run), 0
@@ -123,7 +131,6 @@ class Trainer:
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.inference_mode = inference_mode
         self.default_root_dir = Path(default_root_dir or ".")
-        self._settings()  # refuses what is out of range
 
         self.fabric = Fabric(
             accelerator=accelerator, strategy=strategy, devices=devices, num_nodes=num_nodes, precision=precision
@@ -131,7 +138,7 @@ class Trainer:
         self.fabric.launch()
         self.loggers = make_loggers(logger, self.default_root_dir)
         self.callbacks = default_callbacks(
-            callbacks,
+            as_callbacks(callbacks),
             summary=enable_model_summary,
             progress_bar=enable_progress_bar,
             checkpointing=enable_checkpointing,
@@ -184,7 +191,10 @@ class Trainer:
         """
         with self._running(model, "fit") as hooks:
             settings = self._settings()
-            train, val = read_fit_data(settings, train_dataloaders, val_dataloaders, self.fabric.device)
+            check_initialized(model)
+            writers = [callback for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
+            check_checkpoints(writers, self.log_dir / "checkpoints")
+            train, val = read_fit_data(settings, model, train_dataloaders, val_dataloaders, self.fabric.device)
             self.num_training_batches = train.num_batches
             engine = Engine(self.fabric, model)
             run = FitRun(
@@ -220,7 +230,9 @@ class Trainer:
     def _evaluate(
         self, model: Module, dataloaders: Any, stage: str, limit: Limit, ckpt_path: str | Path | None
     ) -> tuple[dict[str, float], list[Any]]:
-        with self._running(model, "validate" if stage == "validation" else stage) as hooks:
+        name = "validate" if stage == "validation" else stage
+        with self._running(model, name) as hooks:
+            check_step(model, stage, f"{name} was called")
             engine, progress = Engine(self.fabric, model), self.progress
             run = self._run = Run(self._settings(), engine, model, hooks, self.loggers, self._stop, progress)
             if ckpt_path is not None:
@@ -232,6 +244,7 @@ class Trainer:
     def _running(self, module: Module, stage: str) -> Iterator[Hooks]:
         """The frame of every run: signals, the first and the last hooks, and loggers closed whatever happens."""
         check_module(module)
+        check_overrides(module, self.callbacks)
         if self._under_way is not None:
             raise RuntimeError(
                 f"Trainer.{stage} was called during {self._under_way}: wait for its end, or make another Trainer"

@@ -14,7 +14,7 @@ __all__ = ["EarlyStopping", "ModelCheckpoint", "ModelSummary", "PenaltyPath", "P
 
 
 def default_callbacks(
-    given: Callback | Sequence[Callback] | None,
+    given: Sequence[Callback],
     *,
     summary: bool,
     progress_bar: bool,
@@ -22,10 +22,7 @@ def default_callbacks(
     fast_dev_run: bool,
 ) -> list[Callback]:
     """The callbacks of a trainer: those given, the defaults they do not replace, and checkpoints last."""
-    callbacks = [given] if isinstance(given, Callback) else list(given or [])
-    for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise TypeError(f"callbacks has {type(callback).__name__}, which is no framework.Callback")
+    callbacks = list(given)
     wanted = ((summary, ModelSummary), (progress_bar, ProgressBar), (checkpointing, ModelCheckpoint))
     for want, kind in wanted:
         if want and not any(isinstance(callback, kind) for callback in callbacks):

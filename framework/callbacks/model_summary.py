@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from framework.callback import Callback
 from framework.module import Module
+from framework.objective.groups import is_penalized
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer
@@ -39,8 +40,7 @@ def summarize(trainer: Trainer, max_depth: int) -> str:
     lines.append(f"{total:,} parameters, {trainable:,} trainable, on {trainer.fabric.device}")
     groups = []
     for index, group in enumerate(trainer.optimizer.param_groups):
-        penalized = group.get("penalized", False) is not False
-        groups.append(f"{group.get('name', index)}{' (penalized)' if penalized else ''}")
+        groups.append(f"{group.get('name', index)}{' (penalized)' if is_penalized(group) else ''}")
     lines.append(f"{type(trainer.optimizer).__name__}, groups: {', '.join(groups)}")
     return "\n".join(lines)
 

@@ -56,7 +56,7 @@ class _Full(NamedTuple):
     """What the module was given, in force in the final phase and after the run."""
 
     penalty: Any
-    happy_lambda: float
+    happy_lambda: float | None
 
 
 class PenaltyPath(Callback):
@@ -242,7 +242,8 @@ class PenaltyPath(Callback):
             }
         )
         module.log("path/stage", self.stage)
-        module.log("path/happy_lambda", module.happy_lambda)
+        if module.happy_lambda is not None:
+            module.log("path/happy_lambda", module.happy_lambda)
         module.log("path/objective", self._mean)
         module.log("path/features", int(importance.count_nonzero()))
         self.stage += 1
@@ -269,7 +270,8 @@ class PenaltyPath(Callback):
         stage = Stage(1.0) if self.is_final else self.stages[self.stage]
         penalty = self._full.penalty
         module.penalty = penalty if stage.nu is None else dataclasses.replace(penalty, nu=stage.nu)
-        module.happy_lambda = stage.share * self._full.happy_lambda
+        if self._full.happy_lambda is not None:
+            module.happy_lambda = stage.share * self._full.happy_lambda
         for group, weight in zip(trainer.optimizer.param_groups, self._weights, strict=True):
             if weight is not None:
                 group["happy_lambda"] = stage.share * weight

@@ -12,7 +12,16 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 
 from framework.loop.progress import Progress
 from framework.loop.settings import Settings
-from framework.loop.validation import check_loader, num_batches
+from framework.loop.validation import (
+    check_loader,
+    check_readable_again,
+    check_step,
+    check_train_limit,
+    num_batches,
+    num_passes,
+    num_validation_passes,
+)
+from framework.module import Module
 from framework.objective.replay import Generator, find_generators, rng_state, set_rng_state
 
 
@@ -29,7 +38,7 @@ class Batches:
     def __init__(self, loader: Any, *, limit: int | float | None, device: torch.device, name: str) -> None:
         check_loader(loader, name)
         self.loader = loader.to(device) if hasattr(loader, "to") else loader
-        self._name = name
+        self.name = name
         self.limit = limit
         # On the CPU nothing needs to be moved, and the move costs as much as a small batch.
         self._device = None if device.type == "cpu" or hasattr(loader, "to") else device
@@ -45,7 +54,7 @@ class Batches:
     @limit.setter
     def limit(self, limit: int | float | None) -> None:
         self._limit = None if limit == -1 else limit
-        self.num_batches = _limited(num_batches(self.loader), self._limit, self._name)
+        self.num_batches = _limited(num_batches(self.loader), self._limit, self.name)
 
     def __iter__(self) -> Iterator[Any]:
         """The batches of ``self.epoch``: the same ones, in the same order, as often as they are read with one seed."""
@@ -116,14 +125,29 @@ def num_steps(num_batches: float, size: int | str) -> float:
 
 
 def read_fit_data(
-    settings: Settings, train_dataloaders: Any, val_dataloaders: Any, device: torch.device
+    settings: Settings, module: Module, train_dataloaders: Any, val_dataloaders: Any, device: torch.device
 ) -> tuple[Batches, Batches | None]:
-    """Return the training and the validation data of a fit, as far as the limits let them be read."""
+    """Return the training and the validation data of a fit, as far as the limits let them be read.
+
+    Raises:
+        TypeError: If they are no iterables of batches.
+        ValueError: If they have no batches, or can be read only once and are read again, or the module has no
+            `validation_step` for the validation data.
+    """
     held = settings.overfit_batches
+    if not held:
+        check_train_limit(settings.limit_train_batches)
+        passes = num_passes(settings.max_epochs, settings.accumulate_grad_batches)
+        check_readable_again(train_dataloaders, "train_dataloaders", passes)
     train_limit, val_limit = held or settings.limit_train_batches, held or settings.limit_val_batches
     train = Batches(train_dataloaders, limit=train_limit, device=device, name="train_dataloaders")
     val = None
     if val_dataloaders is not None and val_limit != 0:
+        check_step(module, "validation", "val_dataloaders are given")
+        passes = num_validation_passes(
+            settings.max_epochs, settings.check_val_every_n_epoch, settings.num_sanity_val_steps
+        )
+        check_readable_again(val_dataloaders, "val_dataloaders", passes)
         val = Batches(val_dataloaders, limit=val_limit, device=device, name="val_dataloaders")
     if held:
         train.hold()
@@ -133,15 +157,11 @@ def read_fit_data(
 def _limited(num_batches: float, limit: int | float | None, name: str) -> float:
     if limit is None or (isinstance(limit, float) and limit == 1.0):
         return num_batches
-    if isinstance(limit, float) and not isinstance(limit, bool):
-        if not 0 <= limit <= 1:
-            raise ValueError(f"the limit on {name} is {limit}; a share lies between 0.0 and 1.0, a number is an int")
+    if isinstance(limit, float):
         if num_batches == math.inf:
             raise ValueError(f"the limit on {name} is the share {limit}, but it has no length: give a number (int)")
         limited = int(num_batches * limit)
         if limited == 0 and limit > 0:
             raise ValueError(f"{limit} of the {num_batches} batches of {name} is none: use at least {1 / num_batches}")
         return limited
-    if limit < 0:
-        raise ValueError(f"the limit on {name} is {limit}; it must be at least 0")
     return min(num_batches, limit)

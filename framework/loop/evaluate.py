@@ -11,6 +11,7 @@ import torch
 
 from framework.loop.batches import Batches
 from framework.loop.run import FitRun, Run
+from framework.loop.validation import check_monitors, refuse_empty
 from framework.module import Module
 from framework.objective.replay import rng_state, set_rng_state
 
@@ -36,6 +37,7 @@ def evaluate(
         with torch.inference_mode() if run.settings.inference_mode else torch.no_grad():
             hooks.call(f"on_{stage}_start")
             hooks.call(f"on_{stage}_epoch_start")
+            batch_idx = -1
             for batch_idx, batch in enumerate(itertools.islice(batches, max_batches)):
                 hooks.call(f"on_{stage}_batch_start", batch, batch_idx)
                 metrics.read(batch)
@@ -45,6 +47,8 @@ def evaluate(
                 hooks.call(f"on_{stage}_batch_end", output, batch, batch_idx)
                 if run.stop.interrupted:
                     break
+            if batch_idx < 0 and batches.num_batches:
+                refuse_empty(batches.name)
             hooks.call(f"on_{stage}_epoch_end")
         values = metrics.log_epoch()
         if not (run.sanity_checking or run.stop.interrupted):
@@ -72,6 +76,7 @@ def sanity_check(run: FitRun) -> None:
     with run.trying_validation():
         run.hooks.call("on_sanity_check_start")
         validate(run, max_batches=None if max_batches == -1 else max_batches)
+        check_monitors(run.callbacks, run.phase.schedulers, run.metrics.callback_metrics, run.module)
         run.hooks.call("on_sanity_check_end")
 
 

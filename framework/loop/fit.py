@@ -10,6 +10,7 @@ from framework.loop.batches import groups
 from framework.loop.evaluate import sanity_check, validate
 from framework.loop.run import FitRun
 from framework.loop.schedulers import learning_rates
+from framework.loop.validation import refuse_answer
 
 
 def fit(run: FitRun) -> None:
@@ -29,7 +30,8 @@ def fit(run: FitRun) -> None:
             batch = batches[0] if size == 1 else batches
             metrics.read(batch)
             for hook in batch_start:
-                hook(batch, batch_idx)
+                if (answer := hook(batch, batch_idx)) is not None:
+                    refuse_answer(hook, answer)
 
             log = progress.global_step % settings.log_every_n_steps == 0
             rates = learning_rates(phase.optimizer) if log else {}

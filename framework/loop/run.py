@@ -28,10 +28,13 @@ from framework.loop.schedulers import SchedulerConfig, parse_optimizers
 from framework.loop.settings import Settings
 from framework.loop.step import Step, make_step
 from framework.loop.validation import (
+    check_configured,
     check_param_groups,
     check_penalty,
+    check_penalty_object,
     check_reevaluation,
     check_replay,
+    check_schedulers,
     check_smoothness,
     warn_of_minimizations,
 )
@@ -136,6 +139,7 @@ class FitRun(Run):
         callbacks: Whose states are saved.
 
     Attributes:
+        callbacks: Those of the trainer.
         phase: Optimizer, schedulers and closure.
         seconds: How long training took, validation included; 0 before its end.
 
@@ -164,7 +168,7 @@ class FitRun(Run):
         self.metrics = Metrics(module.count_samples, awaited="train" if val_batches is None else "validation")
         self.seconds = 0.0
         self.phase = self._make_phase(configured, settings.accumulate_grad_batches, evaluations=0)
-        self._callbacks = callbacks
+        self.callbacks = callbacks
         self._deadline = time.monotonic() + settings.max_time
 
     # ------------------------------------------------------------------------------------------------ optimizing
@@ -178,7 +182,10 @@ class FitRun(Run):
 
     def _make_phase(self, configured: Any, accumulate_grad_batches: int | str, *, evaluations: int) -> Phase:
         module, engine, settings = self.module, self.engine, self.settings
+        check_configured(configured)
         optimizer, schedulers = parse_optimizers(configured)
+        check_schedulers(optimizer, [config.scheduler for config in schedulers])
+        check_penalty_object(module, type(optimizer))
         if getattr(type(optimizer), "handles_penalty", False):
             adopt_penalty(optimizer, module)
         check_param_groups(module, optimizer)
@@ -299,7 +306,7 @@ class FitRun(Run):
             "optimizer": phase.optimizer.state_dict(),
             "optimizer_class": type(phase.optimizer).__name__,
             "lr_schedulers": [config.scheduler.state_dict() for config in phase.schedulers],
-            "callbacks": {name: state for name, c in _named(self._callbacks) if (state := c.state_dict())},
+            "callbacks": {name: state for name, c in _named(self.callbacks) if (state := c.state_dict())},
             "rng": rng_state(self.train_batches.generators()),
         }
         self.hooks.call("on_save_checkpoint", checkpoint)
@@ -333,7 +340,7 @@ class FitRun(Run):
         load_weights(self.module, checkpoint["state_dict"], path)
         for config, state in zip(schedulers, checkpoint["lr_schedulers"], strict=True):
             config.scheduler.load_state_dict(state)
-        for name, callback in _named(self._callbacks):
+        for name, callback in _named(self.callbacks):
             if name in checkpoint["callbacks"]:
                 callback.load_state_dict(checkpoint["callbacks"][name])
         self.progress = Progress(**checkpoint["progress"])

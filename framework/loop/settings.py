@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -37,34 +38,92 @@ class Settings:
     inference_mode: bool
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        check_settings(vars(self))
 
 
-def check_settings(trainer: Any) -> None:
-    """Refuse arguments out of range.
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse arguments of `Trainer` that are none of the allowed values, as they were passed.
+
+    Accelerator and strategy are checked by Fabric, callbacks, loggers and ``max_time`` where they are read.
+
+    Args:
+        settings: By name; others are left alone.
 
     Raises:
-        ValueError: One is; it is named, with what is allowed.
+        ValueError: If one is not allowed; it is named, with what is.
     """
-    for name in ("log_every_n_steps", "check_val_every_n_epoch"):
-        if not _is_count(getattr(trainer, name), least=1):
-            raise ValueError(f"{name}={getattr(trainer, name)!r}; it must be a positive integer")
-    for name in ("max_epochs", "max_steps", "num_sanity_val_steps"):
-        if not _is_count(getattr(trainer, name), least=-1):
-            raise ValueError(f"{name}={getattr(trainer, name)!r}; it must be -1 (no limit) or an integer from 0 on")
-    batches = trainer.accumulate_grad_batches
-    if batches != "epoch" and not _is_count(batches, least=1):
-        raise ValueError(f"accumulate_grad_batches={batches!r}; it must be a positive integer or 'epoch'")
-    if trainer.gradient_clip_val is not None and not 0 <= trainer.gradient_clip_val < math.inf:
-        raise ValueError(
-            f"gradient_clip_val={trainer.gradient_clip_val!r}; it must be a finite number from 0 on, or None"
-        )
-    if trainer.gradient_clip_algorithm not in ("norm", "value"):
-        raise ValueError(f"gradient_clip_algorithm={trainer.gradient_clip_algorithm!r}; it must be 'norm' or 'value'")
+    for name, value in settings.items():
+        is_allowed, allowed = _RULES.get(name, _ANYTHING)
+        if not is_allowed(value):
+            raise ValueError(f"{name}={value!r}; it must be {allowed}")
 
 
-def _is_count(value: Any, *, least: int) -> bool:
+def _is_count(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, float) and 0 <= value <= 1
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+_Rule = tuple[Callable[[Any], bool], str]
+_ANYTHING: _Rule = (lambda _: True, "")
+_SWITCH: _Rule = (lambda value: isinstance(value, bool), "True or False")
+_POSITIVE: _Rule = (lambda value: _is_count(value, 1), "a positive integer")
+_END: _Rule = (lambda value: _is_count(value, -1), "-1 (no limit) or an integer from 0 on")
+_LIMIT: _Rule = (
+    lambda value: value is None or _is_share(value) or _is_count(value, -1),
+    "a number of batches (an integer from 0 on), a share of them (a float from 0.0 to 1.0), or None (all)",
+)
+_RULES: dict[str, _Rule] = {
+    "devices": (
+        lambda value: not isinstance(value, bool),
+        "'auto', a number of devices (an integer), or a list of their indices",
+    ),
+    "num_nodes": _POSITIVE,
+    "precision": (
+        lambda value: value is None or isinstance(value, str) or _is_count(value, 1),
+        "a string such as '32-true', 'bf16-mixed' or '64-true'",
+    ),
+    "fast_dev_run": (
+        lambda value: isinstance(value, bool) or _is_count(value, 0),
+        "True, False or a number of batches (an integer from 0 on)",
+    ),
+    "max_epochs": (lambda value: value is None or _END[0](value), f"{_END[1]}, or None"),
+    "max_steps": _END,
+    "limit_train_batches": _LIMIT,
+    "limit_val_batches": _LIMIT,
+    "limit_test_batches": _LIMIT,
+    "limit_predict_batches": _LIMIT,
+    "overfit_batches": (
+        lambda value: _is_share(value) or _is_count(value, 0),
+        "a number of batches (an integer from 0 on) or a share of them (a float from 0.0 to 1.0); 0 for off",
+    ),
+    "check_val_every_n_epoch": _POSITIVE,
+    "num_sanity_val_steps": (lambda value: _is_count(value, -1), "-1 (all) or an integer from 0 on"),
+    "log_every_n_steps": _POSITIVE,
+    "enable_checkpointing": _SWITCH,
+    "enable_progress_bar": _SWITCH,
+    "enable_model_summary": _SWITCH,
+    "accumulate_grad_batches": (
+        lambda value: value == "epoch" or _is_count(value, 1),
+        "a positive integer or 'epoch'",
+    ),
+    "gradient_clip_val": (
+        lambda value: value is None or _is_finite(value),
+        "a finite number from 0 on, or None",
+    ),
+    "gradient_clip_algorithm": (lambda value: value in ("norm", "value"), "'norm' or 'value'"),
+    "inference_mode": _SWITCH,
+    "default_root_dir": (
+        lambda value: value is None or isinstance(value, str | os.PathLike),
+        "a path (str or pathlib.Path), or None (the current folder)",
+    ),
+}
 
 
 def parse_max_time(max_time: str | timedelta | Mapping[str, int] | None) -> float:

@@ -1,62 +1,507 @@
-"""What a run refuses: bad settings and bad input, found once, before anything is trained."""
+"""What a run refuses: bad input and what could never have its effect, found once, before anything is trained.
+
+Every function is handed what it needs, returns nothing, and raises an error that says what was passed, what is allowed
+and how to fix it.
+"""
 
 from __future__ import annotations
 
+import difflib
+import dis
+import inspect
 import math
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partialmethod
+from pathlib import Path
+from types import FunctionType
 from typing import Any
 
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from framework.callback import HOOKS, Callback
 from framework.data import TensorLoader
 from framework.module import Module
-from framework.objective.groups import check_groups
+from framework.objective.groups import check_groups, check_weight
+
+# ---------------------------------------------------------------------------------------------- modules and callbacks
+
+# The arguments of each hook of a `Callback` after the trainer and the module: those of a hook of the module.
+_HOOK_ARGUMENTS = {hook: list(inspect.signature(getattr(Callback, hook)).parameters)[3:] for hook in HOOKS}
+# What a trainer calls, and the arguments it passes.
+_CALLED: dict[type, dict[str, list[str]]] = {
+    Module: {
+        "training_step": ["batch", "batch_idx"],
+        "validation_step": ["batch", "batch_idx"],
+        "test_step": ["batch", "batch_idx"],
+        "predict_step": ["batch", "batch_idx"],
+        "param_groups": [],
+        "configure_optimizers": [],
+        **_HOOK_ARGUMENTS,
+    },
+    Callback: {
+        "state_dict": [],
+        "load_state_dict": ["state_dict"],
+        **{hook: ["trainer", "module", *arguments] for hook, arguments in _HOOK_ARGUMENTS.items()},
+    },
+}
+
+# What Lightning calls and a trainer does not (besides hooks), with what to do instead.
+_CLOSURE = "the closure that optimizer.step receives does it"
+_LOADER = "do it in the loader's collate_fn, or at the top of the step"
+_DATALOADER = "pass the loader to fit(model, train_dataloaders, val_dataloaders), validate, test or predict"
+_STEP_END = "put it at the end of the step"
+_EPOCH_END = "collect what it needs in the step, and define {} instead"
+_MODE = "a trainer switches every part to evaluation mode and back by itself; change modes in on_validation_start"
+_MANUAL = "a trainer runs one optimizer, differentiated by its closure"
+_HOOKS = {
+    "on_before_backward": "change the loss in training_step, or define on_after_backward",
+    "on_before_zero_grad": f"{_CLOSURE}; define on_train_batch_start or on_train_batch_end",
+}
+_NOT_CALLED: dict[type, dict[str, str]] = {
+    Module: {
+        **_HOOKS,
+        "optimizer_step": "write it as the step() of an optimizer of your own, or as on_before_optimizer_step",
+        "optimizer_zero_grad": f"{_CLOSURE}; drop it",
+        "backward": f"{_CLOSURE}; change the loss in training_step, or the gradients in on_after_backward",
+        "manual_backward": f"{_MANUAL}; drop it, and return the loss from training_step",
+        "toggle_optimizer": f"{_MANUAL}; drop it",
+        "untoggle_optimizer": f"{_MANUAL}; drop it",
+        "toggled_optimizer": f"{_MANUAL}; drop it",
+        "clip_gradients": "pass Trainer(gradient_clip_val=...), or change the gradients in on_before_optimizer_step",
+        "configure_gradient_clipping": "pass Trainer(gradient_clip_val=...), or define on_before_optimizer_step",
+        "lr_scheduler_step": "return a scheduler whose step() does it",
+        "transfer_batch_to_device": f"a trainer moves batches itself; {_LOADER}",
+        "on_before_batch_transfer": _LOADER,
+        "on_after_batch_transfer": _LOADER,
+        "configure_callbacks": "pass Trainer(callbacks=[...])",
+        "configure_model": "make the layers in __init__ or in setup",
+        "configure_sharded_model": "make the layers in __init__ or in setup",
+        "prepare_data": "call it before fit",
+        "train_dataloader": _DATALOADER,
+        "val_dataloader": _DATALOADER,
+        "test_dataloader": _DATALOADER,
+        "predict_dataloader": _DATALOADER,
+        "on_validation_model_zero_grad": "define on_validation_start",
+        "on_validation_model_eval": _MODE,
+        "on_validation_model_train": _MODE,
+        "on_test_model_eval": _MODE,
+        "on_test_model_train": _MODE,
+        "on_predict_model_eval": _MODE,
+        "on_predict_model_train": _MODE,
+        "training_step_end": _STEP_END,
+        "validation_step_end": _STEP_END,
+        "test_step_end": _STEP_END,
+        "training_epoch_end": _EPOCH_END.format("on_train_epoch_end"),
+        "validation_epoch_end": _EPOCH_END.format("on_validation_epoch_end"),
+        "test_epoch_end": _EPOCH_END.format("on_test_epoch_end"),
+        "predict_epoch_end": _EPOCH_END.format("on_predict_epoch_end"),
+        "tbptt_split_batch": "cut the sequences in the loader, one batch for each piece",
+    },
+    Callback: {**_HOOKS, "state_key": "checkpoints tell callbacks apart by their class and position; drop it"},
+}
+# Attributes that Lightning reads: with any other value than this they would have no effect.
+_FLAGS = {
+    "automatic_optimization": "a trainer calls the optimizer itself: drop it, return the loss from training_step, and "
+    "write what the manual steps do as the step(closure) of an optimizer of your own",
+    "strict_loading": "a checkpoint must have all entries of the module: drop it, and load other weights by "
+    "load_state_dict(..., strict=False) before fit",
+}
 
 
 def check_module(module: Any) -> None:
-    """Refuse what is no `Module`.
+    """Refuse what is no `Module`, and one whose ``__init__`` did not call that of its base class.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: If it is something else.
+        ValueError: If ``super().__init__()`` was forgotten.
     """
+    if any(cls.__name__ == "LightningModule" for cls in type(module).__mro__) and not isinstance(module, Module):
+        raise TypeError(
+            f"model is {type(module).__name__}, a LightningModule; make framework.Module its base class instead: "
+            "training_step, validation_step, configure_optimizers, log and the hooks keep their names"
+        )
     if not isinstance(module, Module):
+        wrap = "; its forward becomes an attribute of that" if isinstance(module, nn.Module) else ""
         raise TypeError(
             f"model is {_describe(module)}; pass a framework.Module: subclass it and define training_step(batch, "
-            "batch_idx) and configure_optimizers()"
+            f"batch_idx) and configure_optimizers(){wrap}"
+        )
+    if "_parameters" not in vars(module):
+        raise ValueError(f"{type(module).__name__}.__init__ must call super().__init__() first")
+
+
+def as_callbacks(given: Any) -> list[Callback]:
+    """Return the callbacks that ``Trainer(callbacks=...)`` was given: none, one or several.
+
+    Raises:
+        TypeError: If one is something else: a class, or a callback of Lightning's.
+    """
+    if given is None:
+        return []
+    callbacks = list(given) if isinstance(given, Iterable) and not isinstance(given, Callback) else [given]
+    for callback in callbacks:
+        if isinstance(callback, Callback):
+            continue
+        name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
+        if isinstance(callback, type) and issubclass(callback, Callback):
+            raise TypeError(f"callbacks has the class {name}; pass an instance, {name}(...)")
+        remedy = "subclass that: the hooks have Lightning's names and arguments"
+        if type(callback).__module__.startswith(("lightning.", "pytorch_lightning.")):
+            remedy = f"take {name} from framework.callbacks if it is there, or {remedy}"
+        raise TypeError(f"callbacks has {name} ({callback!r:.60}), which is no framework.Callback; {remedy}")
+    return callbacks
+
+
+def check_overrides(module: Module, callbacks: Iterable[Callback]) -> None:
+    """Refuse what a user overrides and no run would call, or not with these arguments.
+
+    Misspelled hooks and steps, methods and attributes with a meaning in Lightning alone, wrong numbers of arguments,
+    and a ``super().__init__()`` forgotten in a ready-made callback. Plain attributes and submodules may have any name.
+
+    Raises:
+        ValueError: If there is one; it is named, with what to do instead.
+        TypeError: If a hook or a step takes other arguments than it is called with.
+    """
+    for callback in callbacks:
+        if not _is_ours(type(callback)):
+            _check_init(callback)
+            _check_methods(callback, Callback)
+    _check_methods(module, Module)
+    for name, remedy in _FLAGS.items():
+        if getattr(module, name, True) is False:
+            raise ValueError(f"{type(module).__name__}.{name} is False, which would have no effect: {remedy}")
+    if getattr(module, "example_input_array", None) is not None:
+        warnings.warn(
+            f"{type(module).__name__}.example_input_array has no effect: the summary shows no sizes of inputs, and no "
+            "graph is logged",
+            stacklevel=2,
         )
 
 
-def check_loader(loader: Any, name: str) -> None:
-    """Refuse what cannot be iterated, and a loader without batches.
+def _check_init(callback: Callback) -> None:
+    """Refuse a subclass of a ready-made callback without the attributes that the ``__init__`` of that one makes."""
+    for cls in type(callback).__mro__:
+        init = vars(cls).get("__init__")
+        if _is_ours(cls) and isinstance(init, FunctionType):
+            made = {i.argval for i in dis.get_instructions(init) if i.opname == "STORE_ATTR"}
+            if missing := made - vars(callback).keys():
+                raise ValueError(
+                    f"{type(callback).__name__} has no attribute {min(missing)!r}: call super().__init__(...) in its "
+                    f"__init__, with the arguments of {cls.__name__}"
+                )
+
+
+def _check_methods(owner: Module | Callback, kind: type) -> None:
+    called = _CALLED[kind]
+    accepted: set[str] = set()
+    for cls in reversed(type(owner).__mro__):
+        if cls in kind.__mro__ or _is_ours(cls):
+            continue
+        for name in vars(cls):
+            if name not in called and name not in accepted and not name.startswith("_"):
+                _check_name(f"{type(owner).__name__}.{name}", name, cls, _NOT_CALLED[kind], called)
+                accepted.add(name)
+    for name, arguments in called.items():
+        if overrides(owner, name):
+            _check_arguments(owner, name, arguments)
+
+
+def _check_name(where: str, name: str, cls: type, not_called: Mapping[str, str], called: Iterable[str]) -> None:
+    """Refuse a name of a user's class that is one of Lightning's alone, or nearly one of ours."""
+    is_method = isinstance(vars(cls)[name], FunctionType | staticmethod | classmethod | partialmethod)
+    if name in not_called and (is_method or name == "state_key"):
+        raise ValueError(f"{where} would never be called: {not_called[name]}")
+    if not is_method:
+        return
+    is_hook = name.startswith("on_")
+    candidates = [other for other in called if other.startswith("on_") == is_hook]
+    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6 if is_hook else 0.86)
+    if is_hook:
+        hint = f"did you mean {near[0]!r}?" if near else "rename it, so that it does not start with 'on_'"
+        raise ValueError(f"{where} is no hook and would never be called: {hint}")
+    # A helper beside the method of nearly its name is no misspelling of that.
+    if near and near[0] not in vars(cls) and near[0][0] == name[0]:
+        raise ValueError(f"{where} would never be called: did you mean {near[0]!r}? If not, give it another name")
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.startswith("framework.")
+
+
+def overrides(owner: Module | Callback, name: str) -> bool:
+    """Tell whether a module or a callback has a method of its own where its base class has a default or none."""
+    kind = Module if isinstance(owner, Module) else Callback
+    if name in vars(owner):
+        return True
+    return getattr(type(owner), name, None) is not getattr(kind, name, None)
+
+
+def _check_arguments(owner: Module | Callback, name: str, arguments: list[str]) -> None:
+    method = getattr(owner, name)
+    if not callable(method):
+        if isinstance(owner, Module) and name in HOOKS:
+            return  # an attribute of the user's that is no hook
+        raise TypeError(f"{type(owner).__name__}.{name} is {_describe(method)}; it must be a method")
+    try:
+        signature = inspect.signature(method)
+    except ValueError:  # a builtin without one
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(owner).__name__}.{name} takes {signature}, and is called with ({', '.join(arguments)}): define it "
+            f"as def {name}({', '.join(['self', *arguments])})"
+        ) from error
+
+
+def check_step(module: Module, stage: str, reason: str) -> None:
+    """Refuse to run over data with a step that the module does not define.
+
+    Args:
+        module: The module.
+        stage: "validation", "test" or "predict".
+        reason: What asks for it, such as "val_dataloaders are given".
 
     Raises:
-        TypeError: It is not iterable, or several loaders are given.
-        ValueError: Its length is 0.
+        ValueError: If there is no such step; for "predict" `forward` is enough.
+    """
+    step = f"{stage}_step"
+    forward = "forward" in vars(module) or type(module).forward is not nn.Module.forward
+    if not (overrides(module, step) or (stage == "predict" and forward)):
+        besides = " or forward" if stage == "predict" else ""
+        raise ValueError(
+            f"{reason}, but {type(module).__name__} does not define {step}: define {step}(batch, batch_idx){besides}"
+        )
+
+
+def check_initialized(module: Module) -> None:
+    """Refuse lazy layers whose parameters have no shape yet: there is nothing to optimize or to count.
+
+    Raises:
+        ValueError: If there are any; they are named.
+    """
+    lazy = [name for name, p in module.named_parameters() if isinstance(p, nn.UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"{', '.join(lazy)} of {type(module).__name__} have no shape yet: run one batch through the module before "
+            "fit, with torch.no_grad()"
+        )
+
+
+def refuse_answer(hook: Callable[..., Any], answer: Any) -> None:
+    """Refuse the -1 by which `on_train_batch_start` skips the rest of an epoch in Lightning; for any other, do nothing.
+
+    Raises:
+        ValueError: If it is -1.
+    """
+    if isinstance(answer, int) and answer == -1:
+        name = getattr(getattr(hook, "func", hook), "__qualname__", "on_train_batch_start")
+        raise ValueError(
+            f"{name} returned -1, which in Lightning skips the rest of the epoch; a trainer does not: return None, and "
+            "use limit_train_batches or a shorter loader, or trainer.stop(reason) to end the run"
+        )
+
+
+def check_checkpoints(checkpoints: Sequence[Any], default: Path) -> None:
+    """Refuse two `ModelCheckpoint`s that would overwrite each other's files.
+
+    Args:
+        checkpoints: The `ModelCheckpoint` callbacks.
+        default: The folder of those that were given none.
+
+    Raises:
+        ValueError: If two write the same file; both are named.
+    """
+    writers: dict[Path, Any] = {}
+    for checkpoint in checkpoints:
+        folder = Path(checkpoint.dirpath or default).resolve()
+        for file, written in (("last.ckpt", checkpoint.save_last), ("best.ckpt", checkpoint.monitor is not None)):
+            if written and (other := writers.setdefault(folder / file, checkpoint)) is not checkpoint:
+                raise ValueError(
+                    f"two callbacks write {folder / file}: {type(other).__name__}(monitor={other.monitor!r}) and "
+                    f"{type(checkpoint).__name__}(monitor={checkpoint.monitor!r}); give each a dirpath of its own"
+                    + (", or one of them save_last=False" if file == "last.ckpt" else "")
+                )
+
+
+def check_monitors(
+    callbacks: Iterable[Callback], schedulers: Iterable[Any], logged: Iterable[str], module: Module
+) -> None:
+    """Refuse a monitored metric that validation does not log, going by what the sanity check logged.
+
+    Only where it is certain: the name is that of a logged one but for its spelling; or it begins like a name of
+    validation, and nobody could log it later: no callback of the user's, no hook of the module's at an end of an epoch.
+
+    Args:
+        callbacks: Those of the run; those with a ``monitor`` are asked.
+        schedulers: The `SchedulerConfig`s.
+        logged: The names that the sanity check logged; where it logged none, nothing is known.
+        module: The module.
+
+    Raises:
+        ValueError: If there is one; it is named, with what is logged.
+    """
+    names = sorted(logged)
+    callbacks = list(callbacks)
+    monitors = [(type(callback).__name__, getattr(callback, "monitor", None)) for callback in callbacks]
+    watched = [(reader, monitor) for reader, monitor in monitors if isinstance(monitor, str)]
+    watched += [(type(s.scheduler).__name__, s.monitor) for s in schedulers if s.monitor is not None and s.strict]
+    late = ("on_train_epoch_end", "on_validation_epoch_end", "on_validation_end", "on_train_epoch_start")
+    sure = not any(overrides(module, hook) for hook in late) and all(_is_ours(type(callback)) for callback in callbacks)
+    for reader, monitor in watched:
+        if not names or monitor in names:
+            continue
+        same = [name for name in names if _spelled_alike(name) == _spelled_alike(monitor)]
+        if same or (sure and re.match("val(id|idation)?[^a-z]", monitor)):
+            hint = f"did you mean {same[0]!r}?" if same else "log it in validation_step, or watch one of these"
+            raise ValueError(
+                f"{reader} monitors {monitor!r}, which validation does not log; logged: {', '.join(names)}: {hint}"
+            )
+
+
+def _spelled_alike(name: str) -> str:
+    """Drop what spellings of one name differ in: "validation/Loss" and "val_loss" are both "valloss"."""
+    return re.sub("[^a-z0-9]", "", name.lower().replace("validation", "val"))
+
+
+# ---------------------------------------------------------------------------------------------------------- the data
+
+
+def check_loader(loader: Any, name: str) -> None:
+    """Refuse what is no iterable of batches, and a loader without batches.
+
+    Raises:
+        TypeError: If it is not iterable, not one of batches, or several loaders are given.
+        ValueError: If its length is 0.
     """
     parts = loader.values() if isinstance(loader, Mapping) else loader if isinstance(loader, list | tuple) else ()
     if any(isinstance(part, DataLoader | TensorLoader) for part in parts):
         raise TypeError(f"{name} holds several loaders; a Trainer takes one: concatenate the datasets")
-    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+    if isinstance(loader, Dataset):
+        options = "batch_size=None) if it yields batches, else DataLoader(dataset, batch_size=32)"
+        options = options if isinstance(loader, IterableDataset) else "batch_size=32)"
+        raise TypeError(f"{name} is {type(loader).__name__}, a dataset; pass DataLoader(dataset, {options}")
+    if isinstance(loader, Tensor):
+        raise TypeError(f"{name} is a tensor; pass framework.data.TensorLoader(X, y, batch_size=...)")
+    iterable = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
+    if not iterable or isinstance(loader, Mapping | str | bytes | type):
         raise TypeError(f"{name} is {_describe(loader)}; pass a DataLoader, a TensorLoader or any iterable of batches")
     if num_batches(loader) == 0:
         raise ValueError(f"{name} has no batches: is the dataset empty, or smaller than a batch with drop_last=True?")
 
 
+def check_readable_again(loader: Any, name: str, passes: float) -> None:
+    """Refuse a generator, or another iterator, where the data are read more than once.
+
+    Args:
+        loader: The data.
+        name: What to call them.
+        passes: How often they are read. A limit on steps or time may end a run within the first pass: then it is 1.
+
+    Raises:
+        ValueError: If it can be read only once.
+    """
+    if passes > 1 and isinstance(loader, Iterator):
+        raise ValueError(
+            f"{name} is a {type(loader).__name__}, which can be read only once, and the run reads it again: pass a "
+            "list of batches, a DataLoader, or an object of a class whose __iter__ starts anew each time"
+        )
+
+
+def num_passes(max_epochs: int, accumulate_grad_batches: int | str) -> float:
+    """Compute how often a run reads its training data: with no limit on epochs once, until something else ends it.
+
+    With ``accumulate_grad_batches="epoch"`` every evaluation reads them.
+    """
+    if accumulate_grad_batches == "epoch":
+        return math.inf
+    return 1 if max_epochs == -1 else max_epochs
+
+
+def num_validation_passes(max_epochs: int, check_val_every_n_epoch: int, num_sanity_val_steps: int) -> float:
+    """Compute how often a run reads its validation data, the sanity check included."""
+    epochs = math.inf if max_epochs == -1 else max_epochs // check_val_every_n_epoch
+    return epochs + (num_sanity_val_steps != 0)
+
+
+def check_train_limit(limit_train_batches: int | float | None) -> None:
+    """Refuse to train on no batch at all.
+
+    Raises:
+        ValueError: If the limit is 0.
+    """
+    if limit_train_batches is not None and limit_train_batches == 0:
+        raise ValueError(
+            f"limit_train_batches={limit_train_batches} leaves nothing to train on: use None for all batches, or "
+            "trainer.validate(model, dataloaders) to validate alone"
+        )
+
+
+def refuse_empty(name: str) -> None:
+    """Raise because a pass over data without training read no batch.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(f"{name} yielded no batch: is it empty, or a generator that was read before?")
+
+
 def num_batches(loader: Any) -> float:
-    """The length of a loader; infinite where it has none, as a `DataLoader` over an `IterableDataset`."""
+    """Return the length of a loader; infinite where it has none, as a `DataLoader` over an `IterableDataset`."""
     try:
         return len(loader)
     except TypeError:
         return math.inf
 
 
-def check_param_groups(module: Module, optimizer: Optimizer) -> None:
-    """Every trainable parameter in exactly one group, and every group saying whether it is penalized, if one does.
+# ------------------------------------------------------------------------------------- optimizers, groups, penalties
+
+
+def check_configured(configured: Any) -> None:
+    """Refuse ``optimizer, scheduler``, which reads like two optimizers.
 
     Raises:
-        ValueError: Otherwise; the parameters and groups are named.
+        TypeError: If ``configure_optimizers`` returned that.
+    """
+    pair = configured if isinstance(configured, tuple | list) and len(configured) == 2 else ()
+    if pair and isinstance(pair[0], Optimizer) and (isinstance(pair[1], LRScheduler | Mapping)):
+        raise TypeError(
+            f"configure_optimizers returned ({type(pair[0]).__name__}, {type(pair[1]).__name__}); return "
+            '([optimizer], [scheduler]), or {"optimizer": optimizer, "lr_scheduler": scheduler}'
+        )
+
+
+def check_schedulers(optimizer: Optimizer, schedulers: Iterable[Any]) -> None:
+    """Refuse a scheduler of another optimizer, which would change nothing.
+
+    Args:
+        optimizer: The optimizer of the run.
+        schedulers: The schedulers themselves.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for scheduler in schedulers:
+        other = getattr(scheduler, "optimizer", optimizer)
+        if other is not optimizer:
+            raise ValueError(
+                f"{type(scheduler).__name__} was made for another {type(other).__name__} than the one that "
+                "configure_optimizers returned, and would change nothing: make both in configure_optimizers, and give "
+                "the scheduler this optimizer"
+            )
+
+
+def check_param_groups(module: Module, optimizer: Optimizer) -> None:
+    """Check that every trainable parameter is in a group, and every group says whether it is penalized, if one does.
+
+    Raises:
+        ValueError: If not; the parameters and groups are named.
     """
     names = {parameter: name for name, parameter in module.named_parameters()}
     optimized = {parameter for group in optimizer.param_groups for parameter in group["params"]}
@@ -69,15 +514,37 @@ def check_param_groups(module: Module, optimizer: Optimizer) -> None:
     check_groups(optimizer.param_groups, needed=False)
 
 
-def check_penalty(module: Module, groups: list[dict[str, Any]]) -> None:
-    """Refuse a penalty on nothing, and one whose weight is no weight.
+def check_penalty_object(module: Module, optimizer_class: type[Optimizer] | None = None) -> None:
+    """Refuse a module's penalty that is no penalty.
+
+    Args:
+        module: Whose penalty it is; nothing is checked where it has none.
+        optimizer_class: One with ``handles_penalty = True`` needs the penalty's ``prox`` too.
+
+    Raises:
+        TypeError: If it lacks the methods that are needed.
+    """
+    penalty = module.penalty
+    if penalty is None:
+        return
+    needed = ("value", "prox") if getattr(optimizer_class, "handles_penalty", False) else ("value",)
+    missing = [name for name in needed if isinstance(penalty, type) or not callable(getattr(penalty, name, None))]
+    if missing:
+        raise TypeError(
+            f"penalty={penalty!r:.60} of {type(module).__name__} has no {' and no '.join(missing)} to call; pass a "
+            "penalty such as framework.penalties.L1(): an object with value(param, lam) and prox(u, step, lam)"
+        )
+
+
+def check_penalty(module: Module, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a penalty on nothing, and one whose weight was forgotten or is no weight.
 
     Args:
         module: Whose penalty it is; nothing is checked where it has none.
         groups: The penalized groups.
 
     Raises:
-        ValueError: No parameter is penalized, or a weight is negative or not finite.
+        ValueError: If no parameter is penalized, or a weight is missing, negative or not finite.
     """
     if module.penalty is None:
         return
@@ -88,20 +555,24 @@ def check_penalty(module: Module, groups: list[dict[str, Any]]) -> None:
             f'the module has the penalty {name}, but no parameter is penalized: mark groups "penalized": True in '
             "param_groups(), or set the penalty to None"
         )
-    for index, weight in enumerate([module.happy_lambda, *(g["happy_lambda"] for g in groups if "happy_lambda" in g)]):
-        if isinstance(weight, str) or not 0 <= float(weight) < math.inf:
-            whose = f"penalized parameter group {index - 1}" if index else "the module"
-            raise ValueError(
-                f"happy_lambda={weight!r} of {whose}, the weight of its penalty {name}; it must be a finite number "
-                "that is not negative (framework.auto_lambda.auto_happy_lambda computes one)"
-            )
+    own = [group.get("happy_lambda") for group in groups]
+    if module.happy_lambda is not None:
+        check_weight(module.happy_lambda, f"the module, the weight of its penalty {name},")
+    elif None in own:
+        raise ValueError(
+            f"the module has the penalty {name}, but no weight for penalized parameter group {own.index(None)}: set "
+            'happy_lambda on the module, or "happy_lambda" in the group (0.0 for none)'
+        )
+    for index, weight in enumerate(own):
+        if weight is not None:
+            check_weight(weight, f"penalized parameter group {index}, the weight of the penalty {name},")
 
 
 def check_smoothness(module: Module, optimizer: Optimizer) -> None:
     """Refuse a penalty for an optimizer that relies on smoothness.
 
     Raises:
-        ValueError: The module has a penalty and the optimizer's class says ``requires_smooth = True``.
+        ValueError: If the module has a penalty and the optimizer's class says ``requires_smooth = True``.
     """
     if module.penalty is not None and getattr(type(optimizer), "requires_smooth", False):
         raise ValueError(
@@ -129,7 +600,7 @@ def check_reevaluation(optimizer: Optimizer, gradient_clip_val: float | None, *,
     """Refuse settings under which value and gradient of a re-evaluated objective would disagree.
 
     Raises:
-        ValueError: Clipping or a gradient scaler, for an optimizer that evaluates more than once per step.
+        ValueError: If there is clipping or a gradient scaler, for an optimizer that evaluates more than once per step.
     """
     name = type(optimizer).__name__
     if gradient_clip_val:
@@ -161,4 +632,4 @@ def warn_of_minimizations(optimizer: Optimizer, steps_per_epoch: float) -> None:
 
 
 def _describe(value: Any) -> str:
-    return f"{type(value).__name__}" + (f" ({value!r:.60})" if value is not None else "")
+    return type(value).__name__ + ("" if value is None else f" ({' '.join(repr(value).split()):.60})")

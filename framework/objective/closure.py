@@ -17,7 +17,7 @@ from framework.module import Module
 from framework.objective.batched_values import stacked_values
 from framework.objective.curvature import HessianVectorProduct, hessian_vector_product
 from framework.objective.groups import Group, declared_groups, penalty_value
-from framework.objective.output import check_output, parse_output
+from framework.objective.output import check_finite, parse_output
 from framework.objective.replay import Generator, Replay
 from framework.objective.vector import ParameterVector
 from framework.penalties import Penalty
@@ -136,10 +136,9 @@ class Objective:
     ) -> tuple[Tensor, Tensor, Tensor | None, Mapping[str, Any]]:
         """Return the value for one batch with its graph, f, g and what else `training_step` returned."""
         self._recorder.read(batch)
-        output = self._forward(batch, batch_idx)
+        loss, penalty, extras = parse_output(self.module, self._forward(batch, batch_idx))
         if self.evaluations == 1:
-            check_output(self.module, output)
-        loss, penalty, extras = parse_output(self.module, output)
+            check_finite(self.module, loss, penalty)
         if with_penalty or not self.handles_penalty:
             function = self.penalty
             if function is not None:
@@ -159,8 +158,7 @@ class Objective:
         if differentiate:
             self._backward(value if weight == 1 else value * weight)
         loss = loss.detach()
-        outputs = {name: part.detach() if isinstance(part, Tensor) else part for name, part in extras.items()}
-        return loss, None if penalty is None else penalty.detach(), {**outputs, "loss": loss}
+        return loss, None if penalty is None else penalty.detach(), {**extras, "loss": loss}
 
     def _mean(
         self, batches: Iterable[Any], batch_idx: int, differentiate: bool, with_penalty: bool

@@ -199,7 +199,7 @@ def adopt_penalty(optimizer: Any, module: Module) -> None:
         wanted = next((lam for p in group["params"] if (lam := declared.get(id(p))) is not None), module.happy_lambda)
         if group.get("happy_lambda") is None:
             group["happy_lambda"] = wanted
-        elif is_penalized(group) and group["happy_lambda"] != wanted:
+        elif is_penalized(group) and wanted is not None and group["happy_lambda"] != wanted:
             raise ValueError(
                 f"parameter group {index} of {name} has happy_lambda={group['happy_lambda']!r}, and the module "
                 f"{wanted!r}: there is one source. Make {name} without happy_lambda, and it takes the module's"

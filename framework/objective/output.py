@@ -1,4 +1,4 @@
-"""What `training_step` may return."""
+"""What `training_step` may return, read at every evaluation: the loss, a penalty, and whatever else."""
 
 from __future__ import annotations
 
@@ -6,48 +6,90 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.apply_func import apply_to_collection
 from torch import Tensor
 
 from framework.module import Module
 
+_ALLOWED = 'return a scalar loss, (loss, penalty), or a mapping with "loss" and optionally "penalty"'
+_NO_EXTRAS: Mapping[str, Any] = {}
+
 
 def parse_output(module: Module, output: Any) -> tuple[Tensor, Tensor | None, Mapping[str, Any]]:
-    """Return f, the penalty that `training_step` returned, if any, and what else it did."""
-    if isinstance(output, Tensor):
-        return output, None, {}
-    if isinstance(output, Mapping):
-        return output["loss"], output.get("penalty"), output
-    loss, penalty = output
-    return loss, penalty, {}
+    """Take apart what `training_step` returned; never waits for the device.
 
+    Args:
+        module: Whose step it is.
+        output: A scalar loss, ``(loss, penalty)``, or a mapping with ``"loss"`` and optionally ``"penalty"``.
 
-def check_output(module: Module, output: Any) -> None:
-    """Refuse what `training_step` may not return; synchronizes with the device, so it is asked once per fit.
+    Returns:
+        The loss and the penalty (None where there is none), with their graphs, and the entries of a mapping but for the
+        loss, detached.
 
     Raises:
-        TypeError: It is not a tensor, a pair of tensors, or a mapping with "loss".
-        ValueError: The loss is not a finite scalar with a gradient, or a penalty is returned twice.
+        TypeError: If it is none of these.
+        ValueError: If a part is no scalar, the loss has no gradient where one is needed, or the module has a penalty
+            object besides the penalty returned.
     """
-    step = f"{type(module).__name__}.training_step"
-    allowed = 'return a scalar loss, (loss, penalty), or a mapping with "loss" and optionally "penalty"'
-    parts: Any = output if isinstance(output, tuple | list) and len(output) == 2 else ()
-    if isinstance(output, Mapping):
-        parts = tuple(output[key] for key in ("loss", "penalty") if output.get(key) is not None)
+    penalty, extras = None, _NO_EXTRAS
     if isinstance(output, Tensor):
-        parts = (output,)
-    if not parts or not all(isinstance(part, Tensor) for part in parts):
-        raise TypeError(f"{step} returned {type(output).__name__}; {allowed}")
-    if isinstance(output, Mapping) and "loss" not in output:
-        raise TypeError(f"{step} returned a mapping without 'loss', only {sorted(output)}; {allowed}")
-    if len(parts) == 2 and module.penalty is not None:
+        loss = output
+    elif isinstance(output, Mapping):
+        if "loss" not in output:
+            raise TypeError(f"{_step(module)} returned a mapping without 'loss', only {sorted(output)}; {_ALLOWED}")
+        loss, penalty = output["loss"], output.get("penalty")
+        extras = {name: _detached(value) for name, value in output.items() if name != "loss"}
+    elif isinstance(output, tuple | list) and len(output) == 2:
+        loss, penalty = output
+    else:
+        raise _unreadable(module, output)
+    _check_scalar(module, "loss", loss, output)
+    if penalty is not None:
+        _check_scalar(module, "penalty", penalty, output)
+        if module.penalty is not None:
+            raise ValueError(
+                f"{_step(module)} returned a penalty, and the module has a penalty object too: it would count twice. "
+                "Return the loss alone, or set the module's penalty to None"
+            )
+    if not loss.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            f"{step} returned a penalty, and the module has a penalty object too: it would count twice. "
-            "Return the loss alone, or set the module's penalty to None"
+            f"{_step(module)} returned a loss that depends on no parameter: is it detached, or made by item()?"
         )
-    for part in parts:
-        if part.numel() != 1:
-            raise ValueError(f"{step} returned a tensor of shape {tuple(part.shape)}; take its mean(): {allowed}")
-        if not torch.isfinite(part).all():
-            raise ValueError(f"{step} returned {part.item()} at the first step: are there NaNs in the data?")
-    if torch.is_grad_enabled() and not parts[0].requires_grad:
-        raise ValueError(f"{step} returned a loss that depends on no parameter: is it detached, or made by item()?")
+    return loss, penalty, extras
+
+
+def check_finite(module: Module, loss: Tensor, penalty: Tensor | None) -> None:
+    """Refuse a first loss or penalty that is NaN or infinite; waits for the device, so ask once per run.
+
+    Raises:
+        ValueError: If one is.
+    """
+    for part in (loss, penalty):
+        if part is not None and not torch.isfinite(part).all():
+            raise ValueError(f"{_step(module)} returned {part.item()} at the first step: are there NaNs in the data?")
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else apply_to_collection(value, Tensor, Tensor.detach)
+
+
+def _check_scalar(module: Module, part: str, value: Any, output: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise _unreadable(module, output)
+    if value.numel() != 1:
+        raise ValueError(
+            f"{_step(module)} returned a {part} of shape {tuple(value.shape)}; take its mean(): {_ALLOWED}"
+        )
+
+
+def _unreadable(module: Module, output: Any) -> TypeError:
+    if output is None:
+        return TypeError(
+            f"{_step(module)} returned None, as if to skip the batch; {_ALLOWED}. To skip a batch, leave it out "
+            "of the loader"
+        )
+    return TypeError(f"{_step(module)} returned {type(output).__name__} ({output!r:.60}); {_ALLOWED}")
+
+
+def _step(module: Module) -> str:
+    return f"{type(module).__name__}.training_step"

@@ -1,15 +1,21 @@
-"""What fit refuses: the message says what was passed, what is allowed and how to mend it."""
+"""What fit refuses: the message says what was passed, what is allowed and how to fix it."""
 
+import inspect
+from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from framework import Callback
+from framework import Callback, Module, Trainer
+from framework.callbacks import EarlyStopping, ModelCheckpoint
 from framework.data import TensorLoader
 from framework.optim import MinimizeWrapper, SpaRSA
 from framework.penalties import L1
@@ -39,6 +45,34 @@ def refuse(tmp_path, module: Any, message: str, error: Any = ValueError, loader:
         ({"gradient_clip_val": float("nan")}, "gradient_clip_val=nan"),
         ({"gradient_clip_algorithm": "max"}, "gradient_clip_algorithm='max'; it must be 'norm' or 'value'"),
         ({"max_time": "1:30"}, "max_time='1:30'; as a string it must be 'DD:HH:MM:SS'"),
+        ({"gradient_clip_val": "0.5"}, "gradient_clip_val='0.5'; it must be a finite number from 0 on, or None"),
+        ({"gradient_clip_val": True}, "gradient_clip_val=True"),
+        ({"gradient_clip_algorithm": None}, "gradient_clip_algorithm=None"),
+        ({"max_epochs": "3"}, r"max_epochs='3'; it must be -1 \(no limit\) or an integer from 0 on, or None"),
+        ({"max_steps": None}, "max_steps=None; it must be -1"),
+        ({"max_steps": float("nan")}, "max_steps=nan"),
+        ({"num_nodes": "two"}, "num_nodes='two'; it must be a positive integer"),
+        ({"num_sanity_val_steps": None}, r"num_sanity_val_steps=None; it must be -1 \(all\) or an integer"),
+        ({"log_every_n_steps": True}, "log_every_n_steps=True"),
+        ({"fast_dev_run": -1}, "fast_dev_run=-1; it must be True, False or a number of batches"),
+        ({"fast_dev_run": "yes"}, "fast_dev_run='yes'"),
+        ({"overfit_batches": -1}, "overfit_batches=-1; it must be a number of batches"),
+        ({"overfit_batches": 1.5}, r"overfit_batches=1\.5"),
+        ({"enable_checkpointing": "no"}, "enable_checkpointing='no'; it must be True or False"),
+        ({"enable_progress_bar": None}, "enable_progress_bar=None"),
+        ({"enable_model_summary": 1}, "enable_model_summary=1"),
+        ({"inference_mode": "off"}, "inference_mode='off'"),
+        ({"default_root_dir": 3}, "default_root_dir=3; it must be a path"),
+        ({"precision": 32.0}, r"precision=32\.0; it must be a string such as '32-true'"),
+        ({"precision": "fp16"}, "Precision 'fp16' is invalid. Allowed"),
+        ({"accelerator": "gpuu"}, "invalid accelerator name: `accelerator='gpuu'`. Available"),
+        ({"strategy": "dpp"}, "invalid strategy name: `strategy='dpp'`"),
+        ({"devices": True}, "devices=True; it must be 'auto', a number of devices"),
+        *[
+            ({f"limit_{stage}_batches": value}, rf"limit_{stage}_batches={value!r}; .*a share of them \(a float from 0")
+            for stage in ("train", "val", "test", "predict")
+            for value in ("0.5", 1.5, -2, True, float("nan"), -0.5)
+        ],
     ],
 )
 def test_a_setting_out_of_range_is_refused_when_the_trainer_is_made(tmp_path, options, message):
@@ -55,8 +89,8 @@ def test_a_time_limit_of_another_type_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
-        (1.5, r"limit on train_dataloaders is 1\.5; a share lies between 0\.0 and 1\.0"),
-        (-2, "limit on train_dataloaders is -2; it must be at least 0"),
+        (0, "limit_train_batches=0 leaves nothing to train on: use None .*validate"),
+        (0.0, r"limit_train_batches=0\.0 leaves nothing to train on"),
         (0.1, r"0\.1 of the 3 batches of train_dataloaders is none: use at least 0\.33"),
     ],
 )
@@ -65,7 +99,7 @@ def test_a_limit_that_makes_no_sense_is_refused(tmp_path, limit, message):
 
 
 def test_a_share_of_a_stream_without_length_is_refused(tmp_path):
-    stream = (batch for batch in make_loader())
+    stream = DataLoader(Numbers())
     refuse(tmp_path, Regressor(), r"share 0\.5, but it has no length", loader=stream, limit_train_batches=0.5)
 
 
@@ -79,12 +113,42 @@ def test_clipping_with_an_optimizer_that_reevaluates_is_refused_by_both_settings
     )
 
 
-def test_something_else_than_a_callback_is_refused(tmp_path):
-    with pytest.raises(TypeError, match=r"callbacks has int, which is no framework\.Callback"):
-        make_trainer(tmp_path, callbacks=[3])
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        ([3], r"callbacks has int \(3\), which is no framework\.Callback; subclass that"),
+        (3, "callbacks has int"),
+        ("early_stopping", "callbacks has str"),
+        (EarlyStopping, r"callbacks has the class EarlyStopping; pass an instance, EarlyStopping\(\.\.\.\)"),
+        ([EarlyStopping], "callbacks has the class EarlyStopping"),
+        (
+            pl.callbacks.EarlyStopping("val/loss"),
+            r"callbacks has EarlyStopping .*no framework\.Callback; take EarlyStopping from framework\.callbacks",
+        ),
+    ],
+)
+def test_something_else_than_a_callback_is_refused(tmp_path, callbacks, message):
+    with pytest.raises(TypeError, match=message):
+        make_trainer(tmp_path, callbacks=callbacks)
+
+
+def test_every_argument_of_the_trainer_refuses_what_makes_no_sense(tmp_path):
+    for name in list(inspect.signature(Trainer.__init__).parameters)[1:]:
+        with pytest.raises((TypeError, ValueError), match=rf"(?i){name}"):
+            make_trainer(tmp_path, **{name: object()})
+
+
+@pytest.mark.parametrize("limit", [None, 0, 1, -1, 0.0, 0.5, 1.0])
+def test_every_limit_that_makes_sense_is_taken(tmp_path, limit):
+    trainer = make_trainer(tmp_path, limit_val_batches=limit, limit_test_batches=limit)
+    assert trainer.limit_val_batches is limit
 
 
 # ------------------------------------------------------------------------------------------------ modules and hooks
+
+
+class Lit(pl.LightningModule):
+    def training_step(self, batch, batch_idx): ...
 
 
 @pytest.mark.parametrize("model", [None, nn.Linear(3, 1), Regressor, "model"])
@@ -123,6 +187,313 @@ def test_a_misspelled_hook_is_refused_with_the_nearest_name(tmp_path):
     refuse(tmp_path, Strange(), r"Strange\.on_xyzzy is no hook")
 
 
+def test_a_lightning_module_is_refused_with_the_base_class_to_take(tmp_path):
+    refuse(tmp_path, Lit(), r"model is Lit, a LightningModule; make framework\.Module its base class", TypeError)
+    with pytest.raises(TypeError, match="model is Lit"):
+        make_trainer(tmp_path).test(Lit(), make_loader())
+
+
+def with_method(name: str, base: type = Regressor, method: Any = lambda self, *args: None) -> Any:
+    return type("Mine", (base,), {name: method})
+
+
+# What a trainer gives Lightning's meaning, and what is a helper that only its user calls or reads.
+HELPERS = {
+    *("all_gather", "current_epoch", "device_mesh", "dtype", "fabric", "freeze", "global_rank", "global_step"),
+    *("hparams", "hparams_initial", "load_from_checkpoint", "local_rank", "logger", "loggers", "lr_schedulers"),
+    *("on_gpu", "optimizers", "print", "remove_ignored_hparams", "save_hyperparameters", "to_onnx", "to_tensorrt"),
+    *("to_torchscript", "unfreeze"),
+    *("CHECKPOINT_HYPER_PARAMS_KEY", "CHECKPOINT_HYPER_PARAMS_NAME", "CHECKPOINT_HYPER_PARAMS_TYPE"),
+}
+FLAGS = {"automatic_optimization", "strict_loading", "example_input_array"}
+
+
+def test_everything_of_lightnings_is_ours_or_a_helper_or_refused_with_what_to_do_instead(tmp_path):
+    ours = set(dir(Module)) | set(dir(Callback))
+    of_modules = {name for name in dir(pl.LightningModule) if not name.startswith("_")} - set(dir(nn.Module))
+    for name in of_modules - ours - HELPERS - FLAGS:
+        message = rf"Mine\.{name} (would never be called: \w+|is no hook and would never be called: rename it)"
+        refuse(tmp_path, with_method(name)(), message)
+    for name in {name for name in dir(pl.Callback) if not name.startswith("_")} - ours:
+        refuse(tmp_path, Regressor(), rf"Mine\.{name} would never", callbacks=with_method(name, Callback)())
+    refuse(tmp_path, Regressor(), "Mine.state_key", callbacks=with_method("state_key", Callback, property(str))())
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("optimizer_step", r"write it as the step\(\) of an optimizer of your own"),
+        ("backward", "change the loss in training_step"),
+        ("configure_gradient_clipping", "gradient_clip_val"),
+        ("lr_scheduler_step", r"return a scheduler whose step\(\) does it"),
+        ("transfer_batch_to_device", "do it in the loader's collate_fn"),
+        ("training_epoch_end", "define on_train_epoch_end instead"),
+        ("validation_epoch_end", "define on_validation_epoch_end instead"),
+        ("training_step_end", "at the end of the step"),
+        ("tbptt_split_batch", "cut the sequences in the loader"),
+        ("on_validation_model_eval", "a trainer switches every part to evaluation mode"),
+        ("on_epoch_end", "is no hook"),
+    ],
+)
+def test_a_method_that_lightning_would_call_is_refused_with_what_to_do_instead(tmp_path, name, remedy):
+    refuse(tmp_path, with_method(name)(), rf"Mine\.{name} .*{remedy}")
+    with pytest.raises(ValueError, match=rf"Mine\.{name}"):
+        make_trainer(tmp_path).validate(with_method(name)(), make_loader())
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("trainig_step", "training_step"),
+        ("train_step", "training_step"),
+        ("validation_steps", "validation_step"),
+        ("tset_step", "test_step"),
+        ("prediction_step", "predict_step"),
+        ("configure_optimizer", "configure_optimizers"),
+        ("param_group", "param_groups"),
+        ("set_up", "setup"),
+    ],
+)
+def test_a_misspelled_method_is_refused_with_the_nearest_name(tmp_path, name, near):
+    refuse(tmp_path, with_method(name)(), rf"Mine\.{name} would never be called: did you mean '{near}'")
+
+
+def test_a_misspelled_method_of_a_callback_is_refused(tmp_path):
+    for name, near in (("state_dicts", "state_dict"), ("tear_down", "teardown")):
+        callback = with_method(name, Callback)()
+        refuse(tmp_path, Regressor(), rf"Mine\.{name} would never be called: did you mean '{near}'", callbacks=callback)
+
+
+def test_helpers_attributes_and_submodules_may_have_any_name(tmp_path):
+    class Template(Regressor):
+        backward = None
+        train_dataloader = (1, 2)
+        manual_backward = nn.Identity
+
+        def __init__(self):
+            super().__init__()
+            self.backward_net, self.optimizer_step = nn.Identity(), nn.Identity()
+            self.val_dataloader, self.prepare_data, self.validation_steps = [1], 3, 7
+            self.automatic_optimization, self.setup = True, "wide"
+
+        def training_step(self, batch, batch_idx):
+            return self.train_step(batch)
+
+        def train_step(self, batch):
+            return self.loss(batch)
+
+        def validation_loss(self): ...
+
+        def best_step(self): ...
+
+        def parameter_groups(self): ...
+
+        def log_metrics(self): ...
+
+        @property
+        def test_dataloader(self): ...
+
+    class Derived(Template):
+        def train_step(self, batch):
+            return 2 * self.loss(batch)
+
+    class Watch(Callback):
+        def backward(self): ...
+
+        def save(self): ...
+
+    make_trainer(tmp_path, callbacks=Watch()).fit(Derived(), make_loader(), make_loader())
+
+
+@pytest.mark.parametrize("flag", [False, property(lambda self: False)])
+def test_manual_optimization_is_refused(tmp_path, flag):
+    refuse(tmp_path, with_method("automatic_optimization", method=flag)(), r"automatic_optimization is False.*step\(cl")
+    module = Regressor()
+    module.automatic_optimization = False
+    refuse(tmp_path, module, r"Regressor\.automatic_optimization is False, which would have no effect")
+    refuse(tmp_path, with_method("strict_loading", method=flag)(), r"Mine\.strict_loading is False")
+
+
+def test_an_example_input_is_warned_about(tmp_path):
+    module = Regressor()
+    module.example_input_array = torch.zeros(1, 3)
+    with pytest.warns(UserWarning, match="Regressor.example_input_array has no effect"):
+        make_trainer(tmp_path, max_epochs=0).fit(module, make_loader())
+
+
+@pytest.mark.parametrize("owner", ["module", "callback"])
+def test_skipping_the_rest_of_an_epoch_by_a_returned_number_is_refused(tmp_path, owner):
+    def skip(self, *args):
+        return -1 if args[-1] == 1 else None
+
+    module = with_method("on_train_batch_start", method=skip if owner == "module" else lambda self, *args: "fine")()
+    callback = with_method("on_train_batch_start", Callback, skip if owner == "callback" else lambda self, *args: 0)()
+    refuse(tmp_path, module, "returned -1, which in Lightning skips the rest of the epoch", callbacks=callback)
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "method", "message"),
+    [
+        (Callback, "on_train_epoch_end", lambda self: None, r"\(trainer, module\): define it as def on_train_epoch"),
+        (Callback, "on_train_batch_end", lambda self, trainer, module: None, "outputs, batch, batch_idx"),
+        (Callback, "on_exception", lambda self, trainer, module, exception, more: None, "exception"),
+        (Callback, "setup", lambda self, trainer, module: None, r"def setup\(self, trainer, module, stage\)"),
+        (Callback, "load_state_dict", lambda self: None, r"def load_state_dict\(self, state_dict\)"),
+        (Regressor, "on_train_epoch_end", lambda self, outputs: None, r"\(outputs\), and is called with \(\)"),
+        (Regressor, "setup", lambda self: None, r"def setup\(self, stage\)"),
+        (Regressor, "training_step", lambda self, batch: None, r"\(batch\), and is called with \(batch, batch_idx\)"),
+        (Regressor, "validation_step", lambda self: None, "def validation_step"),
+        (Regressor, "test_step", lambda self, batch, batch_idx, dataloader_idx: None, "def test_step"),
+        (Regressor, "configure_optimizers", lambda self, lr: None, r"def configure_optimizers\(self\)"),
+        (Regressor, "param_groups", lambda self, lr: None, r"def param_groups\(self\)"),
+    ],
+)
+def test_a_hook_or_a_step_of_other_arguments_is_refused(tmp_path, base, name, method, message):
+    owner = with_method(name, base, method)()
+    module, options = (Regressor(), {"callbacks": owner}) if base is Callback else (owner, {})
+    refuse(tmp_path, module, rf"Mine\.{name} takes .*{message}", TypeError, **options)
+
+
+def test_more_arguments_with_defaults_are_no_other_arguments(tmp_path):
+    class Wide(Regressor):
+        def training_step(self, *args, **kwargs):
+            return self.loss(args[0])
+
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            self.log("val/loss", self.loss(batch))
+
+        @staticmethod
+        def on_train_epoch_end(): ...
+
+    make_trainer(tmp_path).fit(Wide(), make_loader(), make_loader())
+
+
+def test_a_forgotten_init_of_the_base_class_is_refused(tmp_path):
+    class Forgetful(Module):
+        def __init__(self):
+            self.width = 3
+
+        def training_step(self, batch, batch_idx): ...
+
+    class Patient(EarlyStopping):
+        def __init__(self, patience):
+            self.patience = patience
+
+    refuse(tmp_path, Forgetful(), r"Forgetful\.__init__ must call super\(\)\.__init__\(\) first")
+    refuse(
+        tmp_path,
+        Regressor(),
+        r"Patient has no attribute '\w+': call super\(\)\.__init__\(\.\.\.\) in its __init__, .*of EarlyStopping",
+        callbacks=Patient(2),
+    )
+
+
+def test_lazy_layers_without_shape_are_refused_by_name(tmp_path):
+    module = Regressor(lambda module: SGD(module.parameters(), lr=0.1), net=nn.Sequential(nn.LazyLinear(1)))
+    message = r"net\.0\.weight, net\.0\.bias of Regressor have no shape yet: run one batch through the module"
+    refuse(tmp_path, module, message, enable_model_summary=True)
+    with torch.no_grad():
+        module(torch.zeros(2, 3, dtype=torch.float64))
+    make_trainer(tmp_path, enable_model_summary=True).fit(module, make_loader())
+
+
+def test_a_step_that_is_no_method_is_refused(tmp_path):
+    module = Regressor()
+    module.training_step = 3
+    refuse(tmp_path, module, r"Regressor\.training_step is int \(3\); it must be a method", TypeError)
+
+
+class Stepless(Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 1).double()
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.mse_loss(self.layer(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return SGD(self.parameters(), lr=0.1)
+
+
+def test_data_for_a_step_that_is_not_defined_are_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match="val_dataloaders are given, but Stepless does not define validation_step"):
+        trainer.fit(Stepless(), make_loader(), make_loader())
+    for name, step in (("validate", "validation_step"), ("test", "test_step"), ("predict", "predict_step")):
+        with pytest.raises(ValueError, match=f"{name} was called, but Stepless does not define {step}"):
+            getattr(trainer, name)(Stepless(), make_loader())
+    trainer.fit(Stepless(), make_loader())
+    make_trainer(tmp_path, limit_val_batches=0).fit(Stepless(), make_loader(), make_loader())
+
+
+# ------------------------------------------------------------------------------------------- checkpoints and monitors
+
+
+def test_two_checkpoints_that_write_one_file_are_refused(tmp_path):
+    def callbacks(first: Any, second: Any, **options: Any) -> list[Callback]:
+        return [ModelCheckpoint(first, monitor="val/loss"), ModelCheckpoint(second, monitor="train/loss", **options)]
+
+    message = r"two callbacks write .*{}: ModelCheckpoint\(monitor='val/loss'\) and ModelCheckpoint\(monitor='train/"
+    folder = tmp_path / "folder"
+    for other in (folder, str(folder), folder / ".." / "folder"):
+        refuse(tmp_path, Regressor(), message.format(r"last\.ckpt"), callbacks=callbacks(folder, other))
+    refuse(tmp_path, Regressor(), message.format(r"best\.ckpt"), callbacks=callbacks(None, None, save_last=False))
+    default = tmp_path / "checkpoints"
+    refuse(tmp_path, Regressor(), message.format(r"last\.ckpt"), callbacks=callbacks(None, default))
+    last, best = ModelCheckpoint(folder), ModelCheckpoint(folder, monitor="val/loss", save_last=False)
+    for apart in (callbacks(folder, tmp_path / "other"), [last, best]):
+        make_trainer(tmp_path, callbacks=apart).fit(Regressor(), make_loader(), make_loader())
+
+
+def monitored_fit(tmp_path: Path, monitor: str, module: Module, *others: Callback, **options: Any) -> list[int]:
+    """Fit with early stopping on a metric; return the epochs that were started."""
+    epochs: list[int] = []
+
+    class Count(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            epochs.append(trainer.current_epoch)
+
+    Count.__module__ = "framework.tests"  # not a callback of the user's, which might log
+    trainer = make_trainer(tmp_path, callbacks=[EarlyStopping(monitor), Count(), *others], **options)
+    with pytest.raises(ValueError, match=f"EarlyStopping monitors '{monitor}', which .*logged.*: .*val/loss"):
+        trainer.fit(module, make_loader(), make_loader())
+    return epochs
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", "validation/loss", "valLoss", "val/acc", "valid_loss"])
+def test_a_monitor_of_a_validation_metric_that_is_not_logged_is_refused_before_an_epoch(tmp_path, monitor):
+    assert monitored_fit(tmp_path, monitor, Regressor()) == []
+
+
+def test_a_scheduler_of_a_validation_metric_that_is_not_logged_is_refused_before_an_epoch(tmp_path):
+    def optimize(module):
+        optimizer = SGD(module.parameters(), lr=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": ReduceLROnPlateau(optimizer), "monitor": "val_loss"}
+
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau monitors 'val_loss', which validation does not log; .*"):
+        make_trainer(tmp_path).fit(Regressor(optimize), make_loader(), make_loader())
+
+
+def test_a_metric_that_may_be_logged_later_is_waited_for(tmp_path):
+    class Later(Regressor):
+        def on_train_epoch_end(self):
+            self.log("val/late", 1.0)
+
+    class Unsaid(Regressor):
+        def on_validation_epoch_end(self): ...
+
+    class Logs(Callback):
+        def on_train_epoch_end(self, trainer, module):
+            module.log("val/late", 1.0)
+
+    late = EarlyStopping("val/late")
+    make_trainer(tmp_path, callbacks=late).fit(Later(), make_loader(), make_loader())
+    make_trainer(tmp_path, callbacks=[late, Logs()]).fit(Regressor(), make_loader(), make_loader())
+    training = EarlyStopping("train/loss")
+    make_trainer(tmp_path, callbacks=training, log_every_n_steps=1).fit(Regressor(), make_loader(), make_loader())
+    assert monitored_fit(tmp_path, "val/acc", Unsaid()) == [0]
+
+
 # --------------------------------------------------------------------------------------------------------- the data
 
 
@@ -140,16 +511,74 @@ class Nothing(IterableDataset):
         return iter(())
 
 
+class Numbers(IterableDataset):
+    def __iter__(self):
+        return zip(*regression_data(), strict=True)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2, "epoch"])
 def test_a_stream_that_yields_nothing_is_refused(tmp_path, accumulate):
-    for loader in (DataLoader(Nothing()), iter([])):
-        refuse(
-            tmp_path, Regressor(), "yielded no batch: is it empty", loader=loader, accumulate_grad_batches=accumulate
-        )
+    loader = DataLoader(Nothing())
+    refuse(tmp_path, Regressor(), "yielded no batch: is it empty", loader=loader, accumulate_grad_batches=accumulate)
 
 
-def test_a_generator_that_is_read_once_is_refused_in_the_second_epoch(tmp_path):
-    refuse(tmp_path, Regressor(), "or a generator that was read before", loader=iter(make_loader()))
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_a_stream_of_validation_data_that_yields_nothing_is_refused(tmp_path, sanity):
+    with pytest.raises(ValueError, match="val_dataloaders yielded no batch: is it empty"):
+        make_trainer(tmp_path, num_sanity_val_steps=sanity).fit(Regressor(), make_loader(), DataLoader(Nothing()))
+    for run in ("validate", "test", "predict"):
+        with pytest.raises(ValueError, match="dataloaders yielded no batch: is it empty"):
+            getattr(make_trainer(tmp_path), run)(Regressor(), DataLoader(Nothing()))
+
+
+ONE_SHOT = r"_dataloaders is a \w+, which can be read only once, and the run reads it again: pass a list of batches"
+
+
+@pytest.mark.parametrize("make", [iter, lambda loader: (batch for batch in loader)])
+def test_a_generator_is_refused_where_it_would_be_read_again(tmp_path, make):
+    def stream() -> Any:
+        return make(make_loader())
+
+    refuse(tmp_path, Regressor(), f"train{ONE_SHOT}", loader=stream())
+    refuse(tmp_path, Regressor(), f"train{ONE_SHOT}", loader=stream(), max_epochs=1, accumulate_grad_batches="epoch")
+    for options in ({"max_epochs": 1}, {"num_sanity_val_steps": 0}, {"max_epochs": -1, "max_steps": 4}):
+        with pytest.raises(ValueError, match=f"val{ONE_SHOT}"):
+            make_trainer(tmp_path, **options).fit(Regressor(), make_loader(), stream())
+
+
+@pytest.mark.parametrize("options", [{"max_epochs": 1}, {"max_epochs": -1, "max_steps": 3}, {"overfit_batches": 2}])
+def test_a_generator_is_read_once_where_that_is_enough(tmp_path, options):
+    module, reference = Regressor(), Regressor()
+    make_trainer(tmp_path, **options).fit(module, iter(make_loader()))
+    make_trainer(tmp_path, **options).fit(reference, make_loader())
+    assert module.losses == reference.losses
+    trainer = make_trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0)
+    trainer.fit(Regressor(), make_loader(), iter(make_loader()))
+    for run in (trainer.validate, trainer.test):
+        assert run(module, iter(make_loader())) == run(module, make_loader())
+    assert len(trainer.predict(module, iter(make_loader()))) == 3
+
+
+def test_a_generator_that_ends_before_the_last_step_is_refused_in_the_second_epoch(tmp_path):
+    options = {"max_epochs": -1, "max_steps": 4}
+    refuse(tmp_path, Regressor(), "or a generator that was read before", loader=iter(make_loader()), **options)
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        (TensorDataset(*regression_data()), r"TensorDataset, a dataset; pass DataLoader\(dataset, batch_size=32\)"),
+        (Numbers(), r"Numbers, a dataset; pass DataLoader\(dataset, batch_size=None\) if it yields batches, else"),
+        (regression_data()[0], r"a tensor; pass framework\.data\.TensorLoader\(X, y, batch_size=\.\.\.\)"),
+        ({"x": regression_data()[0]}, r"dict .*; pass a DataLoader"),
+        ("data.csv", r"str \('data\.csv'\); pass a DataLoader"),
+        (DataLoader, r"type .*; pass a DataLoader"),
+    ],
+)
+def test_data_that_are_no_batches_are_refused(tmp_path, loader, message):
+    refuse(tmp_path, Regressor(), f"train_dataloaders is {message}", TypeError, loader)
+    with pytest.raises(TypeError, match=f"val_dataloaders is {message}"):
+        make_trainer(tmp_path).fit(Regressor(), make_loader(), loader)
 
 
 @pytest.mark.parametrize("loader", [None, 3])
@@ -182,15 +611,17 @@ def returning(make: Any) -> Regressor:
         (
             lambda loss: None,
             TypeError,
-            r"Step\.training_step returned NoneType; return a scalar loss, \(loss, penalty\)",
+            r"Step\.training_step returned None, as if to skip the batch; return a scalar loss, \(loss, penalty\)",
         ),
         (lambda loss: loss.item(), TypeError, r"returned float \(.*\); return a scalar loss"),
         (lambda loss: (loss,), TypeError, r"returned tuple .*; return a scalar loss"),
         (lambda loss: (loss, loss, loss), TypeError, r"returned tuple .*; return a scalar loss"),
         (lambda loss: (loss, 0.1), TypeError, r"returned tuple .*; return a scalar loss"),
-        (lambda loss: {}, TypeError, r"returned dict"),
+        (lambda loss: {}, TypeError, r"returned a mapping without 'loss', only \[\]"),
+        (lambda loss: {"loss": None}, TypeError, r"returned dict"),
+        (lambda loss: (loss, loss.repeat(2)), ValueError, r"returned a penalty of shape \(2,\)"),
         (lambda loss: {"penalty": loss}, TypeError, r"returned a mapping without 'loss', only \['penalty'\]"),
-        (lambda loss: loss.repeat(3), ValueError, r"returned a tensor of shape \(3,\); take its mean\(\)"),
+        (lambda loss: loss.repeat(3), ValueError, r"returned a loss of shape \(3,\); take its mean\(\)"),
         (lambda loss: loss * float("nan"), ValueError, r"returned nan at the first step: are there NaNs in the data"),
         (lambda loss: loss + float("inf"), ValueError, r"returned inf at the first step"),
         (lambda loss: (loss, loss * float("nan")), ValueError, r"returned nan at the first step"),
@@ -204,6 +635,24 @@ def test_an_objective_that_is_no_finite_scalar_with_a_gradient_is_refused(tmp_pa
     before = module.net[0].weight.clone()
     refuse(tmp_path, module, message, error)
     assert torch.equal(module.net[0].weight, before)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, LBFGS])
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda loss: None, TypeError, "training_step returned None, as if to skip the batch"),
+        (lambda loss: loss.item(), TypeError, "training_step returned float"),
+        (lambda loss: loss.repeat(2), ValueError, r"training_step returned a loss of shape \(2,\)"),
+        (lambda loss: loss.detach(), ValueError, "training_step returned a loss that depends on no parameter"),
+    ],
+)
+def test_a_later_output_that_is_no_loss_is_refused_too(tmp_path, make, error, message, optimizer):
+    class Later(Regressor):
+        def training_step(self, batch, batch_idx):
+            return self.loss(batch) if batch_idx < 2 else make(self.loss(batch))
+
+    refuse(tmp_path, Later(lambda module: optimizer(module.parameters(), lr=0.01)), message, error)
 
 
 def test_a_run_that_diverges_ends_with_what_to_try(tmp_path):
@@ -221,7 +670,7 @@ def grouped(groups: Any, optimize: Any = None, penalty: bool = False) -> Regress
 
     module = Regressor(optimize or (lambda module: SGD(module.param_groups(), lr=0.1)))
     module.param_groups = lambda: groups(module.net)
-    module.penalty = L1() if penalty else None
+    module.penalty, module.happy_lambda = L1() if penalty else None, 0.1
     return module
 
 
@@ -270,7 +719,7 @@ def test_a_penalty_that_would_count_twice_is_refused(tmp_path):
 
     module = Twice()
     module.param_groups = lambda: [{"params": module.parameters(), "penalized": True}]
-    module.penalty = grouped(lambda net: [], penalty=True).penalty
+    module.penalty, module.happy_lambda = L1(), 0.1
     refuse(tmp_path, module, "it would count twice. Return the loss alone, or set the module's penalty to None")
 
 
@@ -316,7 +765,7 @@ def test_a_groups_own_weight_and_auto_are_refused_too(tmp_path):
     group = {"penalized": True, "happy_lambda": -1.0}
     module = grouped(lambda net: [{"params": list(net.parameters()), **group}])
     module.penalty = L1()
-    refuse(tmp_path, module, r"happy_lambda=-1\.0 of penalized parameter group 0, .*L1; it must be a finite number")
+    refuse(tmp_path, module, r"happy_lambda=-1\.0 of penalized parameter group 0, .*L1, is not allowed")
     module = grouped(lambda net: [{"params": list(net.parameters()), "penalized": True}])
     module.penalty, module.happy_lambda = L1(), "auto"
     refuse(tmp_path, module, r"happy_lambda='auto' of the module, .*framework\.auto_lambda\.auto_happy_lambda computes")
@@ -352,3 +801,68 @@ def test_a_whole_minimization_of_every_batch_is_warned_about_by_name(tmp_path):
     assert len(seen) == 1
     make_trainer(tmp_path, accumulate_grad_batches="epoch").fit(minimizing(), make_loader())
     make_trainer(tmp_path).fit(minimizing(), make_loader(20))
+
+
+@pytest.mark.parametrize(
+    ("penalty", "message"),
+    [
+        ("l1", r"penalty='l1' of Regressor has no value to call; pass a penalty such as framework\.penalties\.L1\(\)"),
+        (L1, r"penalty=<class .* of Regressor has no value to call"),
+        (lambda w: w.abs().sum(), r"penalty=<function .* has no value to call"),
+    ],
+)
+def test_a_penalty_that_is_none_is_refused(tmp_path, penalty, message):
+    module = grouped(lambda net: [{"params": list(net.parameters()), "penalized": True}])
+    module.penalty = penalty
+    refuse(tmp_path, module, message, TypeError)
+
+
+def test_a_penalty_without_prox_is_refused_for_a_proximal_optimizer(tmp_path):
+    module = grouped(
+        lambda net: [{"params": list(net.parameters()), "penalized": True}],
+        lambda module: SpaRSA(module.param_groups(), 0.1),
+        penalty=True,
+    )
+    refuse(tmp_path, module, "has no prox to call", TypeError)
+
+
+def test_a_forgotten_weight_of_the_penalty_is_refused_and_a_zero_is_none(tmp_path):
+    def module(**group: Any) -> Regressor:
+        made = grouped(lambda net: [{"params": list(net.parameters()), "penalized": True, **group}])
+        made.penalty, made.happy_lambda = L1(), Module.happy_lambda
+        return made
+
+    message = "the module has the penalty L1, but no weight for penalized parameter group 0: set happy_lambda on"
+    refuse(tmp_path, module(), message)
+    refuse(tmp_path, module(happy_lambda=None), message)
+    zero = module()
+    zero.happy_lambda = 0.0
+    for given in (zero, module(happy_lambda=0.0)):
+        reference = grouped(lambda net: [{"params": list(net.parameters()), "penalized": True}])
+        make_trainer(tmp_path).fit(given, make_loader())
+        make_trainer(tmp_path).fit(reference, make_loader())
+        assert given.losses == reference.losses
+
+
+# ---------------------------------------------------------------------------------------- what configures optimizers
+
+
+def test_an_optimizer_and_a_scheduler_in_a_tuple_are_refused(tmp_path):
+    def scheduled(make: Callable[[Any], Any]) -> Regressor:
+        def optimize(module):
+            optimizer = SGD(module.parameters(), lr=0.1)
+            return optimizer, make(StepLR(optimizer, 1))
+
+        return Regressor(optimize)
+
+    message = r"configure_optimizers returned \(SGD, {}\); return \(\[optimizer\], \[scheduler\]\)"
+    refuse(tmp_path, scheduled(lambda scheduler: scheduler), message.format("StepLR"), TypeError)
+    refuse(tmp_path, scheduled(lambda scheduler: {"scheduler": scheduler}), message.format("dict"), TypeError)
+
+
+def test_a_scheduler_of_another_optimizer_is_refused(tmp_path):
+    def optimize(module):
+        other = torch.optim.Adam(module.parameters())
+        return [SGD(module.parameters(), lr=0.1)], [StepLR(other, 1)]
+
+    refuse(tmp_path, Regressor(optimize), r"StepLR was made for another Adam than .*would change nothing")
