@@ -15,7 +15,7 @@ from framework.loop.batches import Batches
 from framework.loop.metrics import Metrics, num_samples
 from framework.loop.validation import check_output
 from framework.module import Module
-from framework.objective.batched_values import stacked_values
+from framework.objective.batched_values import stacked_values, warn_one_by_one
 from framework.objective.curvature import HessianVectorProduct, hessian_vector_product
 from framework.objective.replay import Replay
 from framework.objective.vector import ParameterVector
@@ -119,9 +119,9 @@ class Closure:
     def values(self, candidates: Sequence[Tensor]) -> Tensor:
         """The values (k,) at k points: a stack (k, *shape) for each trainable parameter of the optimizer's groups.
 
-        By one `vmap` where the module allows it (`objective/batched_values.py`), else at one point after the other,
-        which moves the parameters. Gradients, logs, buffers and random state stay as they are. Each point
-        counts as an evaluation.
+        By one `vmap` where the module allows it (`objective/batched_values.py`), else, with a warning that says why, at
+        one point after the other, which moves the parameters. Gradients, logs, buffers and random state stay as they
+        are. Each point counts as an evaluation.
 
         Raises:
             RuntimeError: The optimizer evaluates once per step.
@@ -129,12 +129,13 @@ class Closure:
         if not self.reevaluates:
             raise self._undeclared()
         params = ParameterVector(self._optimizer.param_groups).params
+        failure: str | None = None
         if self._stacks:
             try:
                 with self._aside(len(candidates[0])), torch.no_grad():
                     return stacked_values(self._module, self._value_anew, params, candidates)
-            except RuntimeError:
-                self._stacks = False
+            except RuntimeError as error:
+                self._stacks, failure = False, str(error)
                 self.evaluations -= len(candidates[0])
         values = []
         for point in zip(*candidates, strict=True):
@@ -142,6 +143,8 @@ class Closure:
                 for param, value in zip(params, point, strict=True):
                     param.copy_(value)
                 values.append(self._value_anew())
+        if failure is not None:  # not of the module's own making: it would have come again
+            warn_one_by_one(self._module, failure)
         return torch.stack(values)
 
     def hvp(self) -> Callable[[Tensor], Tensor]:
