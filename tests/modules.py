@@ -93,6 +93,18 @@ class Regressor(Module):
         return self.optimize(self)
 
 
+def plain_closure(owner: Optimizer | nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The closure of a loop by hand: zero the gradients of an optimizer or a module, evaluate, backpropagate."""
+
+    def closure() -> Tensor:
+        owner.zero_grad()
+        loss = loss_of()
+        loss.backward()
+        return loss
+
+    return closure
+
+
 class ClosureIgnorer(Optimizer):
     """The user's own optimizer of the PyTorch notes, section 4.8, word for word but for the names."""
 

@@ -11,7 +11,7 @@ from framework import Module
 from framework.data import TensorLoader
 from framework.optim import FISTA, ISTA, ProxAdam, SpaRSA
 from framework.penalties import L1
-from tests.modules import make_trainer
+from tests.modules import make_trainer, plain_closure
 
 SEARCHING = [ISTA, FISTA, SpaRSA]
 EVERY = [*SEARCHING, ProxAdam]
@@ -112,13 +112,8 @@ def test_a_loss_that_fails_within_a_search_leaves_the_last_good_point(optimizer,
 )
 def test_a_closure_that_returns_no_number_is_refused(optimizer, make, error, message):
     w = torch.full((3,), 2.0, requires_grad=True)
-
-    def closure():
-        w.grad = None
-        loss = barrier(w, torch.ones(1))
-        loss.backward()
-        return make(loss)
-
+    built = optimizer([w], 0.5)
+    closure = plain_closure(built, lambda: barrier(w, torch.ones(1)))
     with pytest.raises(error, match=message):
-        optimizer([w], 0.5).step(closure)
+        built.step(lambda: make(closure()))
     assert (w == 2).all()
