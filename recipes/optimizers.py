@@ -12,7 +12,7 @@ from framework.optim import MinimizeWrapper
 
 
 def minimize(
-    groups: Iterable[Mapping[str, Any]],
+    groups: Iterable[dict[str, Any]],
     *,
     method: str,
     maxiter: int | None = None,
@@ -32,7 +32,7 @@ def minimize(
     """
     limit = {} if maxiter is None else {"maxiter": maxiter}
     arguments = {"method": method, "options": limit | dict(options or {}), "tol": tol}
-    return MinimizeWrapper([{**group, "bounds": bounds and tuple(bounds)} for group in groups], arguments)
+    return MinimizeWrapper(groups, {**arguments, "bounds": bounds and tuple(bounds)})
 
 
 def one_cycle(optimizer: Optimizer, **options: Any) -> OneCycleLR:

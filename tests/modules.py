@@ -167,6 +167,18 @@ def at_step(step: int, action: Callable[[Trainer], Any]) -> Callback:
     return callback_of(on_train_batch_end=lambda trainer, *_: action(trainer) if trainer.global_step == step else None)
 
 
+def plain_closure(owner: Optimizer | nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The closure of a loop by hand: zero the gradients of an optimizer or a module, evaluate, backpropagate."""
+
+    def closure() -> Tensor:
+        owner.zero_grad()
+        loss = loss_of()
+        loss.backward()
+        return loss
+
+    return closure
+
+
 class ClosureIgnorer(Optimizer):
     """The user's own optimizer of the PyTorch notes, section 4.8, word for word but for the names."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 def stacked_values(
     module: nn.Module, evaluate: Callable[[], Tensor], params: Sequence[Tensor], candidates: Sequence[Tensor]
 ) -> Tensor:
-    """What ``evaluate`` returns, (k,), with ``params`` of the module at k points, by one `vmap`.
+    """Compute what ``evaluate`` returns, (k,), with ``params`` of the module at k points, by one `vmap`.
 
-    Random draws are the same for all points.
+    Random draws are the same for all points. Also who holds a parameter besides its module, such as a penalty, sees it
+    at the point.
 
     Args:
         module: Whose parameters ``evaluate`` reads.
@@ -24,14 +26,14 @@ def stacked_values(
         candidates: For each of them a stack (k, *shape).
 
     Raises:
-        RuntimeError: The module does what `vmap` does not allow, such as ``.item()``, or writes into buffers, or
-            somebody besides the module holds one of the parameters, and would read it at another point.
+        RuntimeError: If the module does what `vmap` does not allow, such as ``.item()`` or writing into buffers, or
+            fails by itself: at one point after the other the same error comes again.
     """
     names: dict[Tensor, str] = {param: f"module.{name}" for name, param in module.named_parameters()}
     evaluation = _Evaluation(module, evaluate)
 
     def value(*point: Tensor) -> Tensor:
-        with _Refused(params):
+        with _Substituted(params, point):
             return functional_call(evaluation, dict(zip((names[param] for param in params), point, strict=True)), ())
 
     return vmap(value, randomness="same")(*candidates)
@@ -46,23 +48,28 @@ class _Evaluation(nn.Module):
         self.forward = evaluate
 
 
-class _Refused(TorchFunctionMode):
-    """While active, no operation may take one of these tensors."""
+class _Substituted(TorchFunctionMode):
+    """While active, operations on some tensors are made on others in their place."""
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], substitutes: Sequence[Tensor]) -> None:
         super().__init__()
-        self.refused = {id(tensor) for tensor in tensors}
+        self.substitutes = {id(tensor): other for tensor, other in zip(tensors, substitutes, strict=True)}
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if any(id(argument) in self.refused for argument in _leaves([args, list(kwargs.values())])):
-            raise RuntimeError("a parameter is held by others than its module")
-        return func(*args, **kwargs)
+        kwargs = {name: self._substitute(value) for name, value in (kwargs or {}).items()}
+        return func(*self._substitute(args), **kwargs)
+
+    def _substitute(self, value: Any) -> Any:
+        if type(value) in (list, tuple):
+            return type(value)(self._substitute(part) for part in value)
+        return self.substitutes.get(id(value), value)
 
 
-def _leaves(nested: Any) -> Iterator[Any]:
-    if isinstance(nested, list | tuple):
-        for part in nested:
-            yield from _leaves(part)
-    else:
-        yield nested
+def warn_one_by_one(module: nn.Module, failure: str) -> None:
+    """Warn that a module is evaluated at one point after the other, and how `stacked_values` failed."""
+    warnings.warn(
+        f"{type(module).__name__} is evaluated at one point after the other, as torch.func.vmap could not take several "
+        f"at once: {failure.strip().partition(chr(10))[0]}",
+        RuntimeWarning,
+        stacklevel=3,
+    )

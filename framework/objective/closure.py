@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from framework.module import Module
-from framework.objective.batched_values import stacked_values
+from framework.objective.batched_values import stacked_values, warn_one_by_one
 from framework.objective.curvature import HessianVectorProduct, hessian_vector_product
 from framework.objective.groups import Group, declared_groups, penalty_value
 from framework.objective.output import check_finite, parse_output
@@ -258,26 +258,30 @@ class Closure:
     def values(self, candidates: Sequence[Tensor]) -> Tensor:
         """Return the values (k,) at k points: a stack (k, *shape) for each trainable parameter of the groups.
 
-        By one `vmap` where the module allows it (`objective/batched_values.py`), else at one point after the other,
-        which moves the parameters. Gradients, logs, buffers and random state stay as they are. Each point counts as an
-        evaluation.
+        By one `vmap` where the module allows it (`objective/batched_values.py`), else, with a warning that says why, at
+        one point after the other, which moves the parameters. Gradients, logs, buffers and random state stay as they
+        are. Each point counts as an evaluation.
         """
-        params = ParameterVector(self.objective.optimizer.param_groups).params
+        objective, failure = self.objective, None
+        params = ParameterVector(objective.optimizer.param_groups).params
+        before = objective.evaluations
         if self._vmaps:
             try:
                 with self._aside(), torch.no_grad():
-                    at_once = stacked_values(self.objective.module, self._value_anew, params, candidates)
-                self.objective.evaluations += len(candidates[0]) - 1
+                    at_once = stacked_values(objective.module, self._value_anew, params, candidates)
+                objective.evaluations = before + len(at_once)
                 return at_once
-            except RuntimeError:
-                self._vmaps = False
-                self.objective.evaluations -= 1
+            except RuntimeError as error:
+                failure, objective.evaluations = str(error), before
         values = []
         for point in zip(*candidates, strict=True):
             with self._aside(), torch.no_grad():
                 for param, value in zip(params, point, strict=True):
                     param.copy_(value)
                 values.append(self._value_anew())
+        if failure is not None:  # not of the module's own making: it would have come again
+            self._vmaps = False
+            warn_one_by_one(objective.module, failure)
         return torch.stack(values)
 
     def hvp(self) -> Callable[[Tensor], Tensor]:

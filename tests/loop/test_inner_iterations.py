@@ -155,7 +155,7 @@ def test_an_optimizer_used_again_reports_to_the_second_run_alone(tmp_path):
         ("enough", lambda trainer: trainer.stop("enough")),
         ("interrupted by SIGINT", lambda trainer: os.kill(os.getpid(), signal.SIGINT)),
         ("interrupted by SIGTERM", lambda trainer: os.kill(os.getpid(), signal.SIGTERM)),
-        ("max_time", lambda trainer: setattr(trainer, "_deadline", 0.0)),
+        ("max_time", lambda trainer: setattr(trainer._fit, "_deadline", 0.0)),
     ],
     ids=["stop", "SIGINT", "SIGTERM", "max_time"],
 )

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from framework.objective.curvature import hessian, hessian_vector_product
 from framework.objective.vector import flatten, unflatten
 from framework.optim import MinimizeWrapper
-from tests.modules import Regressor, Tagged, Token, make_loader, make_trainer
+from tests.modules import Regressor, Tagged, Token, make_loader, make_trainer, plain_closure
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor, Tensor]:
@@ -32,13 +32,7 @@ def reference_hessian(model: nn.Module, data: Tensor, target: Tensor) -> Tensor:
 
 
 def backward_closure(model: nn.Module, data: Tensor, target: Tensor):
-    def closure() -> Tensor:
-        model.zero_grad()
-        loss = F.cross_entropy(model(data), target)
-        loss.backward()
-        return loss
-
-    return closure
+    return plain_closure(model, lambda: F.cross_entropy(model(data), target))
 
 
 def in_micro_batches(model: nn.Module, data: Tensor, target: Tensor):
@@ -163,12 +157,7 @@ def test_attention_has_curvature(layer):
     direction = torch.randn(len(start), dtype=torch.float64) / len(start) ** 0.5
     differences = (gradient(start + 1e-5 * direction) - gradient(start - 1e-5 * direction)) / 2e-5
 
-    def closure() -> Tensor:
-        model.zero_grad()
-        loss = F.mse_loss(model(*inputs), target)
-        loss.backward()
-        return loss
-
+    closure = plain_closure(model, lambda: F.mse_loss(model(*inputs), target))
     product = hessian_vector_product(closure, list(model.parameters()))
     torch.testing.assert_close(product(direction), differences, rtol=1e-5, atol=1e-7)
 

@@ -1,5 +1,7 @@
 """The objective of one step at several points at once: as at one after the other, also where it cannot be at once."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -83,8 +85,8 @@ def ask(closure):
         (Silent, lambda: nn.Dropout(0.5), True),
         (Silent, lambda: nn.LayerNorm(5), True),
         (Silent, lambda: nn.BatchNorm1d(5), False),
-        (Penalized, nn.Identity, False),
-        (HoldsParameters, nn.Identity, False),
+        (Penalized, nn.Identity, True),
+        (HoldsParameters, nn.Identity, True),
         (Reading, nn.Identity, False),
     ],
     ids=["plain", "dropout", "layer norm", "batch norm", "penalty", "holds parameters", "reads a number"],
@@ -92,10 +94,14 @@ def ask(closure):
 def test_values_are_those_at_one_point_after_the_other(tmp_path, accumulate, kind, layer, at_once):
     module = kind(lambda m: Evaluator(m.param_groups(), ask), net=make_net(layer()))
     trainer = make_trainer(tmp_path, accumulate_grad_batches=accumulate, max_epochs=1)
-    trainer.fit(module, make_loader(shuffle=True))
-    assert trainer.closure._vmaps == at_once
+    message = rf"{kind.__name__} is evaluated at one point after the other, .* at once: .*(Batch norm|vmap)"
+    told = pytest.warns(RuntimeWarning, match=message)
+    with nullcontext() if at_once else told as seen:
+        trainer.fit(module, make_loader(shuffle=True))
     if at_once:
         assert module.calls == 3 * 7  # three batches: five points, the gradients, and all points at once
+    else:
+        assert len(seen) == 1
 
 
 @pytest.mark.parametrize("search", [RandomSearch, ExhaustiveSearch])
@@ -106,18 +112,20 @@ def test_a_search_takes_the_same_path_at_once_as_one_after_the_other(tmp_path, s
 
     modules = [Silent(optimize), Reading(optimize)]
     for module in modules:
-        make_trainer(tmp_path, accumulate_grad_batches="epoch", max_epochs=5).fit(module, make_loader())
+        with pytest.warns(RuntimeWarning, match="one point after") if module is modules[1] else nullcontext():
+            make_trainer(tmp_path, accumulate_grad_batches="epoch", max_epochs=5).fit(module, make_loader())
     assert_close(*modules, 1e-12)
     assert modules[0].calls < modules[1].calls / 2
 
 
-def test_an_error_of_the_module_passes(tmp_path):
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_an_error_of_the_module_passes(tmp_path, error):
     class Broken(Silent):
         def loss(self, batch):
             if self.calls > 1:
-                raise RuntimeError("out of luck")
+                raise error("out of luck")
             return super().loss(batch)
 
     module = Broken(lambda m: RandomSearch(m.param_groups(), candidates=4))
-    with assert_unchanged(module), pytest.raises(RuntimeError, match="out of luck"):
+    with assert_unchanged(module), pytest.raises(error, match="out of luck"):
         make_trainer(tmp_path).fit(module, make_loader(20))

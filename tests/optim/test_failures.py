@@ -11,7 +11,7 @@ from framework import Module
 from framework.data import TensorLoader
 from framework.optim import FISTA, ISTA, ProxAdam, SpaRSA
 from framework.penalties import L1
-from tests.modules import make_trainer
+from tests.modules import make_trainer, plain_closure
 
 SEARCHING = [ISTA, FISTA, SpaRSA]
 EVERY = [*SEARCHING, ProxAdam]
@@ -86,7 +86,7 @@ def test_a_batch_with_nan_ends_a_logged_run_at_the_last_good_point(optimizer, tm
 @pytest.mark.parametrize("optimizer", EVERY)
 def test_a_loss_with_several_numbers_is_refused(optimizer, tmp_path):
     module = Weights(lambda w, x: w - torch.log(w), optimizer)
-    with pytest.raises(ValueError, match=r"training_step returned a tensor of shape \(3,\); take its mean\(\)"):
+    with pytest.raises(ValueError, match=r"training_step returned a loss of shape \(3,\); take its mean\(\)"):
         fit(module, tmp_path)
     assert (module.w == 2).all()
 
@@ -97,7 +97,7 @@ def test_a_loss_that_fails_within_a_search_leaves_the_last_good_point(optimizer,
         return barrier(w, x) if (w == 2).all() else w - torch.log(w)
 
     module = Weights(a_vector_elsewhere, optimizer, lr=0.1)
-    with pytest.raises((ValueError, RuntimeError), match=r"returned a tensor of shape \(3,\)|only for scalar outputs"):
+    with pytest.raises((ValueError, RuntimeError), match=r"returned a loss of shape \(3,\)|only for scalar outputs"):
         fit(module, tmp_path)
     assert (module.w == 2).all()
 
@@ -112,13 +112,8 @@ def test_a_loss_that_fails_within_a_search_leaves_the_last_good_point(optimizer,
 )
 def test_a_closure_that_returns_no_number_is_refused(optimizer, make, error, message):
     w = torch.full((3,), 2.0, requires_grad=True)
-
-    def closure():
-        w.grad = None
-        loss = barrier(w, torch.ones(1))
-        loss.backward()
-        return make(loss)
-
+    built = optimizer([w], 0.5)
+    closure = plain_closure(built, lambda: barrier(w, torch.ones(1)))
     with pytest.raises(error, match=message):
-        optimizer([w], 0.5).step(closure)
+        built.step(lambda: make(closure()))
     assert (w == 2).all()

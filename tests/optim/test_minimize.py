@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from framework.optim import MinimizeWrapper
 from framework.optim.scipy_methods import DERIVATIVE_FREE, GLOBAL, GRADIENT, HESSIAN, METHODS, PRODUCT
+from tests.modules import plain_closure
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -25,16 +26,6 @@ def classification(dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor]:
     data, target = make_classification(n_samples=120, n_informative=10, n_features=20, n_classes=10)
     data, _, target, _ = train_test_split(data, target, test_size=2 / 12, random_state=0)
     return nn.Linear(20, 10).to(dtype), torch.from_numpy(data).to(dtype), torch.from_numpy(target)
-
-
-def plain_closure(optimizer, loss_of):
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = loss_of()
-        loss.backward()
-        return loss
-
-    return closure
 
 
 def rosenbrock(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from framework.optim import (
     stationarity_gap,
 )
 from framework.penalties import L1, Harder
+from tests.modules import plain_closure
 
 SEARCHING = [ISTA, FISTA, SpaRSA]
 EVERY = [*SEARCHING, ProxAdam]
@@ -94,14 +95,8 @@ def test_a_copy_keeps_its_penalty(optimizer):
 @pytest.mark.parametrize("optimizer", SEARCHING)
 def test_candidates_that_are_not_finite_are_passed_over(optimizer):
     w = torch.full((3,), 2.0, dtype=torch.float64, requires_grad=True)
-
-    def closure():
-        w.grad = None
-        loss = (w - torch.log(w)).sum()  # nan beyond 0, where a long step ends
-        loss.backward()
-        return loss
-
     built = optimizer([{"params": [w], "penalized": True}], 0.5, lr=100.0)
+    closure = plain_closure(built, lambda: (w - torch.log(w)).sum())  # nan beyond 0, where a long step ends
     for _ in range(100):
         assert math.isfinite(built.step(closure))
     torch.testing.assert_close(w.detach(), torch.full((3,), 1 / 1.5, dtype=torch.float64))

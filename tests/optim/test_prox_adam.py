@@ -3,6 +3,7 @@
 import torch
 
 from framework.optim import ProxAdam, stationarity_gap
+from tests.modules import plain_closure
 
 
 def badly_scaled_lasso():
@@ -14,17 +15,11 @@ def badly_scaled_lasso():
 
 def train(optimizer, w, X, y, num_steps):
     decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.998)
-
-    def closure():
-        w.grad = None
-        loss = (y - X @ w).square().sum() / 2
-        loss.backward()
-        return loss.detach()
-
+    closure = plain_closure(optimizer, lambda: (y - X @ w).square().sum() / 2)
     for _ in range(num_steps):
         optimizer.step(closure)
         decay.step()
-    return float(closure())
+    return closure().item()
 
 
 def test_without_a_penalty_it_is_adam():

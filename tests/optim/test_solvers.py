@@ -9,6 +9,7 @@ from sklearn.linear_model import Lasso
 
 from framework.optim import FISTA, ISTA, SpaRSA, stationarity_gap
 from framework.penalties import ElasticNet, GroupL1, Harder
+from tests.modules import plain_closure
 
 SOLVERS = [ISTA, FISTA, SpaRSA]
 
@@ -93,16 +94,10 @@ def test_each_group_has_its_own_weight(solver, linear):
     problem = linear()
     u = torch.zeros(30, dtype=torch.float64, requires_grad=True)
     v = torch.zeros(30, dtype=torch.float64, requires_grad=True)
-
-    def closure():
-        u.grad = v.grad = None
-        r = problem.y - problem.X @ torch.cat([u, v])
-        loss = r @ r / 2
-        loss.backward()
-        return loss
-
     groups = [{"params": [u], "penalized": True}, {"params": [v], "penalized": True, "happy_lambda": 4.0}]
-    minimize(solver(groups, 2.0), closure)
+    optimizer = solver(groups, 2.0)
+    closure = plain_closure(optimizer, lambda: (problem.y - problem.X @ torch.cat([u, v])).square().sum() / 2)
+    minimize(optimizer, closure)
     scale = torch.cat([torch.full((30,), 2.0), torch.full((30,), 4.0)]).double()
     expected = sklearn_lasso(problem.X / scale, problem.y, 1.0, intercept=False).coef_ / scale.numpy()
     np.testing.assert_allclose(torch.cat([u, v]).detach().numpy(), expected, atol=1e-6)
@@ -114,15 +109,8 @@ def test_other_convex_penalties_reach_a_stationary_point(solver, penalty, linear
     problem = linear()
     W = torch.zeros(3, 60, dtype=torch.float64, requires_grad=True)
     Y = torch.stack([problem.y, -problem.y, problem.y.roll(1)], 1)
-
-    def closure():
-        W.grad = None
-        loss = (Y - problem.X @ W.T).square().sum() / 2
-        loss.backward()
-        return loss
-
     optimizer = solver([W], 10.0, penalty)
-    minimize(optimizer, closure, gap=1e-8)
+    minimize(optimizer, plain_closure(optimizer, lambda: (Y - problem.X @ W.T).square().sum() / 2), gap=1e-8)
     assert (W == 0).any()
 
 
