@@ -14,6 +14,7 @@ from framework.auto_lambda import auto_happy_lambda
 from framework.data import TensorLoader
 from framework.losses import L2Loss
 from framework.objective.replay import rng_state, set_rng_state
+from recipes.function import Function, MeanOutput
 from recipes.module import SupervisedModule
 from recipes.report import make_loggers, write_report
 
@@ -26,9 +27,12 @@ def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, 
         raise ValueError(f"penalty.happy_lambda={config.penalty.happy_lambda}; pass a number, or auto")
     data = instantiate(config.data)
     network = instantiate(config.model, input_shape=data.input_shape, num_outputs=data.num_outputs)
+    loss = instantiate(config.loss)
+    if isinstance(loss, MeanOutput) and not isinstance(network, Function):
+        raise ValueError("loss=output makes outputs small and looks at no targets: it goes with recipe=function alone")
     module = SupervisedModule(
         network,
-        instantiate(config.loss),
+        loss,
         instantiate(config.optimizer, _convert_="all"),
         scheduler=instantiate(config.scheduler, _convert_="all"),
         penalty=instantiate(config.penalty.function),
