@@ -23,12 +23,17 @@ def _axes(width: float = 6.4, height: float = 4.2, *, rows: int = 1, columns: in
 
 
 def loss_curves(history: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Losses against optimizer steps, or the objective against an optimizer's own iterations where it reports them.
+    """Draw losses against optimizer steps, or the objective against an optimizer's own iterations.
 
-    ``history`` maps a tag to its steps and values.
+    Of the training loss the mean over each epoch where it was logged, as the validation loss is a mean over all the
+    data; else its values on single batches.
+
+    Args:
+        history: The steps and values of each tag.
     """
     figure, ((axis,),) = _axes()
-    colors = {"train/loss": BLUE, "train/objective": GREY, "val/loss": ORANGE}
+    train = "train/loss_epoch" if "train/loss_epoch" in history else "train/loss"
+    colors = {train: BLUE, "train/objective": GREY, "val/loss": ORANGE}
     unit = "optimizer step"
     if "iteration/objective" in history:
         # A whole minimization is one step.

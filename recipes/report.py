@@ -31,29 +31,40 @@ def write_report(
 
     The summary is written last, in one piece: a folder without it holds a run that did not finish.
     """
+    # As of the end of training: drawing and pruning evaluate the network again.
     metrics = final_metrics(trainer)
+    facts = {
+        "steps": trainer.global_step,
+        "epochs": trainer.current_epoch,
+        "closure_evaluations": trainer.closure_evaluations,
+        "seconds": round(trainer.fit_seconds, 3),
+        "stopped_because": trainer.stopped_because,
+    }
+    step = trainer.global_step
     pictures = data.figures(lambda loader: predict(trainer, module, loader))
     new, findings, more_pictures = data.findings(trainer, module, folder)
     metrics, pictures = dict(sorted({**metrics, **new}.items())), {**pictures, **more_pictures}
     if history := read_history(folder / "metrics.csv"):
         pictures = {"loss": figures.loss_curves(history), **pictures}
-    save_figures(trainer.loggers, pictures, folder / "plots", trainer.global_step)
+    save_figures(trainer.loggers, pictures, folder / "plots", step)
     # A number where the configuration may say auto.
     computed = OmegaConf.merge(config, {"penalty": {"happy_lambda": module.happy_lambda}})
-    log_hyperparameters(trainer.loggers, computed, metrics, new=new, step=trainer.global_step)
+    news = {name: value for name, value in metrics.items() if _is_news(value, step, history.get(name))}
+    log_hyperparameters(trainer.loggers, computed, metrics, new=news, step=step)
     write_summary(
         config,
         metrics,
         folder / "summary.json",
-        steps=trainer.global_step,
-        epochs=trainer.current_epoch,
-        closure_evaluations=trainer.closure_evaluations,
-        seconds=round(trainer.fit_seconds, 3),
-        stopped_because=trainer.stopped_because,
+        **facts,
         hyperparameters={"happy_lambda": module.happy_lambda},
         **findings,
     )
     return metrics
+
+
+def _is_news(value: float, step: int, logged: tuple[list[float], list[float]] | None) -> bool:
+    """Whether a final value is another one than the last that was logged, and not over an axis that went on further."""
+    return logged is None or (logged[0][-1] <= step and logged[1][-1] != value)
 
 
 def make_loggers(config: DictConfig, folder: Path) -> list[Logger]:
@@ -62,8 +73,9 @@ def make_loggers(config: DictConfig, folder: Path) -> list[Logger]:
 
 
 def final_metrics(trainer: Trainer) -> dict[str, float]:
-    """The last value of every metric, under its TensorBoard name."""
-    return {name: value for name, value in sorted(trainer.callback_metrics.items()) if name != "epoch"}
+    """The value of every metric at the end of the run, under its TensorBoard name."""
+    metrics = {**trainer.callback_metrics, "closure_evaluations": float(trainer.closure_evaluations)}
+    return {name: value for name, value in sorted(metrics.items()) if name != "epoch"}
 
 
 def predict(trainer: Trainer, module: SupervisedModule, loader: TensorLoader) -> Tensor:
@@ -104,7 +116,8 @@ def log_hyperparameters(
 ) -> None:
     """The configuration and the final metrics, for the HParams tab.
 
-    ``new`` are those of the metrics that were not logged during the run; they are, at ``step``.
+    ``new`` are those of the metrics whose final value was not logged during the run; it is, at ``step``: the tab shows
+    the last value that was.
     """
     options: Any = OmegaConf.to_container(config, resolve=True)
     chosen = {key: value for key, value in options.items() if key not in ("callbacks", "logger")}
