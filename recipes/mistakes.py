@@ -52,7 +52,7 @@ def innermost(error: BaseException) -> tuple[BaseException, str]:
 
 
 def _frames(traceback: TracebackType | None) -> Iterator[tuple[str, bool]]:
-    """For each frame, outermost first, its top-level module, and whether it is at a ``raise``."""
+    """Return for each frame, outermost first, its top-level module, and whether it is at a ``raise``."""
     while traceback is not None:
         frame = traceback.tb_frame
         module = str(frame.f_globals.get("__name__")).partition(".")[0]
@@ -71,7 +71,7 @@ def _unknown_choice(error: MissingConfigException) -> str:
 
 
 def _one_paragraph(text: str) -> str:
-    """The text without what only hydra's developers read, and without empty lines."""
+    """Return the text without what only hydra's developers read, and without empty lines."""
     lines = [line.strip() for line in text.splitlines()]
     if text.startswith("Could not override"):
         lines.append("(proxtrain --cfg job prints the keys that there are)")

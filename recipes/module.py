@@ -90,7 +90,7 @@ class SupervisedModule(Module):
             self.log(f"{stage}/accuracy", self.accuracy, prog_bar=True)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """The network's own groups if it declares them, else weights and biases, each split by learning rate."""
+        """Return the network's own groups if it declares them, else weights and biases, each split by learning rate."""
         if callable(declared := getattr(self.network, "param_groups", None)):
             return declared()
         groups: dict[str, dict[str, Any]] = {}

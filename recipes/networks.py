@@ -87,7 +87,7 @@ class SparseMLP(nn.Sequential):
         super().__init__(*layers)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """The first weight, penalized, and the rest."""
+        """Return two groups: the first weight, penalized, and the rest."""
         first = self[1].weight
         rest = [parameter for parameter in self.parameters() if parameter is not first]
         return [

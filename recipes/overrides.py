@@ -57,7 +57,7 @@ def _why_choice_is_dropped(config: DictConfig, group: str, choices: Mapping[str,
 
 
 def _why_unread(config: DictConfig, key: str, choices: Mapping[str, str]) -> str | None:
-    """Why nothing reads a key in this configuration, and what to do about it; None where something does."""
+    """Return why nothing reads a key in this configuration, and what to do about it; None where something does."""
     part, _, name = key.partition(".")
     if key in SHORTHANDS and not _is_referred_to(config, key):
         instead = SHORTHANDS[key]
@@ -80,7 +80,7 @@ def _why_unread(config: DictConfig, key: str, choices: Mapping[str, str]) -> str
 
 
 def _is_referred_to(config: DictConfig, key: str) -> bool:
-    """Whether the configuration is another one, beside the key itself, where the key has another value."""
+    """Return whether the configuration is another one, beside the key itself, where the key has another value."""
     changed = copy.deepcopy(config)
     with open_dict(changed):
         OmegaConf.update(changed, key, "another value")
@@ -95,7 +95,7 @@ def _without_shorthands(config: DictConfig) -> dict[Any, Any]:
 
 
 def _leaves(key: str, value: Any) -> Iterator[str]:
-    """The keys that an override sets: one, or those of a mapping."""
+    """Return the keys that an override sets: one, or those of a mapping."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
             yield from _leaves(f"{key}.{name}", inner)

@@ -20,7 +20,7 @@ from recipes.report import make_loggers, write_report
 
 
 def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, Any]:
-    """The trainer, the module and the data that a configuration describes; logs and checkpoints go to ``folder``."""
+    """Make the trainer, the module and the data that a configuration describes; what is logged goes to ``folder``."""
     seed_everything(config.seed, verbose=False)
     automatic = config.penalty.happy_lambda == "auto"
     if isinstance(config.penalty.happy_lambda, str) and not automatic:
@@ -56,10 +56,10 @@ def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, 
 
 
 def universal_threshold(module: SupervisedModule, loader: TensorLoader) -> float:
-    """The happy_lambda of ``penalty.happy_lambda=auto``, from the training data and the network.
+    """Compute the happy_lambda of ``penalty.happy_lambda=auto``, from the training data and the network.
 
     Raises:
-        ValueError: The theory has none for this network, loss, penalty or these batches; the message says what it has.
+        ValueError: If the theory has none for this network, loss, penalty or these batches; it says what it has.
     """
     assert module.penalty is not None
     if isinstance(module.loss, L2Loss) and len(loader) > 1:

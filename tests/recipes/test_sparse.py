@@ -79,7 +79,7 @@ def write_table(path: Path, num_rows: int = 60) -> Path:
     return path
 
 
-def test_a_table_is_standardised_and_its_features_are_found_by_name(tmp_path: Path) -> None:
+def test_a_table_is_standardized_and_its_features_are_found_by_name(tmp_path: Path) -> None:
     table = write_table(tmp_path / "houses.csv")
     config = configure("sparse_linear", tmp_path / "run", *QUICK, f"data.csv={table}", "data.target=price")
     metrics = run(config, tmp_path / "run")
