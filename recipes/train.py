@@ -14,7 +14,7 @@ from framework.auto_lambda import auto_happy_lambda
 from framework.data import TensorLoader
 from framework.losses import L2Loss
 from framework.objective.replay import rng_state, set_rng_state
-from recipes.function import Function, MeanOutput
+from recipes.function import FunctionData, MeanOutput
 from recipes.module import SupervisedModule
 from recipes.report import make_loggers, write_report
 
@@ -28,7 +28,7 @@ def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, 
     data = instantiate(config.data)
     network = instantiate(config.model, input_shape=data.input_shape, num_outputs=data.num_outputs)
     loss = instantiate(config.loss)
-    if isinstance(loss, MeanOutput) and not isinstance(network, Function):
+    if isinstance(loss, MeanOutput) and not isinstance(data, FunctionData):
         raise ValueError("loss=output makes outputs small and looks at no targets: it goes with recipe=function alone")
     module = SupervisedModule(
         network,

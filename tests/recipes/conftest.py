@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from tensorboard.summary.writer import event_file_writer
 
 from recipes.cli import main
 
@@ -27,6 +28,13 @@ class Finished:
 
 
 Proxtrain = Callable[..., Finished]
+
+
+@pytest.fixture(autouse=True)
+def _new_process_for_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Event files of one second are read in the order of their names, which end in a number counted per process: 10
+    # comes before 9. A run has two files.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 @pytest.fixture
