@@ -30,7 +30,7 @@ class Data:
         train: Batches of (inputs, targets).
         val: The same for validation.
         input_shape: Of one input.
-        num_outputs: How many numbers the network shall give for it.
+        num_outputs: How many numbers the network gives for it.
         num_classes: The number of classes, None for regression.
         callbacks: What the pictures need to watch while training.
     """
@@ -43,13 +43,13 @@ class Data:
     callbacks: list[Callback] = field(default_factory=list)
 
     def figures(self, predict: Predict) -> dict[str, Figure]:
-        """Pictures by name; ``predict`` gives the network's outputs for a loader, in order."""
+        """Draw pictures, by name; ``predict`` gives the network's outputs for a loader, in order."""
         return {}
 
     def findings(
         self, trainer: Trainer, module: SupervisedModule, folder: Path
     ) -> tuple[dict[str, float], dict[str, Any], dict[str, Figure]]:
-        """What else there is to say of a finished run: metrics, other entries of the summary, and pictures by name."""
+        """Return what else a finished run has to say: metrics, other entries of the summary, and pictures by name."""
         return {}, {}, {}
 
 
@@ -65,13 +65,13 @@ class CurveData(Data):
 
 
 def toy_regression(*, batch_size: int = 10) -> CurveData:
-    """A noisy cubic, 80 points; validated on the hidden function itself."""
+    """Make a noisy cubic, 80 points; validated on the hidden function itself."""
     x = torch.linspace(-1, 3, 50)[:, None]
     return _curve(cubic(), x, cubic_function(x), batch_size)
 
 
 def sine_wave(*, batch_size: int = 20, num_samples: int = 200, noise: float = 0.1, seed: int = 0) -> CurveData:
-    """One period of a noisy sine; validated on the sine itself."""
+    """Make one period of a noisy sine; validated on the sine itself."""
     x = torch.linspace(-math.pi, math.pi, 101)[:, None]
     return _curve(sine(num_samples=num_samples, noise=noise, seed=seed), x, torch.sin(x), batch_size)
 
@@ -92,7 +92,7 @@ class PlaneData(Data):
 
 
 def exclusive_or(*, batch_size: int = 4) -> PlaneData:
-    """The four points of exclusive or."""
+    """Make the four points of exclusive or."""
     x, y = xor()
     return PlaneData(
         TensorLoader(x, y, batch_size=batch_size, shuffle=True), TensorLoader(x, y, batch_size=len(x)), (2,), 1
@@ -114,7 +114,7 @@ class ImageData(Data):
 def fashion_mnist(
     *, root: str | Path, batch_size: int = 64, val_batch_size: int = 1000, augment: bool = False
 ) -> ImageData:
-    """Fashion-MNIST: the 60,000 training images, validated on the 10,000 test images.
+    """Read Fashion-MNIST: the 60,000 training images, validated on the 10,000 test images.
 
     Args:
         root: Where ``FashionMNIST/raw`` lies or is downloaded to.

@@ -9,8 +9,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-# Two series that stay apart in print and for colour-blind eyes, and a quiet grey for what is only context.
-BLUE, ORANGE, GREY = "#3465a4", "#d9622b", "#8a8f98"
+# Two series that stay apart in print and for color-blind eyes, and a quiet gray for what is only context.
+BLUE, ORANGE, GRAY = "#3465a4", "#d9622b", "#8a8f98"
 
 
 def _axes(width: float = 6.4, height: float = 4.2, *, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
@@ -23,12 +23,17 @@ def _axes(width: float = 6.4, height: float = 4.2, *, rows: int = 1, columns: in
 
 
 def loss_curves(history: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Losses against optimizer steps, or the objective against an optimizer's own iterations where it reports them.
+    """Draw losses against optimizer steps, or the objective against an optimizer's own iterations.
 
-    ``history`` maps a tag to its steps and values.
+    Of the training loss the mean over each epoch where it was logged, as the validation loss is a mean over all the
+    data; else its values on single batches.
+
+    Args:
+        history: The steps and values of each tag.
     """
     figure, ((axis,),) = _axes()
-    colors = {"train/loss": BLUE, "train/objective": GREY, "val/loss": ORANGE}
+    train = "train/loss_epoch" if "train/loss_epoch" in history else "train/loss"
+    colors = {train: BLUE, "train/objective": GRAY, "val/loss": ORANGE}
     unit = "optimizer step"
     if "iteration/objective" in history:
         # A whole minimization is one step.
@@ -49,9 +54,9 @@ def loss_curves(history: Mapping[str, tuple[Sequence[float], Sequence[float]]]) 
 
 
 def fitted_curve(x: Tensor, prediction: Tensor, truth: Tensor, samples: tuple[Tensor, Tensor]) -> Figure:
-    """A fitted function of one variable (x, prediction: shapes (n, 1)) with its samples and the hidden truth."""
+    """Draw a fitted function of one variable (x, prediction: shapes (n, 1)) with its samples and the hidden truth."""
     figure, ((axis,),) = _axes()
-    axis.scatter(*(sample.squeeze(1).numpy() for sample in samples), s=14, color=GREY, alpha=0.7, label="samples", lw=0)
+    axis.scatter(*(sample.squeeze(1).numpy() for sample in samples), s=14, color=GRAY, alpha=0.7, label="samples", lw=0)
     axis.plot(x.squeeze(1).numpy(), truth.squeeze(1).numpy(), color=ORANGE, ls="--", lw=1.5, label="hidden function")
     axis.plot(x.squeeze(1).numpy(), prediction.squeeze(1).numpy(), color=BLUE, lw=2, label="fit")
     axis.set(xlabel="x", ylabel="y", title="Fit")
@@ -60,7 +65,7 @@ def fitted_curve(x: Tensor, prediction: Tensor, truth: Tensor, samples: tuple[Te
 
 
 def surface(axis_values: Tensor, z: Tensor, points: Tensor, labels: Tensor) -> Figure:
-    """A function on a square, z[i, j] at (axis_values[i], axis_values[j]), with labelled points (n, 2), (n, 1)."""
+    """Draw a function on a square, z[i, j] at (axis_values[i], axis_values[j]), with labeled points (n, 2), (n, 1)."""
     figure, ((axis,),) = _axes(5.6, 4.6)
     ticks = axis_values.numpy()
     mesh = axis.contourf(ticks, ticks, z.T.numpy(), levels=np.linspace(-0.5, 1.5, 21), cmap="RdBu_r", extend="both")
@@ -77,7 +82,7 @@ def surface(axis_values: Tensor, z: Tensor, points: Tensor, labels: Tensor) -> F
 
 
 def confusion_matrix(prediction: Tensor, labels: Tensor, classes: Sequence[str]) -> Figure:
-    """How often each true class (row) was taken for each class (column), in percent of the row."""
+    """Draw how often each true class (row) was taken for each class (column), in percent of the row."""
     count = len(classes)
     matrix = torch.bincount(labels * count + prediction, minlength=count**2).reshape(count, count)
     percent = 100 * matrix / matrix.sum(1, keepdim=True).clamp(min=1)
@@ -99,7 +104,7 @@ def confusion_matrix(prediction: Tensor, labels: Tensor, classes: Sequence[str])
 def confidently_wrong(
     images: Tensor, probabilities: Tensor, labels: Tensor, classes: Sequence[str], *, rows: int = 3, columns: int = 6
 ) -> Figure:
-    """The images (n, 1, h, w) whose wrong class got the highest probability (probabilities: (n, classes))."""
+    """Draw the images (n, 1, h, w) whose wrong class got the highest probability (probabilities: (n, classes))."""
     confidence, prediction = probabilities.max(1)
     wrong = (prediction != labels).nonzero().squeeze(1)
     worst = wrong[confidence[wrong].argsort(descending=True)][: rows * columns].tolist()
@@ -127,7 +132,7 @@ def phase_transition(
     figure, ((axis,),) = _axes()
     colors = {"l1": BLUE, "harder": ORANGE}
     for name in dict.fromkeys(penalty for penalty, _, _ in points):
-        color = colors.get(name, GREY)
+        color = colors.get(name, GRAY)
         s, share = np.array([point[1:] for point in points if point[0] == name]).T
         center = (share + 1.92 / replicates) / (1 + 3.84 / replicates)
         width = 1.96 * np.sqrt(share * (1 - share) / replicates + 0.96 / replicates**2) / (1 + 3.84 / replicates)
@@ -146,7 +151,7 @@ def phase_transition(
 
 
 def importances(values: Tensor, names: Sequence[str], support: Sequence[int] | None) -> Figure:
-    """How much a network uses each feature (values: shape (features,)), those that truly matter in another colour."""
+    """Draw how much a network uses each feature (values: shape (features,)), those that matter in another color."""
     figure, ((axis,),) = _axes(8.0, 4.2)
     positions, heights = np.arange(len(values)), values.numpy()
     true = np.isin(positions, [] if support is None else list(support))
@@ -154,7 +159,7 @@ def importances(values: Tensor, names: Sequence[str], support: Sequence[int] | N
         if chosen.any():
             axis.vlines(positions[chosen], 0, heights[chosen], color=color, lw=2)
             axis.plot(positions[chosen], heights[chosen], "o", color=color, ms=4, label=label)
-    axis.axhline(0, color=GREY, lw=0.8)
+    axis.axhline(0, color=GRAY, lw=0.8)
     if len(names) <= 60:
         axis.set_xticks(positions, names, rotation=90, fontsize=7)
     axis.set(xlabel="feature", ylabel="weight, norm over the neurons", title="What the network uses")
@@ -163,12 +168,12 @@ def importances(values: Tensor, names: Sequence[str], support: Sequence[int] | N
 
 
 def penalty_path(weights: Sequence[float], values: Tensor, support: Sequence[int] | None) -> Figure:
-    """How much each feature is used (values: shape (stages, features)) at the end of each stage's penalty weight."""
+    """Draw how much each feature is used (values: shape (stages, features)) at the end of each stage."""
     figure, ((axis,),) = _axes(7.2, 4.2)
     stages = np.arange(len(weights))
     for feature, column in enumerate(values.T.numpy()):
         true = support is not None and feature in support
-        axis.plot(stages, column, color=ORANGE if true else GREY, lw=1.8 if true else 0.8, alpha=1 if true else 0.6)
+        axis.plot(stages, column, color=ORANGE if true else GRAY, lw=1.8 if true else 0.8, alpha=1 if true else 0.6)
     axis.set_xticks(stages, [f"{weight:.3g}" for weight in weights])
     note = "" if support is None else "; orange: those that truly matter"
     axis.set(

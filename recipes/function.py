@@ -1,4 +1,4 @@
-"""The recipe ``function``: a function of a few numbers is minimised, and the optimizer's path drawn over it."""
+"""The recipe ``function``: a function of a few numbers is minimized, and the optimizer's path drawn over it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Function(nn.Module):
             function's usual point.
 
     Raises:
-        ValueError: There is no such function, its starting point is not finite or too short, or there are inputs.
+        ValueError: If there is no such function, its starting point is not finite or too short, or there are inputs.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Function(nn.Module):
         self.point = nn.Parameter(point)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The value at the point, once for each of the inputs (b,): (b,)."""
+        """Compute the value at the point, once for each of the inputs (b,): (b,)."""
         return self.function.value(self.point).expand(len(x))
 
 
@@ -70,7 +70,7 @@ class PathRecorder(Callback):
     Attributes:
         points: The start, and the point after every step; of an optimizer that reports iterations, after each of them.
         evaluations: For an optimizer that evaluates more than once per step, every point where it took a gradient.
-        title: What was minimised by which optimizer, in how many steps and evaluations; known at the end.
+        title: What was minimized by which optimizer, in how many steps and evaluations; known at the end.
     """
 
     def __init__(self) -> None:

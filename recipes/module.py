@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch.optim import LBFGS, Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from framework import Module
+from framework.losses import L2Loss
 from framework.penalties import Penalty
 
 
@@ -28,6 +31,10 @@ class SupervisedModule(Module):
         happy_lambda: The weight of the penalty.
         learning_rates: Learning rates of their own for layers of the network, by name: ``{"1": 1e-3}``.
         num_classes: For classification, how many classes the targets have; None for regression.
+
+    Raises:
+        ValueError: If the loss does not measure such targets, learning rates are for layers that the network does not
+            have, or the penalty has no weights to act on.
     """
 
     def __init__(
@@ -43,6 +50,7 @@ class SupervisedModule(Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
+        _check_loss(loss, num_classes)
         self.network = network
         self.loss = loss
         self.penalty = penalty
@@ -51,6 +59,12 @@ class SupervisedModule(Module):
         self.make_scheduler = scheduler
         self.learning_rates = {str(layer): rate for layer, rate in (learning_rates or {}).items()}
         self.accuracy = MulticlassAccuracy(num_classes, average="micro") if num_classes else None
+        self._check_learning_rates()
+        if penalty is not None and not any(group["penalized"] for group in self.param_groups()):
+            raise ValueError(
+                f"penalty {type(penalty).__name__} has no effect: it acts on weights of two dimensions or more, and "
+                f"the {type(network).__name__} network has none; use penalty=none"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
@@ -74,7 +88,7 @@ class SupervisedModule(Module):
             self.log(f"{stage}/accuracy", self.accuracy, prog_bar=True)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """The network's own groups if it declares them, else weights and biases, each split by learning rate."""
+        """Return the network's own groups if it declares them, else weights and biases, each split by learning rate."""
         if callable(declared := getattr(self.network, "param_groups", None)):
             # A proximal optimizer asks for the weight of what is penalized.
             return declared() if self.penalty is not None else [{**group, "penalized": False} for group in declared()]
@@ -90,7 +104,26 @@ class SupervisedModule(Module):
             group["params"].append(parameter)
         return list(groups.values())
 
+    def _check_learning_rates(self) -> None:
+        if not self.learning_rates:
+            return
+        if hasattr(self.network, "param_groups"):
+            raise ValueError(
+                f"learning_rates={self.learning_rates} has no effect: a {type(self.network).__name__} network declares "
+                "its own parameter groups; drop learning_rates"
+            )
+        layers = {name.rpartition(".")[0] for name, p in self.network.named_parameters() if p.requires_grad}
+        for layer, rate in self.learning_rates.items():
+            if not any(f"{own}.".startswith(f"{layer}.") for own in layers):
+                raise ValueError(
+                    f"learning_rates={self.learning_rates}: the network has no layer {layer} with parameters to train; "
+                    f"its layers are {', '.join(sorted(layers))}"
+                )
+            if not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+                raise ValueError(f"learning_rates={{{layer}: {rate}}}; pass a number from 0 on, such as 1e-4")
+
     def configure_optimizers(self) -> Any:
+        _check_options("optimizer", self.make_optimizer)
         groups: Any = self.param_groups()
         if getattr(self.make_optimizer, "func", self.make_optimizer) is LBFGS:
             # torch's LBFGS takes one group; the closure knows the penalized ones from the module.
@@ -104,6 +137,7 @@ class SupervisedModule(Module):
             return optimizer
         config = dict(self.make_scheduler)
         make = config.pop("scheduler")
+        _check_options("scheduler", make)
         intervals = self._num_intervals(config)
         automatic = {key: intervals for key, value in _options(make).items() if value == "auto"}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": make(optimizer, **automatic), **config}}
@@ -116,3 +150,28 @@ class SupervisedModule(Module):
 
 def _options(make: Any) -> Mapping[str, Any]:
     return getattr(make, "keywords", {})
+
+
+def _check_options(key: str, make: Any) -> None:
+    """Check that a class takes the options that a configuration gives it."""
+    try:
+        taken = inspect.signature(optimizer_class(make)).parameters
+    except (TypeError, ValueError):
+        return  # Written in C, perhaps: calling it will say.
+    unknown = [option for option in _options(make) if option not in taken]
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        name = getattr(optimizer_class(make), "__name__", optimizer_class(make))
+        raise TypeError(
+            f"{name} does not take {', '.join(f'{key}.{option}' for option in unknown)}; it takes {', '.join(taken)}. "
+            f"Drop an option by ~{key}.{unknown[0]}"
+        )
+
+
+def _check_loss(loss: Callable[[Tensor, Tensor], Tensor], num_classes: int | None) -> None:
+    name = type(loss).__name__
+    if num_classes is None and isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+        raise ValueError(f"loss {name} compares classes, but the targets are numbers; use loss=mse, or loss=l2")
+    if num_classes is not None and isinstance(loss, nn.MSELoss | L2Loss):
+        raise ValueError(
+            f"loss {name} compares numbers, but the targets are {num_classes} classes; use loss=cross_entropy"
+        )

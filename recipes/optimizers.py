@@ -20,7 +20,7 @@ def minimize(
     tol: float | None = None,
     bounds: tuple[float | None, float | None] | None = None,
 ) -> MinimizeWrapper:
-    """`MinimizeWrapper` with its arguments one by one.
+    """Make a `MinimizeWrapper` from its arguments one by one.
 
     Args:
         groups: Parameter groups.
@@ -36,6 +36,6 @@ def minimize(
 
 
 def one_cycle(optimizer: Optimizer, **options: Any) -> OneCycleLR:
-    """`OneCycleLR` with the momentum cycled where the optimizer has one; torch's class refuses the others."""
+    """Make a `OneCycleLR` with the momentum cycled where the optimizer has one; torch's class refuses the others."""
     has_momentum = "momentum" in optimizer.defaults or "betas" in optimizer.defaults
     return OneCycleLR(optimizer, **{"cycle_momentum": has_momentum, **options})

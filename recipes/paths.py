@@ -16,16 +16,16 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from framework.data import ToyFunction
-from recipes.figures import BLUE, GREY, ORANGE
+from recipes.figures import BLUE, GRAY, ORANGE
 
 
 def path(function: ToyFunction, points: Tensor, evaluations: Tensor, title: str) -> Figure:
-    """Draws the points (t, n) of a path, the first one being its start, over the function.
+    """Draw the points (t, n) of a path, the first one being its start, over the function.
 
     For one coordinate it is drawn over the curve, for two over the contours, for more as values against steps.
 
     Args:
-        function: What was minimised.
+        function: What was minimized.
         points: The path (t, n); what is not finite, after a divergence, is left out.
         evaluations: Other points that were tried on the way (e, n), perhaps none.
         title: What it says above, before the values at the start and the end.
@@ -46,7 +46,7 @@ def _over_contours(axis: Axes, function: ToyFunction, points: Tensor, evaluation
     limits = [_limits(points[:, i], function.minimizer) for i in (0, 1)]
     grid = [torch.linspace(*limit, 301, dtype=torch.float64) for limit in limits]
     z = function.value(torch.cartesian_prod(*grid)).reshape(301, 301).T
-    # Levels at equal ratios: the valley's floor and its walls both show. The least ten-thousandth is one colour.
+    # Levels at equal ratios: the valley's floor and its walls both show. The least ten-thousandth is one color.
     top = float(z.max())
     low = max(float(z.min()), 1e-4 * top)
     levels = np.geomspace(low, top, 17)
@@ -81,9 +81,9 @@ def _over_steps(axis: Axes, function: ToyFunction, points: Tensor, evaluations: 
 
 
 def _draw_path(axis: Axes, path: Sequence[Tensor], tried: Sequence[Tensor] | None) -> None:
-    """The path as (x, y), its ends marked, above a thin line through the points that were tried."""
+    """Draw the path as (x, y), its ends marked, above a thin line through the points that were tried."""
     if tried is not None and len(tried[0]):
-        axis.plot(*tried, color=GREY, lw=0.7, marker=".", ms=4, mfc="black", mec="none", label="evaluations", zorder=3)
+        axis.plot(*tried, color=GRAY, lw=0.7, marker=".", ms=4, mfc="black", mec="none", label="evaluations", zorder=3)
     x, y = path
     axis.plot(x, y, color=ORANGE, lw=1.5, marker="." if len(x) <= 100 else None, ms=5, label="path", zorder=4)
     for end, name, marker, size in ((0, "start", "o", 60), (-1, "end", "*", 150)):
@@ -91,7 +91,7 @@ def _draw_path(axis: Axes, path: Sequence[Tensor], tried: Sequence[Tensor] | Non
 
 
 def _limits(coordinates: Tensor, minimizer: float) -> tuple[float, float]:
-    """What a picture must span to hold the path and the minimum, with a margin."""
+    """Return what a picture must span to hold the path and the minimum, with a margin."""
     low, high = min(float(coordinates.min()), minimizer), max(float(coordinates.max()), minimizer)
     margin = 0.2 * (high - low) or 1.0
     return low - margin, high + margin

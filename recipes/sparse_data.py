@@ -53,12 +53,12 @@ def sparse_regression(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> SparseData:
-    """A function of a few of many features: simulated, or a table.
+    """Make a function of a few of many features: simulated, or a table.
 
     Args:
         simulation: "linear" or "mlp" (`framework.data.sparse`); unused with a table.
         csv: A table instead: a CSV file of numbers. Its rows are shuffled, and every column, the target too, is
-            standardised by mean and deviation of the training rows.
+            standardized by mean and deviation of the training rows.
         target: The column of the table to predict; all the others are features.
         val_share: The share of the table's rows that are held out for validation.
         num_samples: Of the simulation, as are the next three.
@@ -70,8 +70,8 @@ def sparse_regression(
         seed: Selects the simulation, and the order of the table's rows.
 
     Raises:
-        ValueError: An argument or the table is no good; `read_table` says how.
-        FileNotFoundError: There is no such table.
+        ValueError: If an argument or the table is no good; `read_table` says how.
+        FileNotFoundError: If there is no such table.
     """
     if csv is None:
         if simulation not in SIMULATIONS:
@@ -85,14 +85,14 @@ def sparse_regression(
     num_val = max(1, round(val_share * len(X)))
     if not 0 < val_share < 1 or len(X) - num_val < 2:
         raise ValueError(f"data.val_share={val_share} of the {len(X)} rows of {csv} leaves too few; pass 0.2 or so")
-    X, y = _standardise(X[order], num_val, names, csv), _standardise(y[order], num_val, [str(target)], csv)
+    X, y = _standardize(X[order], num_val, names, csv), _standardize(y[order], num_val, [str(target)], csv)
     return _split(X.float(), y.float(), num_val, batch_size, names, None)
 
 
 def _split(
     X: Tensor, y: Tensor, num_val: int, batch_size: int | None, names: list[str], support: list[int] | None
 ) -> SparseData:
-    """The last ``num_val`` samples are for validation."""
+    """Split off the last ``num_val`` samples for validation."""
     train, val = (X[:-num_val], y[:-num_val]), (X[-num_val:], y[-num_val:])
     return SparseData(
         TensorLoader(*train, batch_size=batch_size or len(train[0]), shuffle=batch_size is not None),
@@ -104,7 +104,7 @@ def _split(
     )
 
 
-def _standardise(columns: Tensor, num_val: int, names: list[str], path: str | Path) -> Tensor:
+def _standardize(columns: Tensor, num_val: int, names: list[str], path: str | Path) -> Tensor:
     train = columns[:-num_val]
     std = train.std(dim=0, correction=0)
     if constant := [name for name, value in zip(names, std.tolist(), strict=True) if value == 0]:
@@ -113,7 +113,7 @@ def _standardise(columns: Tensor, num_val: int, names: list[str], path: str | Pa
 
 
 def read_table(path: str | Path, target: str | None) -> tuple[Tensor, Tensor, list[str]]:
-    """Reads a CSV file of numbers whose first line names the columns.
+    """Read a CSV file of numbers whose first line names the columns.
 
     Args:
         path: The file, columns separated by commas.
@@ -123,8 +123,8 @@ def read_table(path: str | Path, target: str | None) -> tuple[Tensor, Tensor, li
         X of shape (rows, features) and y of shape (rows, 1), float64, and the names of the features.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The target is no column, or there are no features or too few rows, rows of different lengths, or
+        FileNotFoundError: If there is no such file.
+        ValueError: If the target is no column, or there are no features or too few rows, rows of different lengths, or
             entries that are missing, no numbers or not finite; their columns are named.
     """
     if not Path(path).is_file():
@@ -150,7 +150,7 @@ def read_table(path: str | Path, target: str | None) -> tuple[Tensor, Tensor, li
 
 
 def _number(entry: str) -> float:
-    """The number that an entry is; NaN where it is missing, infinity where it is something else."""
+    """Return the number that an entry is; NaN where it is missing, infinity where it is something else."""
     text = entry.strip().lower()
     if text in ("", "na", "nan", "null", "none"):
         return float("nan")

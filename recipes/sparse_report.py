@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def sparse_report(
     trainer: Trainer, module: SupervisedModule, data: SparseData, folder: Path
 ) -> tuple[dict[str, float], dict[str, Any], dict[str, Figure]]:
-    """Prunes and refits the network of a finished run; writes the refitted one to ``pruned.pt``.
+    """Prune and refit the network of a finished run; write the refitted one to ``pruned.pt``.
 
     Returns:
         Metrics: ``support/...`` (its size and, where the truth is known, true positives, false discoveries and
@@ -46,7 +46,7 @@ def sparse_report(
 
 
 def compare_supports(found: list[int], data: SparseData) -> tuple[dict[str, float], dict[str, Any]]:
-    """How the features found compare with those that matter: as numbers, and as names."""
+    """Compare the features found with those that matter: as numbers, and as names."""
     metrics: dict[str, float] = {"support/size": len(found)}
     findings: dict[str, Any] = {"support": [data.feature_names[feature] for feature in found]}
     if data.support is not None:
@@ -59,13 +59,13 @@ def compare_supports(found: list[int], data: SparseData) -> tuple[dict[str, floa
 
 
 def feature_weights(network: nn.Sequential) -> Tensor:
-    """For each feature its coefficient, or with several neurons the norm of its weights, shape (features,)."""
+    """Compute for each feature its coefficient, or with several neurons the norm of its weights, shape (features,)."""
     weight = next(layer for layer in network if isinstance(layer, nn.Linear)).weight.detach().float().cpu()
     return weight[0] if len(weight) == 1 else weight.norm(dim=0)
 
 
 def prune_and_refit(trainer: Trainer, module: SupervisedModule, data: SparseData, folder: Path) -> dict[str, float]:
-    """Prunes the network, compares what both compute, and fits the pruned one without penalty."""
+    """Prune the network, compare what both compute, and fit the pruned one without penalty."""
     pruned = prune(module.network)  # type: ignore[arg-type]
     parameter = next(module.parameters())
     X = data.train.tensors[0].to(parameter)

@@ -14,21 +14,25 @@ from framework.auto_lambda import auto_happy_lambda
 from framework.data import TensorLoader
 from framework.losses import L2Loss
 from framework.objective.replay import rng_state, set_rng_state
+from recipes.function import FunctionData, MeanOutput
 from recipes.module import SupervisedModule
 from recipes.report import make_loggers, write_report
 
 
 def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, Any]:
-    """The trainer, the module and the data that a configuration describes; logs and checkpoints go to ``folder``."""
+    """Make the trainer, the module and the data that a configuration describes; what is logged goes to ``folder``."""
     seed_everything(config.seed, verbose=False)
     automatic = config.penalty.happy_lambda == "auto"
     if isinstance(config.penalty.happy_lambda, str) and not automatic:
         raise ValueError(f"penalty.happy_lambda={config.penalty.happy_lambda}; pass a number, or auto")
     data = instantiate(config.data)
     network = instantiate(config.model, input_shape=data.input_shape, num_outputs=data.num_outputs)
+    loss = instantiate(config.loss)
+    if isinstance(loss, MeanOutput) and not isinstance(data, FunctionData):
+        raise ValueError("loss=output makes outputs small and looks at no targets: it goes with recipe=function alone")
     module = SupervisedModule(
         network,
-        instantiate(config.loss),
+        loss,
         instantiate(config.optimizer, _convert_="all"),
         scheduler=instantiate(config.scheduler, _convert_="all"),
         penalty=instantiate(config.penalty.function),
@@ -52,10 +56,10 @@ def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, 
 
 
 def universal_threshold(module: SupervisedModule, loader: TensorLoader) -> float:
-    """The happy_lambda of ``penalty.happy_lambda=auto``, from the training data and the network.
+    """Compute the happy_lambda of ``penalty.happy_lambda=auto``, from the training data and the network.
 
     Raises:
-        ValueError: The theory has none for this network, loss, penalty or these batches; the message says what it has.
+        ValueError: If the theory has none for this network, loss, penalty or these batches; it says what it has.
     """
     assert module.penalty is not None
     if isinstance(module.loss, L2Loss) and len(loader) > 1:

@@ -15,7 +15,7 @@ from recipes.train import build, run
 from tests.recipes.test_recipes import configure
 
 
-def minimise(folder: Path, *overrides: str) -> tuple[Any, Any, PathRecorder]:
+def minimize(folder: Path, *overrides: str) -> tuple[Any, Any, PathRecorder]:
     trainer, module, data = build(configure("function", folder, "logger=none", *overrides), folder)
     trainer.fit(module, data.train, data.val)
     return trainer, module, data.path
@@ -35,14 +35,14 @@ def minimise(folder: Path, *overrides: str) -> tuple[Any, Any, PathRecorder]:
 def test_an_optimizer_comes_to_the_known_minimum(
     function: str, options: list[str], tolerance: float, tmp_path: Path
 ) -> None:
-    _, module, path = minimise(tmp_path, "trainer.max_epochs=10", f"model.function={function}", *options)
+    _, module, path = minimize(tmp_path, "trainer.max_epochs=10", f"model.function={function}", *options)
     point = module.network.point.detach()
     assert path.points[-1] == point.tolist()
     assert (point - FUNCTIONS[function].minimizer).abs().max() < tolerance
 
 
 def test_gradient_descent_on_the_squared_sum_goes_straight_to_the_nearest_minimum(tmp_path: Path) -> None:
-    _, _, path = minimise(
+    _, _, path = minimize(
         tmp_path, "model.function=squared_sum", "optimizer=sgd", "optimizer.lr=0.05", "trainer.max_epochs=100"
     )
     # The start (1, 2, 3, 4, 5) less its mean, in every coordinate.
@@ -50,7 +50,7 @@ def test_gradient_descent_on_the_squared_sum_goes_straight_to_the_nearest_minimu
 
 
 def test_the_path_is_that_of_a_loop_by_hand(tmp_path: Path) -> None:
-    _, _, path = minimise(tmp_path, "model.function=rosenbrock", "optimizer=adam", "lr=0.05", "trainer.max_epochs=20")
+    _, _, path = minimize(tmp_path, "model.function=rosenbrock", "optimizer=adam", "lr=0.05", "trainer.max_epochs=20")
     point = torch.tensor([-1.2, 1.0], requires_grad=True)
     optimizer = torch.optim.Adam([point], lr=0.05, fused=True)
     expected = [point.tolist()]
@@ -64,7 +64,7 @@ def test_the_path_is_that_of_a_loop_by_hand(tmp_path: Path) -> None:
 
 
 def test_every_evaluation_of_an_optimizer_with_many_is_recorded(tmp_path: Path) -> None:
-    trainer, _, path = minimise(tmp_path, "model.function=rosenbrock", "optimizer=lbfgs", "trainer.max_epochs=3")
+    trainer, _, path = minimize(tmp_path, "model.function=rosenbrock", "optimizer=lbfgs", "trainer.max_epochs=3")
     assert len(path.points) == 4
     assert len(path.evaluations) == trainer.closure_evaluations > 20
     assert path.evaluations[0] == path.points[0]
@@ -72,8 +72,8 @@ def test_every_evaluation_of_an_optimizer_with_many_is_recorded(tmp_path: Path) 
 
 def test_a_continued_run_has_the_whole_path(tmp_path: Path) -> None:
     options = ("model.function=rosenbrock", "optimizer=sparsa")
-    _, _, whole = minimise(tmp_path / "whole", *options, "trainer.max_epochs=6")
-    minimise(tmp_path / "first", *options, "trainer.max_epochs=4")
+    _, _, whole = minimize(tmp_path / "whole", *options, "trainer.max_epochs=6")
+    minimize(tmp_path / "first", *options, "trainer.max_epochs=4")
     config = configure("function", tmp_path / "second", "logger=none", *options, "trainer.max_epochs=6")
     trainer, module, data = build(config, tmp_path / "second")
     trainer.fit(module, data.train, data.val, ckpt_path=tmp_path / "first/checkpoints/last.ckpt")
@@ -117,4 +117,4 @@ def test_a_wrong_function_or_start_is_refused(overrides: list[str], message: str
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="goes with model=function alone"):
-        minimise(tmp_path, "model=linear")
+        minimize(tmp_path, "model=linear")

@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
+from sklearn.linear_model import Lasso
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recipes.cli import CONF
@@ -73,6 +74,20 @@ def test_every_recipe_trains_for_two_epochs_and_leaves_a_whole_run_folder(recipe
         assert (steps := [event.step for event in events.Scalars(tag)]) == sorted(steps)
     with (tmp_path / "metrics.csv").open() as file:
         assert [row["val/loss"] for row in csv.DictReader(file) if row["val/loss"]]
+
+
+def test_the_summary_and_the_hparams_tab_agree_as_of_the_end_of_the_run(tmp_path: Path) -> None:
+    # Steps are logged at 0 and 3 of 5, where the optimizer had evaluated less.
+    overrides = ["optimizer=lbfgs", "trainer.max_epochs=5", "trainer.log_every_n_steps=3"]
+    metrics = run(configure("sine", tmp_path, *overrides), tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["closure_evaluations"] == metrics["closure_evaluations"] == summary["metrics"]["closure_evaluations"]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name, value in metrics.items():
+        last = events.Scalars(name)[-1]
+        assert last.value == pytest.approx(value)
+        assert [event.step for event in events.Scalars(name)].count(last.step) == 1
+    assert events.Scalars("closure_evaluations")[-1].step == summary["steps"]
 
 
 @pytest.mark.parametrize("optimizer", sorted(path.stem for path in Path(CONF, "optimizer").glob("*.yaml")))
@@ -208,6 +223,30 @@ def test_a_proximal_optimizer_applies_the_penalty_itself_and_makes_exact_zeros(o
     assert metrics["sparsity/network/penalized"] > 0.1
     assert metrics["train/objective"] == pytest.approx(metrics["train/loss"] + metrics["train/penalty"])
     assert metrics["train/objective"] < 20
+
+
+@pytest.mark.parametrize("optimizer", ["ista", "fista", "sparsa"])
+def test_a_proximal_optimizer_on_all_the_data_ends_at_the_lasso(optimizer: str, tmp_path: Path) -> None:
+    overrides = [f"optimizer={optimizer}", "model=linear", "penalty=l1", "penalty.happy_lambda=0.2", "logger=none"]
+    trainer, module, data = build(configure("toy_regression", tmp_path, *overrides, "data.batch_size=80"), tmp_path)
+    trainer.fit(module, data.train, data.val)
+    assert str(trainer.stopped_because).startswith("stationarity")
+    assert trainer.global_step < 250
+    X, y = (tensor.double().numpy() for tensor in data.train.tensors)
+    # scikit-learn halves the mean of squares.
+    lasso = Lasso(alpha=0.2 / 2, tol=1e-12).fit(X, y)
+    weight, bias = (parameter.item() for parameter in module.network.parameters())
+    assert (weight, bias) == pytest.approx((lasso.coef_[0], lasso.intercept_[0]), abs=1e-4)
+
+
+def test_the_sparse_example_of_the_readme_prunes_the_network_and_fits_better(tmp_path: Path) -> None:
+    sparse = ["optimizer=sparsa", "penalty=l1", "penalty.happy_lambda=0.002", "data.batch_size=200"]
+    pruned = run(configure("sine", tmp_path / "sparse", *sparse, "logger=none"), tmp_path / "sparse")
+    dense = run(configure("sine", tmp_path / "dense", "logger=none"), tmp_path / "dense")
+    summary = json.loads((tmp_path / "sparse" / "summary.json").read_text())
+    assert summary["stopped_because"].startswith("stationarity")
+    assert pruned["sparsity/network/penalized"] > 0.99
+    assert pruned["val/loss"] < dense["val/loss"] / 2
 
 
 def test_a_user_optimizer_class_is_taken_by_its_target(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def write_table(path: Path, num_rows: int = 60) -> Path:
     return path
 
 
-def test_a_table_is_standardised_and_its_features_are_found_by_name(tmp_path: Path) -> None:
+def test_a_table_is_standardized_and_its_features_are_found_by_name(tmp_path: Path) -> None:
     table = write_table(tmp_path / "houses.csv")
     config = configure("sparse_linear", tmp_path / "run", *QUICK, f"data.csv={table}", "data.target=price")
     metrics = run(config, tmp_path / "run")
@@ -143,7 +143,9 @@ def test_auto_is_computed_from_the_training_data_and_printed(tmp_path: Path, cap
 def test_auto_reads_the_batches_without_a_trace() -> None:
     torch.manual_seed(0)
     X, labels = torch.randn(30, 4), torch.arange(30) % 3
-    module = SupervisedModule(nn.Sequential(nn.Linear(4, 3)), nn.CrossEntropyLoss(), SpaRSA, penalty=L1())
+    module = SupervisedModule(
+        nn.Sequential(nn.Linear(4, 3)), nn.CrossEntropyLoss(), SpaRSA, penalty=L1(), num_classes=3
+    )
 
     def noisy(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return x + torch.rand(1), y

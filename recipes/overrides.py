@@ -1,0 +1,103 @@
+"""What a user set on the command line and nothing reads: each is refused by name, with what to set instead."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+# What other parts of the configuration refer to, so that a recipe fits whatever is chosen; and what they set there.
+SHORTHANDS = {
+    "lr": "optimizer.lr",
+    "epochs": "trainer.max_epochs",
+    "val_every": "trainer.check_val_every_n_epoch",
+    "mlp.hidden": "model.hidden",
+    "mlp.activation": "model.activation",
+    "mlp.dropout": "model.dropout",
+}
+TRAINING = "recipes.train.train"
+# Of a simulation, and of a table that a user brings instead.
+SIMULATION = ("simulation", "num_samples", "num_features", "num_active", "noise", "num_val")
+TABLE = ("target", "val_share")
+
+
+def refuse_without_effect(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> None:
+    """Check that everything that a user set is read.
+
+    Args:
+        config: The composed configuration.
+        overrides: What the user typed, such as "optimizer=sgd" and "lr=0.5".
+        choices: The choice of each group, also those that the user left alone.
+
+    Raises:
+        ValueError: If nothing reads a setting in this configuration; the message says what to set instead.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if override.is_delete():
+            continue
+        if key in choices:
+            reason = _why_choice_is_dropped(config, key, choices)
+        else:
+            leaves = _leaves(key, override.value())
+            reason = next((reason for leaf in leaves if (reason := _why_unread(config, leaf, choices))), None)
+        if reason:
+            raise ValueError(f"{override.input_line} has no effect: {reason}")
+
+
+def _why_choice_is_dropped(config: DictConfig, group: str, choices: Mapping[str, str]) -> str | None:
+    if choices[group] in (None, "none") or config.get(group, "") is not None:
+        return None
+    if group == "scheduler":
+        return f"optimizer={choices['optimizer']} has no learning rate to schedule; drop it, or choose optimizer=adam"
+    return f"another choice sets {group} to null; drop it"
+
+
+def _why_unread(config: DictConfig, key: str, choices: Mapping[str, str]) -> str | None:
+    """Return why nothing reads a key in this configuration, and what to do about it; None where something does."""
+    part, _, name = key.partition(".")
+    if key in SHORTHANDS and not _is_referred_to(config, key):
+        instead = SHORTHANDS[key]
+        if (value := OmegaConf.select(config, instead)) is not None:
+            return f"{instead} is {value} whatever {key} is; set {instead}"
+        chosen = instead.partition(".")[0]
+        return f"{f'{chosen}={choices[chosen]}' if choices.get(chosen) else 'this recipe'} does not read it; drop it"
+    if part in ("ckpt_path", "learning_rates") and config.task != TRAINING:
+        return f"the task {config.task} does not read it; drop it"
+    if key == "penalty.happy_lambda" and config.penalty.get("function") is None:
+        return "there is no penalty to weigh; choose one, such as penalty=l1"
+    if part == "data" and "csv" in config.data:
+        if config.data.csv is not None and name in SIMULATION:
+            return "data.csv is a table, and nothing is simulated; drop one of the two"
+        if config.data.csv is None and name in TABLE:
+            return "it belongs to a table; pass data.csv=FILE too"
+    if key == "trainer.gradient_clip_algorithm" and config.trainer.gradient_clip_val is None:
+        return "nothing is clipped; set trainer.gradient_clip_val too"
+    return None
+
+
+def _is_referred_to(config: DictConfig, key: str) -> bool:
+    """Return whether the configuration is another one, beside the key itself, where the key has another value."""
+    changed = copy.deepcopy(config)
+    with open_dict(changed):
+        OmegaConf.update(changed, key, "another value")
+    return _without_shorthands(changed) != _without_shorthands(config)
+
+
+def _without_shorthands(config: DictConfig) -> dict[Any, Any]:
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    own = {key.partition(".")[0] for key in SHORTHANDS}
+    return {name: value for name, value in values.items() if name not in own}
+
+
+def _leaves(key: str, value: Any) -> Iterator[str]:
+    """Return the keys that an override sets: one, or those of a mapping."""
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield key

@@ -1,0 +1,87 @@
+"""What a user types either reaches something or is refused by name."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+
+from recipes.cli import CONF
+from recipes.overrides import refuse_without_effect
+from tests.recipes.conftest import Proxtrain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("optimizer=sgd lr=0.5", "lr=0.5 has no effect: optimizer.lr is 0.01 whatever lr is; set optimizer.lr"),
+        ("optimizer.lr=0.1 lr=0.5", "lr=0.5 has no effect: optimizer.lr is 0.1 whatever lr is; set optimizer.lr"),
+        ("optimizer=scipy lr=0.5", "lr=0.5 has no effect: optimizer=scipy does not read it; drop it"),
+        ("recipe=phase_transition lr=1", "lr=1 has no effect: this recipe does not read it; drop it"),
+        ("recipe=phase_transition ckpt_path=a.ckpt", "ckpt_path=a.ckpt has no effect: the task"),
+        ("optimizer=scipy epochs=7", "epochs=7 has no effect: trainer.max_epochs is 1 whatever epochs is"),
+        ("optimizer=scipy val_every=7", "val_every=7 has no effect: trainer.check_val_every_n_epoch is 1"),
+        ("model=cnn mlp.hidden=[3]", "mlp.hidden=[3] has no effect: model.hidden is 128 whatever mlp.hidden is"),
+        ("model=linear mlp.dropout=0.5", "mlp.dropout=0.5 has no effect: model=linear does not read it; drop it"),
+        ("model=sparse_mlp mlp='{dropout: 0.5}'", "has no effect: model=sparse_mlp does not read it; drop it"),
+        ("optimizer=lbfgs scheduler=cosine", "scheduler=cosine has no effect: optimizer=lbfgs has no learning rate"),
+        ("recipe=sparse_linear scheduler=step", "scheduler=step has no effect: optimizer=sparsa has no learning rate"),
+        ("penalty.happy_lambda=0.3", "penalty.happy_lambda=0.3 has no effect: there is no penalty to weigh"),
+        ("recipe=sparse_linear penalty=none penalty.happy_lambda=1", "happy_lambda=1 has no effect: there is no"),
+        ("recipe=sparse_mlp data.csv=a.csv data.noise=2", "data.noise=2 has no effect: data.csv is a table"),
+        ("recipe=sparse_mlp data.target=price", "data.target=price has no effect: it belongs to a table"),
+        ("trainer.gradient_clip_algorithm=value", "gradient_clip_algorithm=value has no effect: nothing is clipped"),
+    ],
+)
+def test_what_nothing_reads_is_refused_by_name(arguments: str, message: str, proxtrain: Proxtrain) -> None:
+    done = proxtrain(*shlex.split(arguments))
+    assert done.code == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_a_sweep_is_refused_too_and_says_which_of_its_runs(proxtrain: Proxtrain) -> None:
+    done = proxtrain(
+        "-m", "optimizer=adam,sgd", "lr=0.5", "epochs=1", "logger=none", "trainer.enable_model_summary=false"
+    )
+    assert done.code == 1
+    assert "['optimizer=sgd', 'lr=0.5'" in done.stderr
+    assert "error: lr=0.5 has no effect: optimizer.lr is 0.01 whatever lr is; set optimizer.lr" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "lr=0.01 epochs=1 val_every=10",  # What the recipe says too: a sweep contains it.
+        "lr=0.01 epochs=1 mlp='{hidden: [3], activation: Tanh}'",
+        "optimizer=lbfgs scheduler=none epochs=1",
+        "+width=7 mlp.hidden=[${width}] epochs=1",
+        "recipe=sparse_linear lr=0.1 optimizer=prox_adam epochs=1",
+        "penalty=l1 penalty.happy_lambda=0.001 epochs=1",
+    ],
+)
+def test_what_has_an_effect_is_let_through(arguments: str, proxtrain: Proxtrain) -> None:
+    done = proxtrain(*shlex.split(arguments), "logger=none", "trainer.enable_model_summary=false")
+    assert (done.code, done.stderr.count("error")) == (0, 0)
+
+
+def commands_of_the_readme() -> list[list[str]]:
+    """The arguments of every example, of a sweep those of its first run."""
+    text = Path(CONF).parent.joinpath("README.md").read_text()
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", "")
+    lines = [line for line in blocks.splitlines() if line.startswith("proxtrain ") and "NAME" not in line]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines]
+    return [[re.sub(r"=(\w+),[\w,]+$", r"=\1", word) for word in command if word != "-m"] for command in commands]
+
+
+@pytest.mark.parametrize("arguments", commands_of_the_readme(), ids=" ".join)
+def test_every_setting_in_the_readme_has_an_effect(arguments: list[str], tmp_path: Path) -> None:
+    # A range is a sweep by itself.
+    arguments = [argument for argument in arguments if "range(" not in argument]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = compose("train", [*arguments, f"hydra.runtime.output_dir={tmp_path}"], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    refuse_without_effect(config, arguments, config.hydra.runtime.choices)
