@@ -125,7 +125,7 @@ class SupervisedModule(Module):
     def configure_optimizers(self) -> Any:
         _check_options("optimizer", self.make_optimizer)
         groups: Any = self.param_groups()
-        if getattr(self.make_optimizer, "func", self.make_optimizer) is LBFGS:
+        if _made_by(self.make_optimizer) is LBFGS:
             # torch's LBFGS takes one group; the closure knows the penalized ones from the module.
             if self.learning_rates:
                 raise ValueError("learning_rates with LBFGS, which has one learning rate for all; drop learning_rates")
@@ -148,6 +148,11 @@ class SupervisedModule(Module):
         return int(number) if 0 < number < float("inf") else 1
 
 
+def _made_by(make: Any) -> Any:
+    """What a class or a ``functools.partial`` of one calls in the end."""
+    return getattr(make, "func", make)
+
+
 def _options(make: Any) -> Mapping[str, Any]:
     return getattr(make, "keywords", {})
 
@@ -155,12 +160,12 @@ def _options(make: Any) -> Mapping[str, Any]:
 def _check_options(key: str, make: Any) -> None:
     """Check that a class takes the options that a configuration gives it."""
     try:
-        taken = inspect.signature(optimizer_class(make)).parameters
+        taken = inspect.signature(_made_by(make)).parameters
     except (TypeError, ValueError):
         return  # Written in C, perhaps: calling it will say.
     unknown = [option for option in _options(make) if option not in taken]
     if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
-        name = getattr(optimizer_class(make), "__name__", optimizer_class(make))
+        name = getattr(_made_by(make), "__name__", _made_by(make))
         raise TypeError(
             f"{name} does not take {', '.join(f'{key}.{option}' for option in unknown)}; it takes {', '.join(taken)}. "
             f"Drop an option by ~{key}.{unknown[0]}"

@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from framework import Trainer
 from framework.data import TensorLoader, sparse_linear, sparse_mlp
-from recipes.data import Data
-from recipes.module import SupervisedModule
-from recipes.sparse_report import sparse_report
-
-
-@dataclass
-class SparseData(Data):
-    """Features of which only some may matter.
-
-    Attributes:
-        feature_names: One for each feature.
-        support: The features that matter, in increasing order; None where nobody knows.
-    """
-
-    feature_names: list[str] = field(default_factory=list)
-    support: list[int] | None = None
-
-    def findings(
-        self, trainer: Trainer, module: SupervisedModule, folder: Path
-    ) -> tuple[dict[str, float], dict[str, Any], dict[str, Figure]]:
-        return sparse_report(trainer, module, self, folder)
-
+from recipes.sparse_report import SparseData
 
 SIMULATIONS = {"linear": sparse_linear, "mlp": sparse_mlp}
 

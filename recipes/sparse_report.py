@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -15,10 +16,26 @@ from framework import Trainer
 from framework.callbacks import PenaltyPath
 from framework.pruning import prune, used_features
 from recipes import figures
+from recipes.data import Data
 from recipes.module import SupervisedModule
 
-if TYPE_CHECKING:
-    from recipes.sparse_data import SparseData
+
+@dataclass
+class SparseData(Data):
+    """Features of which only some may matter.
+
+    Attributes:
+        feature_names: One for each feature.
+        support: The features that matter, in increasing order; None where nobody knows.
+    """
+
+    feature_names: list[str] = field(default_factory=list)
+    support: list[int] | None = None
+
+    def findings(
+        self, trainer: Trainer, module: SupervisedModule, folder: Path
+    ) -> tuple[dict[str, float], dict[str, Any], dict[str, Figure]]:
+        return sparse_report(trainer, module, self, folder)
 
 
 def sparse_report(
