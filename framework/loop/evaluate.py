@@ -52,7 +52,7 @@ def evaluate(
                 if run.stop.interrupted:
                     break
             hooks.call(f"on_{stage}_epoch_end")
-        values = metrics.log_epoch()
+        values = {} if run.stop.interrupted else metrics.log_epoch()  # half of the data says nothing
         if not (run.sanity_checking or run.stop.interrupted):
             run.log_metrics(values)
         with metrics.collecting(None):
