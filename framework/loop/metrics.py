@@ -118,10 +118,9 @@ class EpochLoss:
 
     def read(self) -> list[float]:
         """Add up what was not read before; return it, in order. Waits for the device."""
-        if not self._weights:
-            return []
-        self._stack()
-        losses: list[float] = torch.cat(self._stacked).tolist()
+        if self._recent:
+            self._stack()
+        losses = [loss for stacked in self._stacked for loss in stacked.tolist()]
         # One after the other: the sum does not depend on when it was read, so a resumed run has it bitwise.
         for loss, weight in zip(losses, self._weights, strict=True):
             self._total += loss * weight
@@ -146,9 +145,8 @@ class EpochLoss:
         self._total, self._weight = state["total"], state["weight"]
 
     def _stack(self) -> None:
-        if self._recent:
-            self._stacked.append(torch.stack(self._recent).flatten())
-            self._recent = []
+        self._stacked.append(torch.stack(self._recent).flatten())
+        self._recent = []
 
 
 class Metrics:

@@ -271,17 +271,14 @@ class FitRun(Run):
         """
         last = self.progress.global_step - 1
         losses = self.metrics.epoch_loss.read()
-        for step, loss in enumerate(losses, last + 1 - len(losses)):
-            self._check_finite("train/loss", loss, step)
-        for name, value in self._objective_values():
-            self._check_finite(name, value.item(), last)
-
-    def _check_finite(self, name: str, value: float, step: int) -> None:
-        if not math.isfinite(value):
-            raise ValueError(
-                f"{name} is {value} at global_step {step}: the run has diverged. Lower the learning rate or clip the "
-                "gradients (gradient_clip_val), and look for NaNs in the data. Older checkpoints are kept"
-            )
+        found = [("train/loss", loss, step) for step, loss in enumerate(losses, last + 1 - len(losses))]
+        found += [(name, value.item(), last) for name, value in self._objective_values()]
+        for name, value, step in found:
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"{name} is {value} at global_step {step}: the run has diverged. Lower the learning rate or clip "
+                    "the gradients (gradient_clip_val), and look for NaNs in the data. Older checkpoints are kept"
+                )
 
     def publish_epoch(self) -> None:
         """Send the reductions over the epoch to the loggers."""
