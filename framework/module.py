@@ -105,19 +105,38 @@ class Module(nn.Module):
     ) -> None:
         """Log a scalar (or a `torchmetrics.Metric`) under a name; outside a trainer, do nothing.
 
+        Monitors and ``trainer.callback_metrics`` know every value; loggers get those of every ``log_every_n_steps``-th
+        step, of every validation batch, and of every epoch. With ``on_step`` and ``on_epoch`` both, loggers are given
+        the names with the endings ``_step`` and ``_epoch``; monitors may also use the name itself, which is the last
+        value of either. A name of the trainer's own (``train/loss``, ``epoch``, ``lr/...``) is yours from the first
+        time that you log it, for monitors and loggers alike.
+
         Args:
-            name: Its tag in TensorBoard, such as ``"val/loss"``.
-            value: A number, a tensor of one element, or a `torchmetrics.Metric`. Never synchronizes the device here.
+            name: Its tag in TensorBoard, such as ``"val/loss"``. Its options are the same at every call in a stage.
+            value: A number, a tensor of one element, or a `torchmetrics.Metric`. It is copied as it is now, without its
+                graph, and without waiting for the device.
             prog_bar: Also show it in the progress bar.
             logger: Send it to the loggers.
-            on_step: Log the value of this step. Default: True in a training step and its hooks, False elsewhere. With
-                both, the names get the endings ``_step`` and ``_epoch``.
-            on_epoch: Log the reduction over the epoch. Default: the opposite of ``on_step``'s.
+            on_step: Log the value of this step. Default: True in a training step and its hooks, False elsewhere. In
+                validation it is logged at the number of the batch, counted over the run. A `torchmetrics.Metric` must
+                have been called on the batch, not only updated.
+            on_epoch: Log the reduction over the epoch, in double precision. Default: False in a training step and its
+                hooks, True elsewhere.
             reduce_fx: ``"mean"`` (weighted by ``batch_size``), ``"sum"``, ``"min"`` or ``"max"``.
-            batch_size: The weight in the mean. Default: the length of the batch's first tensor.
+            batch_size: The weight in the mean. Default: `count_samples` of the batch.
+
+        Raises:
+            RuntimeError: If the trainer is not at a point where metrics are collected.
+            ValueError: If the value is no scalar, or an option is wrong or has changed.
+            TypeError: If the value is no number.
         """
         if self._trainer is not None:
-            self._trainer.metrics.log(
+            run = self._trainer._run
+            if run is None:
+                raise RuntimeError(
+                    f"log({name!r}): setup and configure_optimizers are too early; log from on_fit_start on"
+                )
+            run.metrics.log(
                 name,
                 value,
                 prog_bar=prog_bar,

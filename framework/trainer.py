@@ -213,7 +213,8 @@ class Trainer:
             if ckpt_path is not None:
                 path = checkpoints.resolve(self.callbacks, ckpt_path)
                 run.load_state_dict(checkpoints.load(path), path)
-            fit(run)
+            with run.metrics.collecting("train"):
+                fit(run)
 
     def validate(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[dict[str, float]]:
         """Run `validation_step` over the data; return what was logged, in a list of one mapping."""
@@ -407,12 +408,12 @@ class Trainer:
 
     @property
     def callback_metrics(self) -> dict[str, float]:
-        """The last value of every metric."""
+        """The last value of every metric, as of now. Waits for the device."""
         return {} if self._run is None else self._run.metrics.callback_metrics
 
     @property
     def progress_bar_metrics(self) -> dict[str, float]:
-        """The metrics that the progress bar shows; another mapping when there is news."""
+        """The last values of the metrics that the progress bar shows. Waits for the device."""
         return {} if self._run is None else self._run.metrics.progress_bar_metrics
 
     @property

@@ -65,9 +65,9 @@ class Monitor(Callback):
         return better
 
     def state_dict(self) -> dict[str, Any]:
-        return {"monitor": self.monitor, "best": self.best}
+        return {"monitor": self.monitor, "best": self.best, "seen": self._seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # The best value of one metric says nothing of another.
         if state_dict["monitor"] == self.monitor:
-            self.best = state_dict["best"]
+            self.best, self._seen = state_dict["best"], state_dict["seen"]

@@ -8,8 +8,9 @@ A checkpoint is one mapping of tensors, numbers, strings and containers of them:
 ``closure_evaluations``
 ``state_dict``         the module's parameters and buffers
 ``optimizer``          its ``state_dict()``, and ``optimizer_class``, its name
-``lr_schedulers``      their ``state_dict()``, in order
+``lr_schedulers``      their ``state_dict()``, in order, each with what it has seen of its metric
 ``callbacks``          their ``state_dict()``, by class name and position
+``metrics``            the last value of each, and the sums of the epoch under way
 ``rng``                the global random generators, and the training data's own
 =====================  ===================================================================================
 """
@@ -37,6 +38,7 @@ _NEEDED = (
     "optimizer_class",
     "lr_schedulers",
     "callbacks",
+    "metrics",
     "rng",
 )
 

@@ -33,6 +33,8 @@ def evaluate(
     hooks, metrics = run.hooks, run.metrics
     step = run.engine.forward(f"{stage}_step")
     outputs = []
+    counts = run.progress.evaluated_batches
+    seen = counts.get(stage, 0)
     with _evaluation_mode(run.module), metrics.collecting(stage):
         with torch.inference_mode() if run.settings.inference_mode else torch.no_grad():
             hooks.call(f"on_{stage}_start")
@@ -45,15 +47,20 @@ def evaluate(
                 if stage == "predict":
                     outputs.append(output)
                 hooks.call(f"on_{stage}_batch_end", output, batch, batch_idx)
+                of_batch = metrics.log_step({})
+                if not run.sanity_checking:
+                    run.log_metrics(of_batch, seen + batch_idx)
+                    counts[stage] = seen + batch_idx + 1
                 if run.stop.interrupted:
                     break
             if batch_idx < 0 and batches.num_batches:
                 refuse_empty(batches.name)
             hooks.call(f"on_{stage}_epoch_end")
-        values = metrics.log_epoch()
+        values = {} if run.stop.interrupted else metrics.log_epoch()  # half of the data says nothing
         if not (run.sanity_checking or run.stop.interrupted):
             run.log_metrics(values)
-        hooks.call(f"on_{stage}_end")
+        with metrics.collecting(None):
+            hooks.call(f"on_{stage}_end")
     return values, outputs
 
 

@@ -25,6 +25,8 @@ def fit(run: FitRun) -> None:
         hooks.call("on_train_epoch_start")
         phase = run.phase  # callbacks may change it between epochs
         step, closure, size = phase.step, phase.closure, phase.accumulate_grad_batches
+        # Such an optimizer needs no g: it is evaluated for logs, and to be known at the end.
+        leaves_out_penalty = closure.objective.handles_penalty
         step_schedulers = [scheduler for scheduler in phase.schedulers if scheduler.interval == "step"]
         for batch_idx, next_idx, batches in groups(run.train_batches, size, progress):
             batch = batches[0] if size == 1 else batches
@@ -35,8 +37,9 @@ def fit(run: FitRun) -> None:
 
             log = progress.global_step % settings.log_every_n_steps == 0
             rates = learning_rates(phase.optimizer) if log else {}
-            norm = step(batches, batch_idx, log)
+            norm = step(batches, batch_idx, log or (leaves_out_penalty and _is_last(run, next_idx)))
             progress.global_step += 1
+            metrics.end_step(closure.first.loss, batches)  # type: ignore[union-attr]
             progress.batch_idx = batch_idx if phase.iterations.cut_short else next_idx
 
             for scheduler in step_schedulers:
@@ -57,22 +60,29 @@ def fit(run: FitRun) -> None:
         if not run.stop.interrupted:
             _end_epoch(run, complete=progress.batch_idx >= run.train_batches.num_batches)
     run.seconds = time.perf_counter() - started
-    hooks.call("on_train_end")
-    hooks.call("on_fit_end")
+    with metrics.collecting(None):  # no epoch is to come that would publish it
+        hooks.call("on_train_end")
+        hooks.call("on_fit_end")
 
 
 def _log_step(run: FitRun, gradient_norm: Tensor | None, rates: dict[str, float]) -> None:
     """Send the values of the step just taken to the loggers. Synchronizes with the device."""
     assert gradient_norm is not None
-    values = run.step_values() | rates
-    values |= {"grad_norm": float(gradient_norm), "epoch": float(run.progress.epoch)}
+    run.check_finite()
+    values = {name: float(value) for name, value in run.own_values()} | rates | {"grad_norm": float(gradient_norm)}
     run.log_metrics(run.metrics.log_step(values), run.progress.global_step - 1)
+
+
+def _is_last(run: FitRun, next_idx: float) -> bool:
+    """Tell whether the step about to be taken is the last of its epoch, or of the run."""
+    return next_idx >= run.train_batches.num_batches or run.progress.global_step + 1 == run.settings.max_steps
 
 
 def _end_epoch(run: FitRun, *, complete: bool) -> None:
     """Validate, publish the epoch's means, step the schedulers of interval "epoch"."""
     progress = run.progress
     epoch = progress.epoch + 1
+    run.check_finite()
     if run.val_batches is not None and epoch % run.settings.check_val_every_n_epoch == 0:
         validate(run)
         if run.stop.interrupted:

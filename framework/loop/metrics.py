@@ -1,16 +1,28 @@
-"""What ``Module.log`` collects: the value of a step, the reduction over an epoch, and who wants to see them."""
+"""What ``Module.log`` collects: the value of a step, the reduction over an epoch, and who wants to see them.
+
+Nothing here waits for the device while a step is taken: what is logged is kept as it comes, and becomes a number when
+somebody reads it. Loggers read on every ``log_every_n_steps``-th step and at the end of an epoch; monitors and the
+progress bar whenever they look.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from framework.data.samples import first_length
+from framework.module import Module
+
+Value = float | Tensor
 
 _REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean": torch.add,
@@ -20,69 +32,160 @@ _REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@dataclass(slots=True)
-class _Logged:
-    """One name: the options of its ``log`` call and its running reduction."""
+class _Options(NamedTuple):
+    """Those of a ``log`` call; they stay the same for a name."""
 
     on_step: bool
     on_epoch: bool
     prog_bar: bool
     logger: bool
     reduce_fx: str
-    value: Any = None
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A name that the module logs in one stage, and its running reduction.
+
+    Attributes:
+        name: As the module calls it.
+        options: How it is logged.
+        metric: The `torchmetrics.Metric` that is logged, if it is one.
+        logged: Whether it was logged since the epoch began.
+        unsent: The last value of a step that the loggers have not got; None if they have.
+        total: The reduction over the epoch so far; not for a `torchmetrics.Metric`, which does that itself.
+        weight: The sum of the weights in a mean.
+    """
+
+    name: str
+    options: _Options
+    metric: Metric | None
+    logged: bool = False
+    unsent: Value | None = None
     total: Tensor | None = None
     weight: float = 0.0
 
-    def update(self, value: Any, weight: float) -> None:
-        self.value = value
-        if not self.on_epoch or isinstance(value, Metric):
-            return
-        value = torch.as_tensor(value)
-        if self.reduce_fx == "mean":
-            value = value * weight
-        self.total = value if self.total is None else _REDUCTIONS[self.reduce_fx](self.total, value)
+    @property
+    def step_names(self) -> tuple[str, ...]:
+        """What the value of a step is called: first for loggers and the progress bar, all of them for monitors."""
+        return (f"{self.name}_step", self.name) if self.options.on_epoch else (self.name,)
+
+    @property
+    def epoch_names(self) -> tuple[str, ...]:
+        """The same for the reduction over the epoch."""
+        return (f"{self.name}_epoch", self.name) if self.options.on_step else (self.name,)
+
+    def add(self, value: Value, weight: float) -> None:
+        """Take one more value into the reduction."""
+        term = torch.as_tensor(value, dtype=torch.float64) if not isinstance(value, Tensor) else value
+        if self.options.reduce_fx == "mean":
+            term = term * weight
+        self.total = term if self.total is None else _REDUCTIONS[self.options.reduce_fx](self.total, term)
         self.weight += weight
 
-    def clear(self) -> None:
-        if isinstance(self.value, Metric):
-            self.value.reset()
-        self.value, self.total, self.weight = None, None, 0.0
-
-    def reduced(self) -> Any:
-        if isinstance(self.value, Metric):
-            return self.value.compute()
+    def reduced(self) -> float:
+        """The reduction over the epoch, as a number."""
+        if self.metric is not None:
+            return float(_value(self.name, self.metric.compute()))
         assert self.total is not None
-        return self.total / self.weight if self.reduce_fx == "mean" else self.total
+        return float(self.total / self.weight if self.options.reduce_fx == "mean" else self.total)
+
+    def clear(self) -> None:
+        """Start anew."""
+        if self.metric is not None and self.logged:
+            self.metric.reset()
+        self.logged, self.unsent, self.total, self.weight = False, None, None, 0.0
 
 
-@dataclass
+class EpochLoss:
+    """The mean of f over the steps of an epoch, weighted by samples.
+
+    A step only appends its tensor to a list: an addition on the device would be 1 to 5 % of a small step.
+    """
+
+    def __init__(self) -> None:
+        self._recent: list[Tensor] = []
+        self._stacked: list[Tensor] = []  # a tensor of its own for every loss would fill the memory in a long epoch
+        self._weights: list[int] = []
+        self._total = 0.0
+        self._weight = 0
+
+    def add(self, loss: Tensor, weight: int) -> None:
+        """Note f of a step, a 0-d tensor that nobody writes into."""
+        self._recent.append(loss)
+        self._weights.append(weight)
+        if len(self._recent) == 1024:
+            self._stack()
+
+    def read(self) -> list[float]:
+        """Add up what was not read before; return it, in order. Waits for the device."""
+        if self._recent:
+            self._stack()
+        losses = [loss for stacked in self._stacked for loss in stacked.tolist()]
+        # One after the other: the sum does not depend on when it was read, so a resumed run has it bitwise.
+        for loss, weight in zip(losses, self._weights, strict=True):
+            self._total += loss * weight
+            self._weight += weight
+        self._stacked, self._weights = [], []
+        return losses
+
+    def take(self) -> float | None:
+        """Return the mean, and start anew; None if there was no step."""
+        self.read()
+        mean = self._total / self._weight if self._weight else None
+        self._total, self._weight = 0.0, 0
+        return mean
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the sum so far."""
+        self.read()
+        return {"total": self._total, "weight": self._weight}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a sum."""
+        self._total, self._weight = state["total"], state["weight"]
+
+    def _stack(self) -> None:
+        self._stacked.append(torch.stack(self._recent).flatten())
+        self._recent = []
+
+
 class Metrics:
     """The metrics of a run.
 
     Args:
-        count_samples: Of a batch: its weight in a mean.
+        module: Who logs, and says how many samples a batch has.
+        awaited: The stage whose first epoch is still to come: until then, a name never logged is no mistake.
+        own: The trainer's own values as of the last step; they are asked for when somebody reads. A name that the
+            module logs, too, is the module's.
 
     Attributes:
-        callback_metrics: The last value of every name, as numbers: what monitors read.
-        progress_bar_metrics: Those that the progress bar shows; replaced, not changed, when there is news.
-        updated: For every name, how many times it got a new value.
-        stage: "train", "validation", "test" or "predict": whose names are collected, and by which defaults.
-        awaited: The stage whose first epoch is still to come: until then, a name never logged is no mistake.
+        stage: "train", "validation", "test" or "predict": whose names are collected, and by which defaults; None where
+            nobody collects.
+        epoch_loss: The mean of f over the epoch, ``train/loss_epoch``.
     """
 
-    count_samples: Callable[[Any], int]
-    awaited: str | None = None
-    callback_metrics: dict[str, float] = field(default_factory=dict)
-    progress_bar_metrics: dict[str, float] = field(default_factory=dict)
-    updated: dict[str, int] = field(default_factory=dict)
-    stage: str = "train"
-    _muted: bool = False
-    _batch: Any = None  # the one under way, for the weight in a mean; None between epochs
-    _stages: dict[str, dict[str, _Logged]] = field(default_factory=lambda: defaultdict(dict))
+    def __init__(
+        self,
+        module: Module,
+        *,
+        awaited: str | None = None,
+        own: Callable[[], Iterable[tuple[str, Value]]] = tuple,
+    ) -> None:
+        self.stage: str | None = None
+        self.epoch_loss = EpochLoss()
+        self._module = module
+        self._awaited = awaited
+        self._own = own
+        self._muted = False
+        self._batch: Any = None  # the one under way, for the weight in a mean; None between epochs
+        self._counted: tuple[Any, int] = (None, 1)  # the last batch that was counted, and its samples
+        self._warned = False
+        self._steps = 0
+        self._entries: dict[str | None, dict[str, _Entry]] = defaultdict(dict)
+        # Of every name, as monitors know it: the last value, and how many there were.
+        self._latest: dict[str, tuple[Value, int]] = {}
 
-    def read(self, batch: Any) -> None:
-        """Note the batch that belongs to what is logged from now on."""
-        self._batch = batch
+    # ------------------------------------------------------------------------------------------------- contexts
 
     @contextmanager
     def muted(self) -> Iterator[None]:
@@ -94,16 +197,32 @@ class Metrics:
             self._muted, self._batch = before, batch
 
     @contextmanager
-    def collecting(self, stage: str) -> Iterator[None]:
-        """Collect, within, for another stage; what it leaves unpublished after an exception is dropped."""
+    def collecting(self, stage: str | None) -> Iterator[None]:
+        """Collect, within, for another stage, or for none.
+
+        What is left unpublished is dropped. After an exception the module's torchmetrics are reset, too: also those
+        that were updated and not yet logged.
+        """
+        self.note_own()
         before, self.stage = self.stage, stage
         try:
             yield
+        except BaseException:
+            for part in self._module.modules():
+                if isinstance(part, Metric):
+                    part.reset()
+            raise
         finally:
             self.stage = before
-            for entry in self._stages[stage].values():
+            for entry in self._entries[stage].values():
                 entry.clear()
             self._batch = None
+
+    # ------------------------------------------------------------------------------------------------ collecting
+
+    def read(self, batch: Any) -> None:
+        """Note the batch that belongs to what is logged from now on."""
+        self._batch = batch
 
     def log(
         self,
@@ -120,94 +239,247 @@ class Metrics:
         """See ``Module.log``."""
         if self._muted:
             return
-        entry = self._stages[self.stage].get(name)
-        if entry is None:
-            _check(name, value, reduce_fx)
-            in_step = self.stage == "train" and self._batch is not None
-            entry = self._stages[self.stage][name] = _Logged(
-                on_step=in_step if on_step is None else on_step,
-                on_epoch=not in_step if on_epoch is None else on_epoch,
-                prog_bar=prog_bar,
-                logger=logger,
-                reduce_fx=reduce_fx,
+        if self.stage is None:
+            raise RuntimeError(
+                f"log({name!r}): nothing is collected here. Log between on_fit_start and on_train_epoch_end, or "
+                "between on_validation_start and on_validation_epoch_end (and so for test and predict)"
             )
-        if isinstance(value, Tensor):
-            value = value.detach()
-        entry.update(value, (batch_size or self.count_samples(self._batch)) if entry.on_epoch else 0)
+        in_step = self.stage == "train" and self._batch is not None
+        options = _Options(
+            on_step=in_step if on_step is None else on_step,
+            on_epoch=not in_step if on_epoch is None else on_epoch,
+            prog_bar=prog_bar,
+            logger=logger,
+            reduce_fx=reduce_fx,
+        )
+        metric = value if isinstance(value, Metric) else None
+        entry = self._entries[self.stage].get(name)
+        if entry is None:
+            _check_options(name, options)
+            entry = self._entries[self.stage][name] = _Entry(name, options, metric)
+        elif entry.options != options or entry.metric is not metric:
+            _refuse_change(entry, options)
+        if metric is None:
+            value = _value(name, value)
+            if options.on_epoch:
+                entry.add(value, self._weight(name, batch_size) if reduce_fx == "mean" else 1)
+        elif options.on_step:
+            value = _value_of_step(name, metric)
+        entry.logged = True
+        if options.on_step:
+            entry.unsent = value
+            for public_name in entry.step_names:
+                self._publish(public_name, value)
 
-    def log_step(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Publish the values of this step, the trainer's own and the logged ones; return those for the loggers.
+    def end_step(self, loss: Tensor, batches: Iterable[Any]) -> None:
+        """Note f of the step just taken over these batches."""
+        samples = 0
+        if isinstance(batches, list):
+            for batch in batches:
+                samples += self._num_samples("train/loss_epoch", batch)
+        self.epoch_loss.add(loss, samples or 1)  # a step over the whole epoch is the only one
+        self._steps += 1
 
-        Synchronizes with the device: call it on a step that logs.
+    def _weight(self, name: str, batch_size: int | None) -> int:
+        return self._num_samples(name, self._batch) if batch_size is None else batch_size
+
+    def _num_samples(self, name: str, batch: Any) -> int:
+        if self._counted[0] is not batch:
+            self._counted = (batch, 1 if batch is None else self._count_or_guess(name, batch))
+        return self._counted[1]
+
+    def _count_or_guess(self, name: str, batch: Any) -> int:
+        try:
+            return self._module.count_samples(batch)
+        except ValueError as error:
+            length = first_length(batch)
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"the mean {name!r} is weighted by {length}, the length of the batch's first tensor: {error}",
+                    stacklevel=2,
+                )
+            return length
+
+    # ------------------------------------------------------------------------------------------------ publishing
+
+    def log_step(self, own: Mapping[str, float]) -> dict[str, float]:
+        """Return what the loggers get of the step just taken: the trainer's own values and the logged ones.
+
+        Waits for the device: to be called on a step that logs.
         """
-        sent = dict(values)
-        shown = {"train/loss": values["train/loss"]}
-        for name in values:
-            self.updated[name] = self.updated.get(name, 0) + 1
-        for name, entry in self._stages[self.stage].items():
-            if entry.on_step and entry.value is not None:
-                value = entry.value.compute() if isinstance(entry.value, Metric) else entry.value
-                name = f"{name}_step" if entry.on_epoch else name
-                self._collect(name, entry, value, sent, shown)
-                # A metric is kept, to be reset at the end of the epoch.
-                if not entry.on_epoch and not isinstance(entry.value, Metric):
-                    entry.value = None
-        return self._publish(sent, shown)
+        logged_names = self._logged_names()
+        sent = {name: value for name, value in own.items() if name not in logged_names}
+        for name, value in sent.items():
+            self._latest[name] = (value, self._steps)
+        for entry in self._entries[self.stage].values():
+            if entry.unsent is not None and entry.options.logger:
+                sent[entry.step_names[0]] = float(entry.unsent)
+            entry.unsent = None
+        return sent
 
     def log_iteration(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Publish the values of an iteration within a step, and show the objective; return those for the loggers."""
-        for name in values:
-            self.updated[name] = self.updated.get(name, 0) + 1
-        return self._publish(dict(values), {"iteration/objective": values["iteration/objective"]})
+        """Publish the trainer's own values of an iteration within a step; return those for the loggers."""
+        sent = {name: value for name, value in values.items() if name not in self._logged_names()}
+        for name, value in sent.items():
+            self._publish(name, value)
+        return sent
 
     def log_epoch(self) -> dict[str, float]:
         """Publish the reductions over the epoch and start them anew; return those for the loggers."""
         sent: dict[str, float] = {}
-        shown: dict[str, float] = {}
-        for name, entry in self._stages[self.stage].items():
-            if entry.on_epoch and entry.value is not None:
-                name = f"{name}_epoch" if entry.on_step else name
-                self._collect(name, entry, entry.reduced(), sent, shown)
+        loss = self.epoch_loss.take() if self.stage == "train" else None
+        if loss is not None and "train/loss_epoch" not in self._logged_names():
+            sent["train/loss_epoch"] = loss
+            self._publish("train/loss_epoch", loss)
+        for entry in self._entries[self.stage].values():
+            if entry.options.on_epoch and entry.logged:
+                value = entry.reduced()
+                for name in entry.epoch_names:
+                    self._publish(name, value)
+                if entry.options.logger:
+                    sent[entry.epoch_names[0]] = value
             entry.clear()
         self._batch = None
-        if self.stage == self.awaited:
-            self.awaited = None
-        return self._publish(sent, shown)
+        self._counted = (None, 1)
+        if self.stage == self._awaited:
+            self._awaited = None
+        return sent
 
-    def news(self, name: str, seen: int, reader: str) -> tuple[int, float] | None:
+    def _publish(self, name: str, value: Value) -> None:
+        self._latest[name] = (value, self._count_of(name) + 1)
+
+    def _count_of(self, name: str) -> int:
+        return self._latest[name][1] if name in self._latest else 0
+
+    def note_own(self, up_to: str | None = None) -> None:
+        """Bring the trainer's own values up to date: all, or in their order up to one."""
+        if self.stage != "train" or not self._steps:
+            return
+        logged_names = self._logged_names()
+        for name, value in self._own():
+            if name not in logged_names:
+                self._latest[name] = (value, self._steps)
+            if name == up_to:
+                return
+
+    def _logged_names(self) -> set[str]:
+        """The names that are the module's, in all their forms."""
+        entries = (entry for stage in self._entries.values() for entry in stage.values())
+        return {name for entry in entries for name in (entry.name, *entry.step_names, *entry.epoch_names)}
+
+    # --------------------------------------------------------------------------------------------------- reading
+
+    @property
+    def callback_metrics(self) -> dict[str, float]:
+        """The last value of every name, as numbers. Waits for the device."""
+        self.note_own()
+        return {name: float(value) for name, (value, _) in self._latest.items()}
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """The last values of those names that the progress bar shows. Waits for the device."""
+        self.note_own(up_to="train/loss")
+        shown = dict.fromkeys(("train/loss", "iteration/objective"))
+        for entries in self._entries.values():
+            for entry in entries.values():
+                if entry.options.prog_bar:
+                    shown |= dict.fromkeys(entry.step_names[:1] if entry.options.on_step else ())
+                    shown |= dict.fromkeys(entry.epoch_names[:1] if entry.options.on_epoch else ())
+        return {name: float(self._latest[name][0]) for name in shown if name in self._latest}
+
+    def news(self, name: str, seen: int, reader: str, *, strict: bool = True) -> tuple[int, float] | None:
         """How many values a name got, and the last of them; None if that is the one ``seen`` before.
 
         Raises:
-            ValueError: The name was never logged, though every stage was run; those that were are named.
+            ValueError: If the name was never logged, though every stage was run, and ``strict``; the names that were
+                logged are listed.
         """
-        count = self.updated.get(name, 0)
-        if count == 0 and self.awaited is None:
+        if name not in self._logged_names():
+            self.note_own(up_to=name)
+        count = self._count_of(name)
+        if count == 0 and self._awaited is None and strict:
             raise ValueError(
                 f"{reader} monitors {name!r}, which was never logged; logged so far: "
-                f"{', '.join(sorted(self.callback_metrics)) or 'nothing'}"
+                f"{', '.join(sorted(self._latest)) or 'nothing'}"
             )
-        return None if count in (0, seen) else (count, self.callback_metrics[name])
+        return None if count in (0, seen) else (count, float(self._latest[name][0]))
 
-    def _collect(self, name: str, entry: _Logged, value: Any, sent: dict[str, float], shown: dict[str, float]) -> None:
-        number = float(value)
-        self.callback_metrics[name] = number
-        self.updated[name] = self.updated.get(name, 0) + 1
-        if entry.logger:
-            sent[name] = number
-        if entry.prog_bar:
-            shown[name] = number
+    # --------------------------------------------------------------------------------------- saving, continuing
 
-    def _publish(self, sent: dict[str, float], shown: dict[str, float]) -> dict[str, float]:
-        self.callback_metrics.update(sent)
-        if shown:
-            self.progress_bar_metrics = {**self.progress_bar_metrics, **shown}
-        return sent
+    def state_dict(self) -> dict[str, Any]:
+        """Return what goes on in another run: the values, and the sums of the epoch under way. Waits for the device.
+
+        A `torchmetrics.Metric` keeps its own state, as it says by ``persistent``.
+        """
+        self.note_own()
+        return {
+            "latest": {name: (float(value), count) for name, (value, count) in self._latest.items()},
+            "steps": self._steps,
+            "epoch_loss": self.epoch_loss.state_dict(),
+            "sums": {
+                name: {
+                    "options": entry.options._asdict(),
+                    "total": None if entry.total is None else float(entry.total),
+                    "weight": entry.weight,
+                }
+                for name, entry in self._entries["train"].items()
+                if entry.metric is None
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._latest = {name: (value, count) for name, (value, count) in state["latest"].items()}
+        self._steps = state["steps"]
+        self.epoch_loss.load_state_dict(state["epoch_loss"])
+        for name, saved in state["sums"].items():
+            entry = self._entries["train"][name] = _Entry(name, _Options(**saved["options"]), metric=None)
+            if saved["total"] is not None:
+                entry.logged, entry.weight = True, saved["weight"]
+                entry.total = torch.tensor(saved["total"], dtype=torch.float64)
 
 
-def _check(name: str, value: Any, reduce_fx: str) -> None:
-    if reduce_fx not in _REDUCTIONS:
-        raise ValueError(f"log({name!r}): reduce_fx={reduce_fx!r} is not one of {', '.join(_REDUCTIONS)}")
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"log({name!r}): the value has shape {tuple(value.shape)}; log a scalar, such as its mean()")
-    if not isinstance(value, Tensor | Metric | int | float):
-        raise TypeError(f"log({name!r}): {type(value).__name__} is not a number, a tensor or a torchmetrics.Metric")
+def _value(name: str, value: Any) -> Value:
+    """What was logged, as a number or as a tensor of its own: without a graph, and of high precision."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"log({name!r}): the value has shape {tuple(value.shape)}; log a scalar, such as its mean()"
+            )
+        dtype = torch.float32 if value.device.type == "mps" else torch.float64
+        return value.detach().to(dtype, copy=True)
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, np.generic | np.ndarray):
+        return _value(name, value.item() if value.size == 1 else torch.from_numpy(value))
+    raise TypeError(f"log({name!r}): {type(value).__name__} is not a number, a tensor or a torchmetrics.Metric")
+
+
+def _value_of_step(name: str, metric: Metric) -> Value:
+    if metric._forward_cache is None:
+        kind = type(metric).__name__
+        raise ValueError(
+            f"log({name!r}): a {kind} that was only updated has no value of this step. Call it, metric(...) instead of "
+            "metric.update(...), or log it with on_step=False, on_epoch=True"
+        )
+    return _value(name, metric._forward_cache)
+
+
+def _check_options(name: str, options: _Options) -> None:
+    if name == "step":
+        raise ValueError("log('step'): loggers call the number of the step so; use another name, such as 'my_step'")
+    if options.reduce_fx not in _REDUCTIONS:
+        raise ValueError(f"log({name!r}): reduce_fx={options.reduce_fx!r} is not one of {', '.join(_REDUCTIONS)}")
+    if not (options.on_step or options.on_epoch):
+        raise ValueError(f"log({name!r}): with on_step=False, on_epoch=False nobody sees it; set one of them to True")
+
+
+def _refuse_change(entry: _Entry, options: _Options) -> None:
+    before, now = entry.options._asdict(), options._asdict()
+    changed = [f"{key}={before[key]} before and {key}={now[key]} now" for key in now if before[key] != now[key]]
+    raise ValueError(
+        f"log({entry.name!r}) was called with {' and '.join(changed) or 'another torchmetrics.Metric before'}: a name "
+        "keeps its options within a stage. Pass the same ones at every call, or use two names. (on_step and on_epoch "
+        "have other defaults between the steps than in them)"
+    )

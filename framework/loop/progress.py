@@ -15,6 +15,7 @@ class Progress:
         epochs_completed: The same, plus one at the end of an epoch, when checkpoints are written.
         batch_idx: How many batches of the next epoch are done.
         global_step: Optimizer steps taken.
+        evaluated_batches: By stage, those of validation and the like: the steps at which their values are logged.
         iterations: Those that an optimizer made within its steps, if it reports them.
         epoch_rng: The random generators at the start of the epoch under way, to draw its order of batches again.
     """
@@ -24,4 +25,5 @@ class Progress:
     batch_idx: float = 0
     global_step: int = 0
     iterations: int = 0
+    evaluated_batches: dict[str, int] = field(default_factory=dict)
     epoch_rng: dict[str, Any] = field(default_factory=dict)

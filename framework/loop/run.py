@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from framework._version import __version__
@@ -24,7 +25,7 @@ from framework.loop.hooks import Hooks
 from framework.loop.inner_iterations import InnerIterations
 from framework.loop.metrics import Metrics
 from framework.loop.progress import Progress
-from framework.loop.schedulers import SchedulerConfig, parse_optimizers
+from framework.loop.schedulers import SchedulerConfig, learning_rates, parse_optimizers
 from framework.loop.settings import Settings
 from framework.loop.step import Step, make_step
 from framework.loop.validation import (
@@ -97,7 +98,7 @@ class Run:
         self.hooks = hooks
         self.loggers = loggers
         self.stop = stop
-        self.metrics = Metrics(module.count_samples)
+        self.metrics = Metrics(module)
         self.progress = progress
         self.sanity_checking = False
 
@@ -165,7 +166,8 @@ class FitRun(Run):
         super().__init__(settings, engine, module, hooks, loggers, stop, Progress())
         self.train_batches = train_batches
         self.val_batches = val_batches
-        self.metrics = Metrics(module.count_samples, awaited="train" if val_batches is None else "validation")
+        awaited = "train" if val_batches is None else "validation"
+        self.metrics = Metrics(module, awaited=awaited, own=self.own_values)
         self.seconds = 0.0
         self.phase = self._make_phase(configured, settings.accumulate_grad_batches, evaluations=0)
         self.callbacks = callbacks
@@ -178,6 +180,7 @@ class FitRun(Run):
         if accumulate_grad_batches is None:
             accumulate_grad_batches = self.phase.accumulate_grad_batches
         dataclasses.replace(self.settings, accumulate_grad_batches=accumulate_grad_batches)  # refuses what is wrong
+        self.metrics.note_own()
         self.phase = self._make_phase(configured, accumulate_grad_batches, evaluations=self.phase.closure.evaluations)
 
     def _make_phase(self, configured: Any, accumulate_grad_batches: int | str, *, evaluations: int) -> Phase:
@@ -245,7 +248,7 @@ class FitRun(Run):
     @contextmanager
     def trying_validation(self) -> Iterator[None]:
         """Within, metrics are collected aside and dropped afterwards."""
-        kept, self.metrics, self.sanity_checking = self.metrics, Metrics(self.module.count_samples), True
+        kept, self.metrics, self.sanity_checking = self.metrics, Metrics(self.module), True
         try:
             yield
         finally:
@@ -253,41 +256,48 @@ class FitRun(Run):
 
     # -------------------------------------------------------------------------------------------------- logging
 
-    def step_values(self) -> dict[str, float]:
-        """Return what every run logs of the last step; waits for the device.
+    def own_values(self) -> Iterator[tuple[str, float | Tensor]]:
+        """Yield what every run logs of the last step, the cheap ones first.
 
         ``train/loss`` is f, ``train/penalty`` g where there is one, ``train/objective`` f + g, all at the point before
-        the step; ``sparsity/<group>``, the share of exact zeros in each penalized group after it;
-        ``closure_evaluations``.
-
-        Raises:
-            ValueError: If the objective is not finite.
+        the step; then ``closure_evaluations``, ``epoch``, ``lr/<group>`` as they are now, and ``sparsity/<group>``, the
+        share of exact zeros in each penalized group, for which the device is waited for.
         """
-        objective = self.phase.closure.objective
-        values = self.check_finite()
-        values["closure_evaluations"] = objective.evaluations
-        return values | sparsities(objective.groups)
+        closure, objective = self.phase.closure, self.phase.closure.objective
+        yield from self._objective_values()
+        yield "closure_evaluations", float(closure.evaluations)
+        yield "epoch", float(self.progress.epoch)
+        yield from learning_rates(self.phase.optimizer).items()
+        yield from sparsities(objective.groups).items()
 
-    def check_finite(self) -> dict[str, float]:
-        """Return the objective before the last step, as numbers; waits for the device.
-
-        Raises:
-            ValueError: If it is not finite.
-        """
-        first = self.phase.closure.first
+    def _objective_values(self) -> Iterator[tuple[str, Tensor]]:
+        closure = self.phase.closure
+        first, objective = closure.first, closure.objective
         if first is None:
-            return {}
-        values = {"train/loss": first.loss.item(), "train/objective": first.objective.item()}
+            return
+        yield "train/loss", first.loss
+        # An optimizer that handles the penalty needs g at no step; it was evaluated if somebody looks.
+        if first.penalty is not None or objective.penalty is None:
+            yield "train/objective", first.objective
         if first.penalty is not None:
-            values["train/penalty"] = first.penalty.item()
-        for name, value in values.items():
+            yield "train/penalty", first.penalty
+
+    def check_finite(self) -> None:
+        """Check f of every step since the last check, and the objective before the last one; waits for the device.
+
+        Raises:
+            ValueError: If one is not finite.
+        """
+        last = self.progress.global_step - 1
+        losses = self.metrics.epoch_loss.read()
+        found = [("train/loss", loss, step) for step, loss in enumerate(losses, last + 1 - len(losses))]
+        found += [(name, value.item(), last) for name, value in self._objective_values()]
+        for name, value, step in found:
             if not math.isfinite(value):
                 raise ValueError(
-                    f"{name} is {value} at global_step {self.progress.global_step - 1}: the run has diverged. Lower "
-                    "the learning rate or clip the gradients (gradient_clip_val), and look for NaNs in the data. Older "
-                    "checkpoints are kept"
+                    f"{name} is {value} at global_step {step}: the run has diverged. Lower the learning rate or clip "
+                    "the gradients (gradient_clip_val), and look for NaNs in the data. Older checkpoints are kept"
                 )
-        return values
 
     def publish_epoch(self) -> None:
         """Send the reductions over the epoch to the loggers."""
@@ -305,8 +315,9 @@ class FitRun(Run):
             "state_dict": self.module.state_dict(),
             "optimizer": phase.optimizer.state_dict(),
             "optimizer_class": type(phase.optimizer).__name__,
-            "lr_schedulers": [config.scheduler.state_dict() for config in phase.schedulers],
+            "lr_schedulers": [config.state_dict() for config in phase.schedulers],
             "callbacks": {name: state for name, c in _named(self.callbacks) if (state := c.state_dict())},
+            "metrics": self.metrics.state_dict(),
             "rng": rng_state(self.train_batches.generators()),
         }
         self.hooks.call("on_save_checkpoint", checkpoint)
@@ -339,12 +350,13 @@ class FitRun(Run):
         # The module comes after all that can be refused: then it is unchanged.
         load_weights(self.module, checkpoint["state_dict"], path)
         for config, state in zip(schedulers, checkpoint["lr_schedulers"], strict=True):
-            config.scheduler.load_state_dict(state)
+            config.load_state_dict(state)
         for name, callback in _named(self.callbacks):
             if name in checkpoint["callbacks"]:
                 callback.load_state_dict(checkpoint["callbacks"][name])
         self.progress = Progress(**checkpoint["progress"])
         self.phase.closure.objective.evaluations = checkpoint["closure_evaluations"]
+        self.metrics.load_state_dict(checkpoint["metrics"])
         set_rng_state(checkpoint["rng"], self.train_batches.generators())
 
 

@@ -53,11 +53,18 @@ class SchedulerConfig:
             self.scheduler.step()
             return
         assert self.monitor is not None
-        if not self.strict and self.monitor not in metrics.updated:
-            return
-        if news := metrics.news(self.monitor, self._seen, "ReduceLROnPlateau"):
+        if news := metrics.news(self.monitor, self._seen, "ReduceLROnPlateau", strict=self.strict):
             self._seen, value = news
             self.scheduler.step(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scheduler's own state, and how many values of its metric it was given."""
+        return {"scheduler": self.scheduler.state_dict(), "seen": self._seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.scheduler.load_state_dict(state["scheduler"])
+        self._seen = state["seen"]
 
 
 def parse_optimizers(configured: Any) -> tuple[Optimizer, list[SchedulerConfig]]:

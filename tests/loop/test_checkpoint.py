@@ -164,7 +164,6 @@ def test_a_callback_that_joins_or_leaves_between_runs_is_no_obstacle(tmp_path):
     assert trainer.current_epoch == 2
 
 
-@pytest.mark.xfail(strict=True, reason="a checkpoint does not hold the sums of metrics in the middle of an epoch")
 def test_the_mean_of_an_interrupted_epoch_counts_all_its_batches(tmp_path):
     class Logged(Regressor):
         def training_step(self, batch, batch_idx):

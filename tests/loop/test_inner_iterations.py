@@ -101,7 +101,7 @@ def test_iterations_are_logged_shown_and_heard_as_they_happen(tmp_path, capsys):
     assert [float(row["iteration/objective"]) for row in logged] == values
     evaluations = [float(row["iteration/closure_evaluations"]) for row in logged]
     assert evaluations == sorted(set(evaluations))
-    assert num_rows.seen == [1, 2, 3, 4, 6, 7, 8, 9]  # a row for each iteration, and for the first step
+    assert num_rows.seen == [1, 2, 3, 4, 7, 8, 9, 10]  # a row for each iteration, the first step, and its epoch
     assert trainer.callback_metrics["iteration/objective"] == values[-1]
     printed = capsys.readouterr().err
     assert "0/2 [00:00<?, ?step/s, iteration=1, iteration/objective=" in printed
