@@ -54,7 +54,7 @@ class EarlyStopping(Monitor):
         self._look(trainer)
 
     def _look(self, trainer: Trainer) -> None:
-        value = self.new_value(trainer.metrics)
+        value = self.new_value(trainer)
         if value is None or trainer.fast_dev_run:
             return
         self.wait_count = 0 if self.improves(value) else self.wait_count + 1

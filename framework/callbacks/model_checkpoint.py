@@ -66,7 +66,7 @@ class ModelCheckpoint(Monitor):
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         if self.monitor is None:
             return
-        value = self.new_value(trainer.metrics)
+        value = self.new_value(trainer)
         if value is not None and self.improves(value):
             self.best_model_path = str(self._folder / "best.ckpt")
             trainer.save_checkpoint(self.best_model_path)

@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from framework.callback import Callback
-from framework.loop.metrics import Metrics
 from framework.module import Module
 
 if TYPE_CHECKING:
@@ -41,14 +40,14 @@ class Monitor(Callback):
             # Another fit is another run; a checkpoint to continue from is read after this.
             self.best, self._seen = None, 0
 
-    def new_value(self, metrics: Metrics) -> float | None:
-        """The value of the metric, if it is news.
+    def new_value(self, trainer: Trainer) -> float | None:
+        """Return the value of the metric if it is news.
 
         Raises:
-            ValueError: The metric was never logged; those that were are named.
+            ValueError: If the metric was never logged; those that were are named.
         """
         assert self.monitor is not None
-        news = metrics.news(self.monitor, self._seen, type(self).__name__)
+        news = trainer.metrics.news(self.monitor, self._seen, type(self).__name__)
         if news is None:
             return None
         self._seen, value = news

@@ -147,6 +147,7 @@ def move_between(closure):
     return closure()
 
 
+@pytest.mark.filterwarnings("ignore:.*is evaluated at one point after the other:RuntimeWarning")
 @pytest.mark.parametrize("accumulate", [1, 2, "epoch"])
 @pytest.mark.parametrize(
     "optimize",
