@@ -625,7 +625,7 @@ def returning(make: Any) -> Regressor:
         (lambda loss: loss * float("nan"), ValueError, r"returned nan at the first step: are there NaNs in the data"),
         (lambda loss: loss + float("inf"), ValueError, r"returned inf at the first step"),
         (lambda loss: (loss, loss * float("nan")), ValueError, r"returned nan at the first step"),
-        (lambda loss: loss.detach(), ValueError, r"depends on no parameter: is it detached, or made by item"),
+        (lambda loss: loss.detach(), ValueError, r"depends on no parameter: was it detached, or made with item"),
         (lambda loss: {"loss": loss.detach()}, ValueError, r"depends on no parameter"),
     ],
 )
@@ -709,7 +709,7 @@ def test_a_mask_of_another_shape_or_type_is_refused(tmp_path, mask):
 @pytest.mark.parametrize("value", ["yes", 0, 1, [True]])
 def test_another_value_of_penalized_is_refused(tmp_path, value):
     module = grouped(lambda net: [{"params": net.parameters(), "penalized": value}])
-    refuse(tmp_path, module, r'parameter group 0 has "penalized": .*; True, False or a mask is allowed')
+    refuse(tmp_path, module, r'parameter group 0 has "penalized": .*; pass True, False or a boolean mask')
 
 
 def test_a_penalty_that_would_count_twice_is_refused(tmp_path):

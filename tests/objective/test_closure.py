@@ -475,7 +475,7 @@ def test_a_required_closure_that_is_never_called_is_no_mistake_where_gradients_a
 
 def test_an_optimizer_that_evaluates_nothing_at_all_is_refused(tmp_path):
     module = Regressor(evaluating(lambda closure: None))
-    with pytest.raises(RuntimeError, match=r"Evaluator.step returned without a call of its closure"):
+    with pytest.raises(RuntimeError, match=r"Evaluator.step returned without calling its closure"):
         make_trainer(tmp_path).fit(module, make_loader())
 
 

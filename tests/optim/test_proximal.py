@@ -75,9 +75,9 @@ def test_a_group_keeps_the_weight_that_it_declares(tmp_path):
 @pytest.mark.parametrize(
     ("make", "penalty", "happy_lambda", "message"),
     [
-        (lambda groups: SpaRSA(groups, 2.0), L1(), 3.0, r"happy_lambda=2.0, and the module 3.0: there is one source"),
-        (lambda groups: ProxAdam(groups, 3.0, L1()), Harder(), 3.0, r"penalty L1\(\), and the module has Harder"),
-        (FISTA, None, 3.0, "group 0 of FISTA is penalized, and neither FISTA nor the module says by how much"),
+        (lambda groups: SpaRSA(groups, 2.0), L1(), 3.0, "=2.0, but the module has 3.0: there must be one source"),
+        (lambda groups: ProxAdam(groups, 3.0, L1()), Harder(), 3.0, r"penalty L1\(\), but the module has Harder"),
+        (FISTA, None, 3.0, "group 0 of FISTA is penalized, but neither FISTA nor the module gives a weight"),
     ],
 )
 def test_two_sources_that_contradict_and_none_at_all_are_refused(make, penalty, happy_lambda, message, tmp_path):
