@@ -121,7 +121,7 @@ def test_no_value_that_is_not_finite_is_accepted(search):
         loss = optimizer.step(lambda bad=bad: torch.tensor(2.0 if x.tolist() == [1.0, -1.0] else bad))
         assert loss == 2.0
         assert x.tolist() == [1.0, -1.0]
-        with pytest.raises(ValueError, match="finite at no candidate"):
+        with pytest.raises(ValueError, match="not finite at any candidate"):
             optimizer.step(lambda bad=bad: torch.tensor(bad))
         assert x.tolist() == [1.0, -1.0]
 

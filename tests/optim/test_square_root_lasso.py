@@ -103,7 +103,7 @@ def test_the_result_has_the_type_of_the_data(dtype: torch.dtype) -> None:
         ({"start": torch.zeros(2, 60).double()}, "and .responses, features."),
         ({"Y": torch.ones(1, 40)}, r"are torch\.float64, torch\.float32 and torch\.float64; pass one floating-point"),
         ({"Y": torch.full((1, 40), torch.nan).double()}, "NaN or infinite"),
-        ({"X": torch.zeros(40, 60).double()}, "X has only zeros"),
+        ({"X": torch.zeros(40, 60).double()}, "X is all zeros"),
         ({"happy_lambda": 0.0}, "happy_lambda=0.0 must be positive"),
         ({"tolerance": 0.0}, "tolerance=0.0 must be positive"),
         ({"max_iterations": 0}, "max_iterations=0 must be positive"),
