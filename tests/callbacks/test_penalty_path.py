@@ -47,7 +47,7 @@ def test_every_stage_trains_with_its_own_weight_and_the_last_phase_with_the_modu
     assert [record["happy_lambda"] for record in path.history] == [0.0, 0.6, 1.2]
     assert all(8 <= record["epochs"] <= 20 for record in path.history)
     assert path.is_final
-    assert trainer.stopped_because == "penalty_path: the objective decreases no more"
+    assert trainer.stopped_because == "penalty_path: the objective no longer decreases"
     # Three batches make three steps of an epoch on the path, and one step of it in the final phase.
     epochs = sum(record["epochs"] for record in path.history)
     assert counts.seen[epochs] == (3 * epochs, 3 * epochs)
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_another_path_is_refused(tmp_path):
         ({"window": 0}, "window=0; it must be at least 1"),
         ({"max_epochs": 7}, "max_epochs=7 is less than two windows of 4 epochs"),
         ({"stages": [{"share": -0.1}]}, r"share=-0\.1 of the full weight; it must be a finite"),
-        ({"stages": [Stage(0.5, nu=0.3)]}, r"a stage gives nu, which L1\(\) does not have"),
+        ({"stages": [Stage(0.5, nu=0.3)]}, r"a stage sets nu, which L1\(\) does not have"),
     ],
 )
 def test_a_path_out_of_range_is_refused(tmp_path, options, message):

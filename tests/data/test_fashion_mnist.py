@@ -128,6 +128,6 @@ def test_a_file_cut_short_is_not_taken_for_a_good_one(small_mirror: dict[str, by
     fashion_mnist(root, True)
     name = "train-images-idx3-ubyte"
     (root / "FashionMNIST" / "raw" / name).write_bytes(small_mirror[name][:-1])
-    with pytest.raises(FileNotFoundError, match=f"{name} absent or cut short"):
+    with pytest.raises(FileNotFoundError, match=f"{name} missing or truncated"):
         fashion_mnist(root, True, download=False)
     assert fashion_mnist(root, True)[0].shape == (3, 1, 28, 28)
