@@ -427,15 +427,15 @@ def test_a_truncated_checkpoint_is_refused(good):
 )
 def test_a_foreign_file_is_refused(tmp_path, content):
     (tmp_path / "foreign.ckpt").write_bytes(content)
-    refuse(tmp_path / "foreign.ckpt", Regressor(), r"foreign\.ckpt .*no checkpoint")
+    refuse(tmp_path / "foreign.ckpt", Regressor(), r"foreign\.ckpt .*not a checkpoint")
 
 
 def test_a_checkpoint_of_something_else_is_refused_by_what_it_lacks(tmp_path):
     path = tmp_path / "weights.ckpt"
     torch.save(Regressor().state_dict(), path)
-    refuse(path, Regressor(), r"weights\.ckpt is no checkpoint of a Trainer: it lacks progress")
+    refuse(path, Regressor(), r"weights\.ckpt is not a checkpoint of a Trainer: it lacks progress")
     torch.save(torch.ones(3), path)
-    refuse(path, Regressor(), "is no checkpoint of a Trainer")
+    refuse(path, Regressor(), "is not a checkpoint of a Trainer")
 
 
 def test_a_checkpoint_that_would_run_code_is_refused_and_does_not(tmp_path, monkeypatch):

@@ -45,10 +45,10 @@ def refuse(tmp_path, module: Any, message: str, error: Any = ValueError, loader:
         ({"gradient_clip_val": float("nan")}, "gradient_clip_val=nan"),
         ({"gradient_clip_algorithm": "max"}, "gradient_clip_algorithm='max'; it must be 'norm' or 'value'"),
         ({"max_time": "1:30"}, "max_time='1:30'; as a string it must be 'DD:HH:MM:SS'"),
-        ({"gradient_clip_val": "0.5"}, "gradient_clip_val='0.5'; it must be a finite number from 0 on, or None"),
+        ({"gradient_clip_val": "0.5"}, "gradient_clip_val='0.5'; it must be a finite number >= 0, or None"),
         ({"gradient_clip_val": True}, "gradient_clip_val=True"),
         ({"gradient_clip_algorithm": None}, "gradient_clip_algorithm=None"),
-        ({"max_epochs": "3"}, r"max_epochs='3'; it must be -1 \(no limit\) or an integer from 0 on, or None"),
+        ({"max_epochs": "3"}, r"max_epochs='3'; it must be -1 \(no limit\) or an integer >= 0, or None"),
         ({"max_steps": None}, "max_steps=None; it must be -1"),
         ({"max_steps": float("nan")}, "max_steps=nan"),
         ({"num_nodes": "two"}, "num_nodes='two'; it must be a positive integer"),
@@ -69,7 +69,10 @@ def refuse(tmp_path, module: Any, message: str, error: Any = ValueError, loader:
         ({"strategy": "dpp"}, "invalid strategy name: `strategy='dpp'`"),
         ({"devices": True}, "devices=True; it must be 'auto', a number of devices"),
         *[
-            ({f"limit_{stage}_batches": value}, rf"limit_{stage}_batches={value!r}; .*a share of them \(a float from 0")
+            (
+                {f"limit_{stage}_batches": value},
+                rf"limit_{stage}_batches={value!r}; .*a fraction of them \(a float from 0",
+            )
             for stage in ("train", "val", "test", "predict")
             for value in ("0.5", 1.5, -2, True, float("nan"), -0.5)
         ],
@@ -91,7 +94,7 @@ def test_a_time_limit_of_another_type_is_refused(tmp_path):
     [
         (0, "limit_train_batches=0 leaves nothing to train on: use None .*validate"),
         (0.0, r"limit_train_batches=0\.0 leaves nothing to train on"),
-        (0.1, r"0\.1 of the 3 batches of train_dataloaders is none: use at least 0\.33"),
+        (0.1, r"0\.1 of the 3 batches of train_dataloaders is less than one: use at least 0\.33"),
     ],
 )
 def test_a_limit_that_makes_no_sense_is_refused(tmp_path, limit, message):
@@ -100,7 +103,7 @@ def test_a_limit_that_makes_no_sense_is_refused(tmp_path, limit, message):
 
 def test_a_share_of_a_stream_without_length_is_refused(tmp_path):
     stream = DataLoader(Numbers())
-    refuse(tmp_path, Regressor(), r"share 0\.5, but it has no length", loader=stream, limit_train_batches=0.5)
+    refuse(tmp_path, Regressor(), r"fraction 0\.5, but its length is unknown", loader=stream, limit_train_batches=0.5)
 
 
 def test_clipping_with_an_optimizer_that_reevaluates_is_refused_by_both_settings(tmp_path):
@@ -116,14 +119,14 @@ def test_clipping_with_an_optimizer_that_reevaluates_is_refused_by_both_settings
 @pytest.mark.parametrize(
     ("callbacks", "message"),
     [
-        ([3], r"callbacks has int \(3\), which is no framework\.Callback; subclass that"),
+        ([3], r"callbacks has int \(3\), which is not a framework\.Callback; subclass that"),
         (3, "callbacks has int"),
         ("early_stopping", "callbacks has str"),
         (EarlyStopping, r"callbacks has the class EarlyStopping; pass an instance, EarlyStopping\(\.\.\.\)"),
         ([EarlyStopping], "callbacks has the class EarlyStopping"),
         (
             pl.callbacks.EarlyStopping("val/loss"),
-            r"callbacks has EarlyStopping .*no framework\.Callback; take EarlyStopping from framework\.callbacks",
+            r"callbacks has EarlyStopping .*not a framework\.Callback; import EarlyStopping from framework\.callbacks",
         ),
     ],
 )
@@ -180,11 +183,11 @@ def test_a_misspelled_hook_is_refused_with_the_nearest_name(tmp_path):
     refuse(
         tmp_path,
         Regressor(),
-        r"Typo\.on_train_epoch_ended is no hook .*did you mean 'on_train_epoch_end'",
+        r"Typo\.on_train_epoch_ended is not a hook .*did you mean 'on_train_epoch_end'",
         callbacks=Typo(),
     )
     refuse(tmp_path, ModuleTypo(), r"ModuleTypo\.on_validation_epoch_finish .*did you mean 'on_validation_epoch_")
-    refuse(tmp_path, Strange(), r"Strange\.on_xyzzy is no hook")
+    refuse(tmp_path, Strange(), r"Strange\.on_xyzzy is not a hook")
 
 
 def test_a_lightning_module_is_refused_with_the_base_class_to_take(tmp_path):
@@ -212,7 +215,7 @@ def test_everything_of_lightnings_is_ours_or_a_helper_or_refused_with_what_to_do
     ours = set(dir(Module)) | set(dir(Callback))
     of_modules = {name for name in dir(pl.LightningModule) if not name.startswith("_")} - set(dir(nn.Module))
     for name in of_modules - ours - HELPERS - FLAGS:
-        message = rf"Mine\.{name} (would never be called: \w+|is no hook and would never be called: rename it)"
+        message = rf"Mine\.{name} (would never be called: \w+|is not a hook and would never be called: rename it)"
         refuse(tmp_path, with_method(name)(), message)
     for name in {name for name in dir(pl.Callback) if not name.startswith("_")} - ours:
         refuse(tmp_path, Regressor(), rf"Mine\.{name} would never", callbacks=with_method(name, Callback)())
@@ -222,7 +225,7 @@ def test_everything_of_lightnings_is_ours_or_a_helper_or_refused_with_what_to_do
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("optimizer_step", r"write it as the step\(\) of an optimizer of your own"),
+        ("optimizer_step", r"write it as the step\(\) of your own optimizer"),
         ("backward", "change the loss in training_step"),
         ("configure_gradient_clipping", "gradient_clip_val"),
         ("lr_scheduler_step", r"return a scheduler whose step\(\) does it"),
@@ -231,8 +234,8 @@ def test_everything_of_lightnings_is_ours_or_a_helper_or_refused_with_what_to_do
         ("validation_epoch_end", "define on_validation_epoch_end instead"),
         ("training_step_end", "at the end of the step"),
         ("tbptt_split_batch", "cut the sequences in the loader"),
-        ("on_validation_model_eval", "a trainer switches every part to evaluation mode"),
-        ("on_epoch_end", "is no hook"),
+        ("on_validation_model_eval", "a trainer switches the module to eval mode"),
+        ("on_epoch_end", "is not a hook"),
     ],
 )
 def test_a_method_that_lightning_would_call_is_refused_with_what_to_do_instead(tmp_path, name, remedy):
@@ -328,7 +331,7 @@ def test_skipping_the_rest_of_an_epoch_by_a_returned_number_is_refused(tmp_path,
 
     module = with_method("on_train_batch_start", method=skip if owner == "module" else lambda self, *args: "fine")()
     callback = with_method("on_train_batch_start", Callback, skip if owner == "callback" else lambda self, *args: 0)()
-    refuse(tmp_path, module, "returned -1, which in Lightning skips the rest of the epoch", callbacks=callback)
+    refuse(tmp_path, module, "returned -1, which skips the rest of the epoch in Lightning", callbacks=callback)
 
 
 @pytest.mark.parametrize(
@@ -339,9 +342,9 @@ def test_skipping_the_rest_of_an_epoch_by_a_returned_number_is_refused(tmp_path,
         (Callback, "on_exception", lambda self, trainer, module, exception, more: None, "exception"),
         (Callback, "setup", lambda self, trainer, module: None, r"def setup\(self, trainer, module, stage\)"),
         (Callback, "load_state_dict", lambda self: None, r"def load_state_dict\(self, state_dict\)"),
-        (Regressor, "on_train_epoch_end", lambda self, outputs: None, r"\(outputs\), and is called with \(\)"),
+        (Regressor, "on_train_epoch_end", lambda self, outputs: None, r"\(outputs\), but is called with \(\)"),
         (Regressor, "setup", lambda self: None, r"def setup\(self, stage\)"),
-        (Regressor, "training_step", lambda self, batch: None, r"\(batch\), and is called with \(batch, batch_idx\)"),
+        (Regressor, "training_step", lambda self, batch: None, r"\(batch\), but is called with \(batch, batch_idx\)"),
         (Regressor, "validation_step", lambda self: None, "def validation_step"),
         (Regressor, "test_step", lambda self, batch, batch_idx, dataloader_idx: None, "def test_step"),
         (Regressor, "configure_optimizers", lambda self, lr: None, r"def configure_optimizers\(self\)"),
@@ -531,7 +534,7 @@ def test_a_stream_of_validation_data_that_yields_nothing_is_refused(tmp_path, sa
             getattr(make_trainer(tmp_path), run)(Regressor(), DataLoader(Nothing()))
 
 
-ONE_SHOT = r"_dataloaders is a \w+, which can be read only once, and the run reads it again: pass a list of batches"
+ONE_SHOT = r"_dataloaders is a \w+, which can be read only once, but the run reads it again: pass a list of batches"
 
 
 @pytest.mark.parametrize("make", [iter, lambda loader: (batch for batch in loader)])
@@ -568,7 +571,7 @@ def test_a_generator_that_ends_before_the_last_step_is_refused_in_the_second_epo
     ("loader", "message"),
     [
         (TensorDataset(*regression_data()), r"TensorDataset, a dataset; pass DataLoader\(dataset, batch_size=32\)"),
-        (Numbers(), r"Numbers, a dataset; pass DataLoader\(dataset, batch_size=None\) if it yields batches, else"),
+        (Numbers(), r"Numbers, a dataset; pass DataLoader\(dataset, batch_size=None\) if it yields batches, otherwise"),
         (regression_data()[0], r"a tensor; pass framework\.data\.TensorLoader\(X, y, batch_size=\.\.\.\)"),
         ({"x": regression_data()[0]}, r"dict .*; pass a DataLoader"),
         ("data.csv", r"str \('data\.csv'\); pass a DataLoader"),
@@ -795,7 +798,7 @@ def test_a_whole_minimization_of_every_batch_is_warned_about_by_name(tmp_path):
     def minimizing() -> Regressor:
         return Regressor(lambda m: MinimizeWrapper(m.parameters(), {"method": "CG", "options": {"maxiter": 1}}))
 
-    remedy = r'MinimizeWrapper makes a whole minimization of every mini-batch, 3 in an epoch.*="epoch"'
+    remedy = r'MinimizeWrapper makes a whole minimization for every mini-batch, 3 per epoch.*="epoch"'
     with pytest.warns(RuntimeWarning, match=remedy) as seen:
         make_trainer(tmp_path, max_epochs=2).fit(minimizing(), make_loader())
     assert len(seen) == 1
