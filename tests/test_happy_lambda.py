@@ -298,7 +298,7 @@ def test_without_an_intercept_classes_that_are_absent_count() -> None:
     with_third = HappyLambdaClassifier(X, targets, 500, intercept=False, num_classes=3).run()
     assert with_third == HappyLambdaClassifier(X, torch.arange(50) % 3, 500, intercept=False).run()
     assert HappyLambdaClassifier(X, targets, 500, num_classes=3).run() == HappyLambdaClassifier(X, targets, 500).run()
-    with pytest.raises(ValueError, match="num_classes=1, and the largest target is 1"):
+    with pytest.raises(ValueError, match="num_classes=1, but the largest target is 1"):
         HappyLambdaClassifier(X, targets, 10, num_classes=1)
 
 

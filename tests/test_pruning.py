@@ -100,8 +100,8 @@ def test_a_pruned_network_can_be_trained_and_its_features_are_in_its_state():
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (nn.Linear(2, 1), r"Linear is no nn\.Sequential of linear layers"),
-        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1)), "layer 1 is BatchNorm1d, .*ReLU"),
+        (nn.Linear(2, 1), r"Linear is not an nn\.Sequential of linear layers"),
+        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1)), "layer 1 is BatchNorm1d; allowed .*ReLU"),
         (nn.Sequential(nn.ReLU(), nn.Linear(2, 1)), "layer 0 is ReLU"),
         (nn.Sequential(nn.Linear(2, 1), nn.ReLU()), "does not end with a linear layer"),
     ],
