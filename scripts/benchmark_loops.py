@@ -93,7 +93,7 @@ class LightningModule(_Clock, pl.LightningModule):
 
 
 def proxtrain(task: Task, epochs: int, folder: Path) -> Timing:
-    """Run our trainer with its defaults (TensorBoard, progress bar, checkpoint, ...), a `TensorLoader` and fused Adam."""
+    """Run our trainer with its defaults (TensorBoard, progress bar, checkpoint), a `TensorLoader` and fused Adam."""
     begin = _fresh_start()
     module = ProxtrainModule(task)
     trainer = framework.Trainer(accelerator="cpu", max_epochs=epochs, default_root_dir=folder)

@@ -85,7 +85,7 @@ def toy(epochs: int = 250, slow_epochs: int = 25) -> Task:
 
 
 def fashion_mlp(root: Path, num_batches: int = 938) -> Task:
-    """Return Fashion-MNIST, MLP 784-256-128-10, batches of 64, an epoch of the first ``num_batches`` (by default all)."""
+    """Return Fashion-MNIST, MLP 784-256-128-10, batches of 64; an epoch of the first ``num_batches`` (938: all)."""
     return _fashion(root, num_batches, _mlp, {"tight loop": 1.03, "tutorial loop": 0.25})
 
 
