@@ -1,4 +1,4 @@
-"""happy_lambda=auto: the threshold of the right theory on the scale of loss and penalty, or why there is none."""
+"""happy_lambda=auto: the threshold from theory on the scale of loss and penalty, or why there is none."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_without_an_intercept_the_noise_keeps_its_mean():
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_with_no_signal_95_fits_in_100_select_nothing(bias):
-    """The fits are lassos in float64, the columns of X and the responses centered where there is an intercept."""
+    """The fits are lassos in float64; with an intercept, the columns of X and the responses are centered."""
     generator = torch.Generator().manual_seed(1)
     design = (1 + torch.randn(40, 60, generator=generator)).double()
     responses = torch.randn(600, 40, generator=generator).double()
@@ -94,7 +94,7 @@ def test_an_intercept_that_is_frozen_or_penalized_is_refused():
         auto(penalized, L2Loss(), groups=[{"params": list(penalized.parameters()), "penalized": True}])
 
 
-def test_a_bias_in_a_hidden_layer_alone_is_refused():
+def test_a_bias_only_in_a_hidden_layer_is_refused():
     network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), NormalizedLinear(5, 1, bias=False))
     with pytest.raises(ValueError, match="the last layer has no bias, but an earlier one has"):
         auto(network, L2Loss(), groups=first_only(network))
@@ -117,7 +117,7 @@ def test_the_threshold_is_divided_by_the_slope_of_the_penalty_at_zero(penalty, s
 
 @pytest.mark.parametrize("penalty", [L1(), Harder(1.0), ElasticNet(0.25)])
 def test_above_the_threshold_of_a_response_the_null_model_is_stationary_and_below_it_is_not(penalty):
-    """With the response as the only draw, the threshold is ||X'y||_inf / ||y||, over the slope."""
+    """With the response as the only draw, the threshold is ||X'y||_inf / ||y||, divided by the slope."""
     y = Y - Y.mean()
     critical = float((X.T @ y).abs().max() / y.norm()) / {Harder(1.0): 0.5, ElasticNet(0.25): 0.25}.get(penalty, 1.0)
     gradient = -(X.T @ y / y.norm()).T
@@ -168,7 +168,7 @@ def first_only(network):
         (MIXED, L2Loss(), L1(), "needs the same activation between every two layers"),
     ],
 )
-def test_where_the_theory_has_none_it_says_what_is_allowed(network, loss, penalty, message):
+def test_if_no_threshold_is_known_the_error_says_what_is_allowed(network, loss, penalty, message):
     given = groups(network) if isinstance(network, Linear | SparseMLP) else first_only(network)
     with pytest.raises(ValueError, match=message):
         auto(network, loss, penalty, targets=LABELS, groups=given)

@@ -1,4 +1,4 @@
-"""The universal threshold against loops, known distributions and autograd: it is the largest gradient at the null."""
+"""The universal threshold against loops, known distributions and autograd: the largest gradient at the null model."""
 
 import math
 
@@ -21,7 +21,7 @@ def design(num_samples: int, num_features: int, seed: int = 1) -> Tensor:
 
 
 def statistic(X: Tensor, y: Tensor) -> Tensor:
-    """||X^T y||_inf / ||y||_2, y centered."""
+    """Compute ||X^T y||_inf / ||y||_2 for y centered."""
     y = y - y.mean(0)
     return (X.T @ y).abs().max() / y.norm()
 

@@ -1,4 +1,4 @@
-"""A pruned network is smaller and computes the same function, also where neurons are dead or nobody listens."""
+"""A pruned network is smaller and computes the same function, even if neurons are dead or are never read."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from framework.pruning import SelectFeatures, prune, used_features
 
 
 def network(*, activation: type[nn.Module] = nn.ReLU, last: type[nn.Linear] = NormalizedLinear) -> nn.Sequential:
-    """6 -> 5 -> 4 -> 2 in float64, the first layer reading features 1, 2 and 4 by neurons 0, 2 and 3."""
+    """Make a network 6 -> 5 -> 4 -> 2 in float64; neurons 0, 2 and 3 of the first layer read features 1, 2 and 4."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Flatten(), nn.Linear(6, 5), activation(), last(5, 4), activation(), nn.Dropout(0.5), last(4, 2)

@@ -28,7 +28,7 @@ def make_path(**options: Any) -> PenaltyPath:
 
 
 def in_force(trainer: Trainer, module: SupervisedModule) -> tuple[str, float, Any, Any]:
-    """The optimizer, the module's weight, the optimizer's, and the penalty."""
+    """Return the optimizer, the module's weight, the optimizer's, and the penalty."""
     lam = trainer.optimizer.param_groups[0].get("happy_lambda")
     return type(trainer.optimizer).__name__, module.happy_lambda, lam, module.penalty
 
@@ -75,19 +75,19 @@ def test_an_optimizer_without_prox_follows_the_path_by_the_modules_weight(tmp_pa
 
 
 def test_a_settled_stage_does_not_end_the_next_one(tmp_path):
-    """From the optimum of an unpenalized stage, equal stages after it have nothing to do: each lasts two windows."""
+    """After the optimum of an unpenalized stage, equal stages have nothing to do: each lasts two windows."""
     path = make_path(stages=[Stage(0.5)] * 4, tol=0.5)
     fit(tmp_path, make_module(), path)
     assert [record["epochs"] for record in path.history] == [8, 8, 8, 8]
 
 
-def test_a_stage_that_goes_on_improving_ends_at_max_epochs(tmp_path):
+def test_a_stage_that_keeps_improving_ends_at_max_epochs(tmp_path):
     path = make_path(tol=-1.0, max_epochs=11)
     fit(tmp_path, make_module(), path)
     assert [record["epochs"] for record in path.history] == [11, 11, 11]
 
 
-def test_groups_with_weights_of_their_own_are_scaled_alike(tmp_path):
+def test_groups_with_their_own_weights_are_scaled_alike(tmp_path):
     class TwoWeights(SupervisedModule):
         def param_groups(self):
             first, second = self.network
@@ -177,7 +177,7 @@ def test_a_path_out_of_range_is_refused(tmp_path, options, message):
         fit(tmp_path, make_module(), make_path(**options))
 
 
-def test_a_path_without_penalty_is_refused(tmp_path):
+def test_a_path_without_a_penalty_is_refused(tmp_path):
     module = make_module()
     module.penalty = None
     with pytest.raises(ValueError, match=r"PenaltyPath needs a penalty to follow: set module\.penalty, or drop"):

@@ -101,7 +101,7 @@ def test_a_limit_that_makes_no_sense_is_refused(tmp_path, limit, message):
     refuse(tmp_path, Regressor(), message, limit_train_batches=limit)
 
 
-def test_a_share_of_a_stream_without_length_is_refused(tmp_path):
+def test_a_fraction_of_a_stream_without_length_is_refused(tmp_path):
     stream = DataLoader(Numbers())
     refuse(tmp_path, Regressor(), r"fraction 0\.5, but its length is unknown", loader=stream, limit_train_batches=0.5)
 
@@ -130,7 +130,7 @@ def test_clipping_with_an_optimizer_that_reevaluates_is_refused_by_both_settings
         ),
     ],
 )
-def test_something_else_than_a_callback_is_refused(tmp_path, callbacks, message):
+def test_anything_but_a_callback_is_refused(tmp_path, callbacks, message):
     with pytest.raises(TypeError, match=message):
         make_trainer(tmp_path, callbacks=callbacks)
 
@@ -142,7 +142,7 @@ def test_every_argument_of_the_trainer_refuses_what_makes_no_sense(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [None, 0, 1, -1, 0.0, 0.5, 1.0])
-def test_every_limit_that_makes_sense_is_taken(tmp_path, limit):
+def test_every_limit_that_makes_sense_is_accepted(tmp_path, limit):
     trainer = make_trainer(tmp_path, limit_val_batches=limit, limit_test_batches=limit)
     assert trainer.limit_val_batches is limit
 
@@ -155,7 +155,7 @@ class Lit(pl.LightningModule):
 
 
 @pytest.mark.parametrize("model", [None, nn.Linear(3, 1), Regressor, "model"])
-def test_a_model_that_is_no_module_is_refused(tmp_path, model):
+def test_a_model_that_is_not_a_module_is_refused(tmp_path, model):
     refuse(tmp_path, model, r"model is .*; pass a framework\.Module: subclass it and define training_step", TypeError)
 
 
@@ -190,7 +190,7 @@ def test_a_misspelled_hook_is_refused_with_the_nearest_name(tmp_path):
     refuse(tmp_path, Strange(), r"Strange\.on_xyzzy is not a hook")
 
 
-def test_a_lightning_module_is_refused_with_the_base_class_to_take(tmp_path):
+def test_a_lightning_module_is_refused_with_the_base_class_to_use(tmp_path):
     refuse(tmp_path, Lit(), r"model is Lit, a LightningModule; make framework\.Module its base class", TypeError)
     with pytest.raises(TypeError, match="model is Lit"):
         make_trainer(tmp_path).test(Lit(), make_loader())
@@ -211,7 +211,7 @@ HELPERS = {
 FLAGS = {"automatic_optimization", "strict_loading", "example_input_array"}
 
 
-def test_everything_of_lightnings_is_ours_or_a_helper_or_refused_with_what_to_do_instead(tmp_path):
+def test_everything_in_lightning_is_ours_or_a_helper_or_refused_with_what_to_do_instead(tmp_path):
     ours = set(dir(Module)) | set(dir(Callback))
     of_modules = {name for name in dir(pl.LightningModule) if not name.startswith("_")} - set(dir(nn.Module))
     for name in of_modules - ours - HELPERS - FLAGS:
@@ -325,7 +325,7 @@ def test_an_example_input_is_warned_about(tmp_path):
 
 
 @pytest.mark.parametrize("owner", ["module", "callback"])
-def test_skipping_the_rest_of_an_epoch_by_a_returned_number_is_refused(tmp_path, owner):
+def test_skipping_the_rest_of_an_epoch_by_returning_a_number_is_refused(tmp_path, owner):
     def skip(self, *args):
         return -1 if args[-1] == 1 else None
 
@@ -351,13 +351,13 @@ def test_skipping_the_rest_of_an_epoch_by_a_returned_number_is_refused(tmp_path,
         (Regressor, "param_groups", lambda self, lr: None, r"def param_groups\(self\)"),
     ],
 )
-def test_a_hook_or_a_step_of_other_arguments_is_refused(tmp_path, base, name, method, message):
+def test_a_hook_or_a_step_with_other_arguments_is_refused(tmp_path, base, name, method, message):
     owner = with_method(name, base, method)()
     module, options = (Regressor(), {"callbacks": owner}) if base is Callback else (owner, {})
     refuse(tmp_path, module, rf"Mine\.{name} takes .*{message}", TypeError, **options)
 
 
-def test_more_arguments_with_defaults_are_no_other_arguments(tmp_path):
+def test_additional_arguments_with_defaults_are_allowed(tmp_path):
     class Wide(Regressor):
         def training_step(self, *args, **kwargs):
             return self.loss(args[0])
@@ -391,7 +391,7 @@ def test_a_forgotten_init_of_the_base_class_is_refused(tmp_path):
     )
 
 
-def test_lazy_layers_without_shape_are_refused_by_name(tmp_path):
+def test_lazy_layers_without_a_shape_are_refused_by_name(tmp_path):
     module = Regressor(lambda module: SGD(module.parameters(), lr=0.1), net=nn.Sequential(nn.LazyLinear(1)))
     message = r"net\.0\.weight, net\.0\.bias of Regressor have no shape yet: run one batch through the module"
     refuse(tmp_path, module, message, enable_model_summary=True)
@@ -400,7 +400,7 @@ def test_lazy_layers_without_shape_are_refused_by_name(tmp_path):
     make_trainer(tmp_path, enable_model_summary=True).fit(module, make_loader())
 
 
-def test_a_step_that_is_no_method_is_refused(tmp_path):
+def test_a_step_that_is_not_a_method_is_refused(tmp_path):
     module = Regressor()
     module.training_step = 3
     refuse(tmp_path, module, r"Regressor\.training_step is int \(3\); it must be a method", TypeError)
@@ -449,7 +449,7 @@ def test_two_checkpoints_that_write_one_file_are_refused(tmp_path):
 
 
 def monitored_fit(tmp_path: Path, monitor: str, module: Module, *others: Callback, **options: Any) -> list[int]:
-    """Fit with early stopping on a metric; return the epochs that were started."""
+    """Fit with early stopping on a metric; return the indices of the epochs started."""
     epochs: list[int] = []
 
     class Count(Callback):
@@ -477,7 +477,7 @@ def test_a_scheduler_of_a_validation_metric_that_is_not_logged_is_refused_before
         make_trainer(tmp_path).fit(Regressor(optimize), make_loader(), make_loader())
 
 
-def test_a_metric_that_may_be_logged_later_is_waited_for(tmp_path):
+def test_a_metric_that_may_be_logged_later_is_not_refused(tmp_path):
     class Later(Regressor):
         def on_train_epoch_end(self):
             self.log("val/late", 1.0)
@@ -538,7 +538,7 @@ ONE_SHOT = r"_dataloaders is a \w+, which can be read only once, but the run rea
 
 
 @pytest.mark.parametrize("make", [iter, lambda loader: (batch for batch in loader)])
-def test_a_generator_is_refused_where_it_would_be_read_again(tmp_path, make):
+def test_a_generator_is_refused_if_it_would_be_read_again(tmp_path, make):
     def stream() -> Any:
         return make(make_loader())
 
@@ -550,7 +550,7 @@ def test_a_generator_is_refused_where_it_would_be_read_again(tmp_path, make):
 
 
 @pytest.mark.parametrize("options", [{"max_epochs": 1}, {"max_epochs": -1, "max_steps": 3}, {"overfit_batches": 2}])
-def test_a_generator_is_read_once_where_that_is_enough(tmp_path, options):
+def test_a_generator_is_read_once_if_that_is_enough(tmp_path, options):
     module, reference = Regressor(), Regressor()
     make_trainer(tmp_path, **options).fit(module, iter(make_loader()))
     make_trainer(tmp_path, **options).fit(reference, make_loader())
@@ -578,7 +578,7 @@ def test_a_generator_that_ends_before_the_last_step_is_refused_in_the_second_epo
         (DataLoader, r"type .*; pass a DataLoader"),
     ],
 )
-def test_data_that_are_no_batches_are_refused(tmp_path, loader, message):
+def test_data_that_are_not_batches_are_refused(tmp_path, loader, message):
     refuse(tmp_path, Regressor(), f"train_dataloaders is {message}", TypeError, loader)
     with pytest.raises(TypeError, match=f"val_dataloaders is {message}"):
         make_trainer(tmp_path).fit(Regressor(), make_loader(), loader)
@@ -632,7 +632,7 @@ def returning(make: Any) -> Regressor:
         (lambda loss: {"loss": loss.detach()}, ValueError, r"depends on no parameter"),
     ],
 )
-def test_an_objective_that_is_no_finite_scalar_with_a_gradient_is_refused(tmp_path, make, error, message, optimizer):
+def test_an_objective_that_is_not_a_finite_scalar_with_a_gradient_is_refused(tmp_path, make, error, message, optimizer):
     module = returning(make)
     module.optimize = lambda module: optimizer(module.parameters(), lr=0.1)
     before = module.net[0].weight.clone()
@@ -650,7 +650,7 @@ def test_an_objective_that_is_no_finite_scalar_with_a_gradient_is_refused(tmp_pa
         (lambda loss: loss.detach(), ValueError, "training_step returned a loss that depends on no parameter"),
     ],
 )
-def test_a_later_output_that_is_no_loss_is_refused_too(tmp_path, make, error, message, optimizer):
+def test_a_later_output_that_is_not_a_loss_is_also_refused(tmp_path, make, error, message, optimizer):
     class Later(Regressor):
         def training_step(self, batch, batch_idx):
             return self.loss(batch) if batch_idx < 2 else make(self.loss(batch))
@@ -756,7 +756,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
-def test_a_weight_of_the_penalty_that_is_none_is_refused(tmp_path, optimizer, weight):
+def test_an_invalid_weight_of_the_penalty_is_refused(tmp_path, optimizer, weight):
     module = grouped(lambda net: [{"params": list(net.parameters()), "penalized": True}], OPTIMIZERS[optimizer])
     module.penalty, module.happy_lambda = L1(), weight
     before = module.net[0].weight.clone()
@@ -764,7 +764,7 @@ def test_a_weight_of_the_penalty_that_is_none_is_refused(tmp_path, optimizer, we
     assert torch.equal(module.net[0].weight, before)
 
 
-def test_a_groups_own_weight_and_auto_are_refused_too(tmp_path):
+def test_a_groups_own_invalid_weight_and_auto_are_also_refused(tmp_path):
     group = {"penalized": True, "happy_lambda": -1.0}
     module = grouped(lambda net: [{"params": list(net.parameters()), **group}])
     module.penalty = L1()
@@ -794,7 +794,7 @@ def test_a_nan_in_the_data_is_refused_and_nothing_is_trained(tmp_path, optimizer
 # ---------------------------------------------------------------------------------------------------- minimizations
 
 
-def test_a_whole_minimization_of_every_batch_is_warned_about_by_name(tmp_path):
+def test_a_whole_minimization_for_every_batch_is_warned_about_by_name(tmp_path):
     def minimizing() -> Regressor:
         return Regressor(lambda m: MinimizeWrapper(m.parameters(), {"method": "CG", "options": {"maxiter": 1}}))
 
@@ -814,7 +814,7 @@ def test_a_whole_minimization_of_every_batch_is_warned_about_by_name(tmp_path):
         (lambda w: w.abs().sum(), r"penalty=<function .* has no value to call"),
     ],
 )
-def test_a_penalty_that_is_none_is_refused(tmp_path, penalty, message):
+def test_a_penalty_that_is_not_a_penalty_is_refused(tmp_path, penalty, message):
     module = grouped(lambda net: [{"params": list(net.parameters()), "penalized": True}])
     module.penalty = penalty
     refuse(tmp_path, module, message, TypeError)
@@ -829,7 +829,7 @@ def test_a_penalty_without_prox_is_refused_for_a_proximal_optimizer(tmp_path):
     refuse(tmp_path, module, "has no prox to call", TypeError)
 
 
-def test_a_forgotten_weight_of_the_penalty_is_refused_and_a_zero_is_none(tmp_path):
+def test_a_forgotten_weight_of_the_penalty_is_refused_but_zero_is_not(tmp_path):
     def module(**group: Any) -> Regressor:
         made = grouped(lambda net: [{"params": list(net.parameters()), "penalized": True, **group}])
         made.penalty, made.happy_lambda = L1(), Module.happy_lambda

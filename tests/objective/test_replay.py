@@ -29,7 +29,7 @@ def draw(generator) -> float:
 
 
 class Noisy(Dataset):
-    """`regression_data` with noise from a generator of its own."""
+    """`regression_data` with noise from its own generator."""
 
     def __init__(self, generator) -> None:
         self.generator = generator
