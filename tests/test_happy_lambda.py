@@ -174,7 +174,7 @@ def test_the_factor_is_the_largest_gradient_over_networks_with_unit_rows(
     neuron_count = [*widths, 1]
     shapes = list(zip(neuron_count[1:], neuron_count[:-1], strict=True))
 
-    # Attained: W_2 looks at one first-layer neuron only, every later row is uniform.
+    # It is attained: W_2 reads only one first-layer neuron, every later row is uniform.
     aligned = [torch.ones(shape, dtype=torch.float64) for shape in shapes]
     aligned[0][:, 1:] = 0
     gradient = null_gradient(X, y, aligned, activation, bias=0.3)
@@ -184,7 +184,7 @@ def test_the_factor_is_the_largest_gradient_over_networks_with_unit_rows(
     assert GroupL1("columns").subgradient_gap(zero, gradient, bound.item() * (1 + 1e-9)) == 0
     assert GroupL1("columns").subgradient_gap(zero, gradient, bound.item() * 0.99) > 0
 
-    # Never exceeded, neither entrywise nor by a column's norm.
+    # It is never exceeded, by an entry or by a column's norm.
     for _ in range(50):
         random = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
         gradient = null_gradient(X, y, random, activation, bias=0.3)

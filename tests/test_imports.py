@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# A file may import from its own room and from those before it.
+# A file may import from its own room and from earlier ones.
 ROOMS = (
     "framework._version",
     "framework.penalties framework.losses framework.layers framework.data",
@@ -24,7 +24,7 @@ ROOMS = (
     "recipes",
     "scripts",
 )
-# The one circle: public classes that name each other in signatures. The trainer makes three of the ready callbacks.
+# The one cycle: public classes that name each other in signatures. The trainer makes three of the ready-made callbacks.
 NAME_THE_TRAINER = ("framework.module", "framework.callback", "framework.callbacks")
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -102,7 +102,7 @@ def test_the_loop_does_not_know_our_optimizers():
 
 
 def test_importing_the_library_loads_no_optimizer_of_ours():
-    # Nor scipy through them; torchmetrics, which Fabric imports, loads it all the same.
+    # Nor scipy through them; but torchmetrics, which Fabric imports, loads it anyway.
     code = "import sys, framework; print([m for m in sys.modules if m.startswith('framework.optim')])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"

@@ -18,7 +18,7 @@ def network(*, activation: type[nn.Module] = nn.ReLU, last: type[nn.Linear] = No
     mask[0, 1] = mask[2, 2] = mask[2, 4] = mask[3, 1] = 1
     with torch.no_grad():
         net[1].weight.mul_(mask)
-        net[1].bias.add_(0.5)  # a dead neuron says something
+        net[1].bias.add_(0.5)  # a dead neuron has an output
     return net.eval()
 
 

@@ -48,7 +48,7 @@ def test_every_stage_trains_with_its_own_weight_and_the_last_phase_with_the_modu
     assert all(8 <= record["epochs"] <= 20 for record in path.history)
     assert path.is_final
     assert trainer.stopped_because == "penalty_path: the objective no longer decreases"
-    # Three batches make three steps of an epoch on the path, and one step of it in the final phase.
+    # With three batches, an epoch has three steps on the path, and one step in the final phase.
     epochs = sum(record["epochs"] for record in path.history)
     assert counts.seen[epochs] == (3 * epochs, 3 * epochs)
     assert trainer.global_step == 3 * epochs + trainer.current_epoch - epochs

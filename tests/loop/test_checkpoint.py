@@ -90,7 +90,7 @@ def assert_same_runs(resumed: Trainer, whole: Trainer) -> None:
 # --------------------------------------------------------------------------------------------------------- resume
 
 
-# Three steps an epoch: 6 is the end of the second, and 7 and 8 are in the middle of the third.
+# Three steps per epoch: 6 is the end of the second, and 7 and 8 are in the middle of the third.
 @pytest.mark.parametrize("step", [6, 7, 8])
 @pytest.mark.parametrize("loader", LOADERS)
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, loader, step):

@@ -200,7 +200,7 @@ def with_method(name: str, base: type = Regressor, method: Any = lambda self, *a
     return type("Mine", (base,), {name: method})
 
 
-# What a trainer gives Lightning's meaning, and what is a helper that only its user calls or reads.
+# What has Lightning's meaning here too, and what is a helper that only users call or read.
 HELPERS = {
     *("all_gather", "current_epoch", "device_mesh", "dtype", "fabric", "freeze", "global_rank", "global_step"),
     *("hparams", "hparams_initial", "load_from_checkpoint", "local_rank", "logger", "loggers", "lr_schedulers"),
@@ -456,7 +456,7 @@ def monitored_fit(tmp_path: Path, monitor: str, module: Module, *others: Callbac
         def on_train_epoch_start(self, trainer, module):
             epochs.append(trainer.current_epoch)
 
-    Count.__module__ = "framework.tests"  # not a callback of the user's, which might log
+    Count.__module__ = "framework.tests"  # not a user's callback, which might log
     trainer = make_trainer(tmp_path, callbacks=[EarlyStopping(monitor), Count(), *others], **options)
     with pytest.raises(ValueError, match=f"EarlyStopping monitors '{monitor}', which .*logged.*: .*val/loss"):
         trainer.fit(module, make_loader(), make_loader())

@@ -37,7 +37,7 @@ class Weights(Module):
 
 
 def barrier(w, x):
-    return (w - torch.log(w)).sum() * x.mean()  # NaN where a weight is negative; least at 1 / 1.5 with the penalty
+    return (w - torch.log(w)).sum() * x.mean()  # NaN where a weight is negative; minimal at 1 / 1.5 with the penalty
 
 
 def fit(module, root, batches=(1.0,), **options):
