@@ -412,7 +412,7 @@ class Trainer:
 
     @property
     def progress_bar_metrics(self) -> dict[str, float]:
-        """The metrics that the progress bar shows; a new mapping object whenever they change."""
+        """The metrics that the progress bar shows; another mapping when there is news."""
         return {} if self._run is None else self._run.metrics.progress_bar_metrics
 
     @property

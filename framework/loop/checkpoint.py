@@ -2,16 +2,16 @@
 
 A checkpoint is one mapping of tensors, numbers, strings and containers of them:
 
-=======================  ===================================================================================
-``version``              the version of this package
-``progress``             epochs completed, batches done of the next one, optimizer steps (`Progress`)
-``closure_evaluations``  how many evaluations were made
-``state_dict``           the module's parameters and buffers
-``optimizer``            its ``state_dict()``, and ``optimizer_class``, its name
-``lr_schedulers``        their ``state_dict()``, in order
-``callbacks``            their ``state_dict()``, by class name and position
-``rng``                  the states of the global random generators and of the training data's own
-=======================  ===================================================================================
+=====================  ===================================================================================
+``version``            the version of this package
+``progress``           epochs completed, batches done of the next one, optimizer steps (`Progress`)
+``closure_evaluations``
+``state_dict``         the module's parameters and buffers
+``optimizer``          its ``state_dict()``, and ``optimizer_class``, its name
+``lr_schedulers``      their ``state_dict()``, in order
+``callbacks``          their ``state_dict()``, by class name and position
+``rng``                the global random generators, and the training data's own
+=====================  ===================================================================================
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ class Progress:
         epoch: The index of the current epoch.
         epochs_completed: The same, plus one at the end of an epoch, when checkpoints are written.
         batch_idx: How many batches of the next epoch are done.
-        global_step: How many optimizer steps were taken.
-        iterations: How many iterations the optimizer made within its steps, if it reports them.
+        global_step: Optimizer steps taken.
+        iterations: Those that an optimizer made within its steps, if it reports them.
         epoch_rng: The random state at the start of the current epoch, to draw its order of batches again.
     """
 
