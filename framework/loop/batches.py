@@ -30,7 +30,7 @@ class Batches:
 
     Args:
         loader: A `DataLoader`, a `TensorLoader` or any iterable of batches.
-        limit: How many batches (int) or which share of them (float) to read; None means all.
+        limit: How many batches (int) or what fraction of them (float) to read; None means all.
         device: Where batches should live. A loader with a method ``to`` is moved as a whole, once.
         name: What to call the loader in error messages.
     """

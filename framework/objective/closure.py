@@ -269,7 +269,7 @@ class Closure:
         if self._vmaps:
             try:
                 with self._aside(), torch.no_grad():
-                    at_once = stacked_values(objective.module, self._value_anew, params, candidates)
+                    at_once = stacked_values(objective.module, self._fresh_value, params, candidates)
                 objective.evaluations = before + len(at_once)
                 return at_once
             except RuntimeError as error:
@@ -279,7 +279,7 @@ class Closure:
             with self._aside(), torch.no_grad():
                 for param, value in zip(params, point, strict=True):
                     param.copy_(value)
-                values.append(self._value_anew())
+                values.append(self._fresh_value())
         if failure is not None:  # vmap's fault: an error of the module itself would have been raised again just now
             self._vmaps = False
             warn_one_by_one(objective.module, failure)
@@ -418,7 +418,7 @@ class Closure:
         with step.start.again(), self._recorder.muted(), average, torch.no_grad():
             self.objective.evaluate(step.batches, step.batch_idx, differentiate=False, with_penalty=False)
 
-    def _value_anew(self) -> Tensor:
+    def _fresh_value(self) -> Tensor:
         """Compute the value, whatever was evaluated before."""
         step = self._under_way()
         return self.objective.evaluate(step.batches, step.batch_idx, differentiate=False, with_penalty=False).value

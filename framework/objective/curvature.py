@@ -60,7 +60,7 @@ class _KeepGraph(TorchFunctionMode):
         return tuple(None if gradient is None else gradient.detach().clone() for gradient in gradients)
 
     def use_assigned(self) -> None:
-        """If nothing was backpropagated, keep the gradients that were returned, provided they were assigned as is."""
+        """Keep the returned gradients if nothing was backpropagated and they were assigned as they were."""
         if any(gradient is not None for gradient in self.gradients):
             return
         for param, gradient in zip(self.params, self.returned, strict=True):
