@@ -68,8 +68,8 @@ class _Substituted(TorchFunctionMode):
 def warn_one_by_one(module: nn.Module, failure: str) -> None:
     """Warn that a module is evaluated at one point at a time, and why `stacked_values` failed."""
     warnings.warn(
-        f"{type(module).__name__} is evaluated at one point at a time, because torch.func.vmap failed on several at "
-        f"once: {failure.strip().partition(chr(10))[0]}",
+        f"{type(module).__name__} is evaluated at one point after the other, because torch.func.vmap failed on several "
+        f"at once: {failure.strip().partition(chr(10))[0]}",
         RuntimeWarning,
         stacklevel=3,
     )

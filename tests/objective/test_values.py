@@ -94,7 +94,7 @@ def ask(closure):
 def test_values_are_those_at_one_point_at_a_time(tmp_path, accumulate, kind, layer, at_once):
     module = kind(lambda m: Evaluator(m.param_groups(), ask), net=make_net(layer()))
     trainer = make_trainer(tmp_path, accumulate_grad_batches=accumulate, max_epochs=1)
-    message = rf"{kind.__name__} is evaluated at one point at a time, because .* at once: .*(Batch norm|vmap)"
+    message = rf"{kind.__name__} is evaluated at one point after the other, because .* at once: .*(Batch norm|vmap)"
     told = pytest.warns(RuntimeWarning, match=message)
     with nullcontext() if at_once else told as seen:
         trainer.fit(module, make_loader(shuffle=True))
@@ -112,7 +112,7 @@ def test_a_search_takes_the_same_path_at_once_as_one_at_a_time(tmp_path, search)
 
     modules = [Silent(optimize), Reading(optimize)]
     for module in modules:
-        with pytest.warns(RuntimeWarning, match="one point at a time") if module is modules[1] else nullcontext():
+        with pytest.warns(RuntimeWarning, match="one point after the other") if module is modules[1] else nullcontext():
             make_trainer(tmp_path, accumulate_grad_batches="epoch", max_epochs=5).fit(module, make_loader())
     assert_close(*modules, 1e-12)
     assert modules[0].calls < modules[1].calls / 2
