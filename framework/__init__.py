@@ -1,4 +1,4 @@
-"""A Lightning-style trainer for PyTorch, right for closures and non-smooth penalties."""
+"""A Lightning-style trainer for PyTorch that is correct for closures and non-smooth penalties."""
 
 from framework._version import __version__
 from framework.callback import Callback

@@ -1,4 +1,4 @@
-"""The weight of the penalty for a network, a loss and data, or why the theory has none for them."""
+"""The penalty weight for a network, a loss and data, or an error that says why the theory has none."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ def auto_happy_lambda(
 ) -> float:
     """Compute happy_lambda by the quantile universal threshold, on the scale of the loss and of the penalty.
 
-    The weight at which 95 of 100 fits to pure noise select nothing: `HappyLambdaLinear` and `HappyLambdaMLP` under
-    `L2Loss`, `HappyLambdaClassifier` for a linear network under the cross-entropy (divided by n for its mean). The
-    threshold belongs to the slope of the penalty at 0: it is divided by that, such as the `l1_ratio` of `ElasticNet`.
+    This is the weight at which 95 of 100 fits to pure noise select nothing: `HappyLambdaLinear` and `HappyLambdaMLP`
+    under `L2Loss`, `HappyLambdaClassifier` for a linear network under the cross-entropy (divided by N for its mean).
+    The threshold applies to the slope of the penalty at 0, so it is divided by that slope, such as the `l1_ratio` of
+    `ElasticNet`.
 
     Args:
         network: One linear layer; or a linear layer, then `NormalizedLinear` layers with one activation between them.
         groups: Its parameter groups; the weight of the first layer must be penalized, and nothing else. The bias of the
-            last layer, the intercept, must be trained, or no layer have a bias: the null model is then 0.
+            last layer, the intercept, must be trained, or no layer may have a bias: then the null model is 0.
         loss: `L2Loss`, on all the data at once, or `nn.CrossEntropyLoss`.
         penalty: `L1`, `Harder`, `ElasticNet`, or `GroupL1` by columns.
         inputs: X, shape (N, ...), flattened to (N, P).
@@ -46,7 +47,7 @@ def auto_happy_lambda(
         generator: As in `HappyLambdaLinear`.
 
     Raises:
-        ValueError: If the theory gives no threshold for this network, loss or penalty; or the data are no good.
+        ValueError: If the theory gives no threshold for this network, loss or penalty, or the data are invalid.
     """
     try:
         linears, between, _ = split_layers(network)
@@ -86,26 +87,26 @@ def _check_penalized(linears: list[nn.Linear], groups: Iterable[Mapping[str, Any
     plain = [index for index, linear in enumerate(linears) if index and not isinstance(linear, NormalizedLinear)]
     if plain or isinstance(linears[0], NormalizedLinear):
         raise ValueError(
-            "happy_lambda=auto: the threshold holds for a plain first layer, with NormalizedLinear (rows of norm 1) in "
-            f"every layer after it, which this network has not. Use model=sparse_mlp, or {REMEDY}"
+            "happy_lambda=auto: the threshold holds for a plain first layer followed by NormalizedLinear layers (rows "
+            f"of norm 1), which this network does not have. Use model=sparse_mlp, or {REMEDY}"
         )
     penalized = [(p, g["penalized"]) for g in groups if g.get("penalized", False) is not False for p in g["params"]]
     if len(penalized) != 1 or penalized[0][0] is not linears[0].weight or penalized[0][1] is not True:
         raise ValueError(
-            "happy_lambda=auto: the threshold holds when the weight of the first layer is penalized, all of it, and "
-            f"nothing else; penalized here are {len(penalized)} parameters. Change param_groups(), or {REMEDY}"
+            "happy_lambda=auto: the threshold holds if the whole weight of the first layer is penalized, and nothing "
+            f"else; here {len(penalized)} parameters are penalized. Change param_groups(), or {REMEDY}"
         )
 
 
 def _has_intercept(linears: list[nn.Linear], groups: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell whether the null model is the best constant, or zero."""
+    """Tell whether the null model is the best constant (True) or zero (False)."""
     bias = linears[-1].bias
     if bias is None and all(linear.bias is None for linear in linears):
         return False
     if bias is None:
         raise ValueError(
-            "happy_lambda=auto: the last layer has no bias, but one before it has, and no threshold is known for what "
-            f"such a network is without features. Give the last layer a bias, or no layer one, or {REMEDY}"
+            "happy_lambda=auto: the last layer has no bias, but an earlier one has, and no threshold is known for such "
+            f"a null model. Give the last layer a bias, or no layer one, or {REMEDY}"
         )
     if not (bias.requires_grad and any(param is bias for group in groups for param in group["params"])):
         raise ValueError(
@@ -121,7 +122,15 @@ def _listed(params: Any) -> list[Tensor]:
 
 
 def _slope_at_zero(penalty: Penalty, *, single: bool) -> float:
-    """The slope g'(0+) / lam, or for groups that of their norm; ``single``: the group threshold is that of `L1`."""
+    """Return the slope g'(0+) / lam, for groups that of their norm.
+
+    Args:
+        penalty: g.
+        single: Whether the threshold for groups by columns is that of `L1`.
+
+    Raises:
+        ValueError: If no threshold is known for the penalty.
+    """
     if isinstance(penalty, L1) or (isinstance(penalty, GroupL1) and penalty.groups == "columns" and single):
         return 1.0
     if isinstance(penalty, Harder):
@@ -140,7 +149,7 @@ def _activation(between: list[list[nn.Module]]) -> nn.Module:
     if len(layers) != len(between) or len({repr(layer) for layer in layers}) != 1 or isinstance(layers[0], nn.Dropout):
         raise ValueError(
             f"happy_lambda=auto: between its layers the network has {[str(layer) for layer in layers]}; the threshold "
-            f"needs the same activation between every two, and no dropout. Change that, or {REMEDY}"
+            f"needs the same activation between every two layers, and no dropout. Change that, or {REMEDY}"
         )
     return layers[0]
 
@@ -148,7 +157,7 @@ def _activation(between: list[list[nn.Module]]) -> nn.Module:
 def _check_cross_entropy(loss: nn.CrossEntropyLoss, linears: list[nn.Linear]) -> Any:
     if len(linears) > 1:
         raise ValueError(
-            "happy_lambda=auto: with cross-entropy the threshold is known for a linear network only. Use model=linear, "
+            "happy_lambda=auto: with cross-entropy the threshold is known only for a linear network. Use model=linear, "
             f"or {REMEDY}"
         )
     plain = loss.weight is None and not loss.label_smoothing and loss.ignore_index < 0

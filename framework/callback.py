@@ -1,7 +1,7 @@
 """Callbacks, and the one timeline of when each hook fires.
 
-Of several listeners, the callbacks hear a hook in the order given, then the module's own hook of the same name (without
-the arguments ``trainer`` and ``module``), then the callbacks that watch a metric: early stopping, and checkpoints last.
+Each hook is called on the callbacks in the order given, then on the module (the method of the same name, without the
+arguments ``trainer`` and ``module``), then on the callbacks that watch a metric: early stopping, and checkpoints last.
 ``Trainer.fit`` fires, in this order::
 
     setup("fit")
@@ -13,26 +13,27 @@ the arguments ``trainer`` and ``module``), then the callbacks that watch a metri
         every optimizer step:
             on_train_batch_start
             on_after_backward           after each evaluation with gradients
-            on_before_optimizer_step    before clipping; optimizers that evaluate once only
-            on_optimizer_iteration      after each iteration within the step; optimizers that report them (scipy's) only
+            on_before_optimizer_step    before clipping; only for optimizers that evaluate once
+            on_optimizer_iteration      after each iteration within the step; only if the optimizer reports them (scipy)
             (the end of optimizer.step, schedulers by step)
             on_train_batch_end
-            (on every log_every_n_steps-th step: the loggers get its values)
+            (every log_every_n_steps steps: the loggers get the values)
         when validation is due:
             on_validation_start, on_validation_epoch_start
             every batch: on_validation_batch_start, on_validation_batch_end
             on_validation_epoch_end, (the epoch's means are published), on_validation_end
         (schedulers by epoch; the epoch's means are published)
-        on_train_epoch_end              (what is logged in it is published before the callbacks that watch a metric)
+        on_train_epoch_end              (what is logged in it is published before callbacks that watch a metric run)
     on_train_end
     on_fit_end
     teardown("fit")
 
 ``validate``, ``test`` and ``predict`` fire ``setup``, their own ``on_<stage>_...`` hooks and ``teardown``. An exception
-fires ``on_exception`` and then ``teardown``. ``on_save_checkpoint`` and ``on_load_checkpoint`` fire when they say so.
+fires ``on_exception`` and then ``teardown``. ``on_save_checkpoint`` and ``on_load_checkpoint`` fire when a checkpoint
+is written or restored.
 
-A *step* of ``accumulate_grad_batches=k`` evaluates k batches, perhaps several times: its two batch hooks fire once, and
-``batch`` is the list of them; with ``"epoch"`` it is the data loader itself.
+With ``accumulate_grad_batches=k`` a *step* evaluates k batches, perhaps several times. Its two batch hooks fire once,
+and ``batch`` is the list of the k batches; with ``"epoch"`` it is the data loader itself.
 """
 
 from __future__ import annotations
@@ -46,133 +47,133 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Things to do at given moments of a run. Override what you need; the module's docstring says when each fires.
+    """Actions at given moments of a run. Override the hooks you need; the docstring of this file says when each fires.
 
     Attributes:
-        after_module: Whether it hears a hook after the module does: to watch or save what the module made of it.
+        after_module: Whether its hooks fire after the module's, so that it can watch or save what the module did.
     """
 
     after_module = False
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
-        """A run begins; ``stage`` is "fit", "validate", "test" or "predict"."""
+        """Called when a run begins; ``stage`` is "fit", "validate", "test" or "predict"."""
 
     def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
-        """A run is over, also after an exception."""
+        """Called when a run is over, even after an exception."""
 
     def on_fit_start(self, trainer: Trainer, module: Module) -> None:
-        """The module is on its device, the optimizer is made, the checkpoint (if any) is loaded."""
+        """Called when the module is on its device, the optimizer is made, and the checkpoint, if any, is loaded."""
 
     def on_fit_end(self, trainer: Trainer, module: Module) -> None:
-        """Training is over; loggers are still open."""
+        """Called when training is over; the loggers are still open."""
 
     def on_sanity_check_start(self, trainer: Trainer, module: Module) -> None:
-        """A few validation batches are about to be tried before training."""
+        """Called before a few validation batches are tried ahead of training."""
 
     def on_sanity_check_end(self, trainer: Trainer, module: Module) -> None:
-        """The validation batches were tried; their metrics are dropped."""
+        """Called after those validation batches were tried; their metrics are dropped."""
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
-        """The first epoch is about to start."""
+        """Called before the first epoch."""
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
-        """The last epoch is over, or the run was stopped in the middle of one."""
+        """Called after the last epoch, or after the run was stopped in the middle of one."""
 
     def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
-        """An epoch is about to start."""
+        """Called before an epoch."""
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        """An epoch is over, validation and schedulers included."""
+        """Called after an epoch, including its validation and schedulers."""
 
     def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
-        """An optimizer step is about to start."""
+        """Called before an optimizer step."""
 
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """An optimizer step is over; ``outputs`` is a mapping with "loss": what `training_step` returned first."""
+        """Called after an optimizer step; ``outputs``, with "loss", is what `training_step` returned first."""
 
     def on_after_backward(self, trainer: Trainer, module: Module) -> None:
-        """The gradients of the whole group of batches lie in the parameters."""
+        """Called when the gradients of the whole group of batches are in the parameters."""
 
     def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
-        """The gradients are final but for clipping."""
+        """Called when the gradients are final except for clipping."""
 
     def on_optimizer_iteration(self, trainer: Trainer, module: Module, iteration: int, value: float) -> None:
-        """An iteration of the step under way is over: its number, from 1, and the best value of the objective so far.
+        """Called after an iteration within a step, with its number, from 1, and the best objective value so far.
 
-        The parameters are at the point of that value. ``trainer.stop(reason)`` ends the step, and the run, there.
+        The parameters are at the point with that value. ``trainer.stop(reason)`` ends the step, and the run, there.
         """
 
     def on_validation_start(self, trainer: Trainer, module: Module) -> None:
-        """Validation begins."""
+        """Called when validation begins."""
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
-        """Validation is over, its metrics are published."""
+        """Called when validation is over and its metrics are published."""
 
     def on_validation_epoch_start(self, trainer: Trainer, module: Module) -> None:
-        """The validation data are about to be read."""
+        """Called before the validation data are read."""
 
     def on_validation_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        """The validation data are read; what is logged here still counts."""
+        """Called after the validation data are read; what is logged here still counts."""
 
     def on_validation_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
-        """Before `validation_step`."""
+        """Called before `validation_step`."""
 
     def on_validation_batch_end(
         self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After `validation_step`; ``outputs`` is what it returned."""
+        """Called after `validation_step`; ``outputs`` is what it returned."""
 
     def on_test_start(self, trainer: Trainer, module: Module) -> None:
-        """Testing begins."""
+        """Called when testing begins."""
 
     def on_test_end(self, trainer: Trainer, module: Module) -> None:
-        """Testing is over, its metrics are published."""
+        """Called when testing is over and its metrics are published."""
 
     def on_test_epoch_start(self, trainer: Trainer, module: Module) -> None:
-        """The test data are about to be read."""
+        """Called before the test data are read."""
 
     def on_test_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        """The test data are read; what is logged here still counts."""
+        """Called after the test data are read; what is logged here still counts."""
 
     def on_test_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
-        """Before `test_step`."""
+        """Called before `test_step`."""
 
     def on_test_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """After `test_step`; ``outputs`` is what it returned."""
+        """Called after `test_step`; ``outputs`` is what it returned."""
 
     def on_predict_start(self, trainer: Trainer, module: Module) -> None:
-        """Prediction begins."""
+        """Called when prediction begins."""
 
     def on_predict_end(self, trainer: Trainer, module: Module) -> None:
-        """Prediction is over."""
+        """Called when prediction is over."""
 
     def on_predict_epoch_start(self, trainer: Trainer, module: Module) -> None:
-        """The data are about to be read."""
+        """Called before the data are read."""
 
     def on_predict_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        """The data are read."""
+        """Called after the data are read."""
 
     def on_predict_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
-        """Before `predict_step`."""
+        """Called before `predict_step`."""
 
     def on_predict_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """After `predict_step`; ``outputs`` is the prediction."""
+        """Called after `predict_step`; ``outputs`` is the prediction."""
 
     def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
-        """Something was raised; it is raised again after this."""
+        """Called after an exception, which is raised again afterwards."""
 
     def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is about to be written; entries may be added (numbers, strings, tensors, lists, mappings)."""
+        """Called before a checkpoint is written; it may add entries (numbers, strings, tensors, lists, mappings)."""
 
     def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint was read and is about to be restored."""
+        """Called after a checkpoint was read and before it is restored."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this callback."""
+        """Return what a checkpoint should hold of this callback."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
 
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_") or name in ("setup", "teardown"))

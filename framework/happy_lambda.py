@@ -1,11 +1,11 @@
-"""The penalty weight by the quantile universal threshold (QUT): no validation set, no knowledge of the noise.
+"""The penalty weight by the quantile universal threshold (QUT): no validation set, no knowledge of the noise level.
 
 The smallest weight at which the null model (all penalized weights zero) is a stationary point depends on the response.
-`happy_lambda` is its 0.95 quantile over responses of pure noise: with nothing to find, 95 fits in 100 find nothing. An
-unpenalized intercept belongs to the null model, and takes the mean out of the noise; without one the mean stays.
-Sources: Giacobino et al. 2017 (QUT); Sardy et al. 2022 (LASSO ANN) for networks.
+`happy_lambda` is its 0.95 quantile over responses of pure noise: if there is nothing to find, 95 fits in 100 find
+nothing. An unpenalized intercept belongs to the null model and removes the mean from the noise; without one the mean
+stays. Sources: Giacobino et al. 2017 (QUT); Sardy et al. 2022 (LASSO ANN) for networks.
 
-The loss is the one of `framework.losses`, ||y - f(x)||_2, unsquared; for classification, the cross-entropy.
+The loss is that of `framework.losses`, ||y - f(x)||_2, unsquared; for classification, the cross-entropy.
 
 Shape legend: N samples, P features, K responses or classes, D draws in one chunk.
 """
@@ -22,17 +22,17 @@ from framework.layers import sigma
 
 # Draws and their products with the data are made in chunks of this size: the data may leave little room on a device.
 CHUNK_BYTES = 64 * 2**20
-# Sets the private stream apart from the global one, of whose seed it is derived.
+# Separates the private stream from the global one, from whose seed it is derived.
 _STREAM = 0x9E3779B97F4A7C15
 
 
 class HappyLambda(ABC):
-    """Compute the quantile of a null statistic simulated over `distribution_count` draws; the base of the rest.
+    """The base class of thresholds: the quantile of a null statistic simulated over `distribution_count` draws.
 
-    Random draws come from a private stream, seeded with one integer taken from `generator`, or, without one, from
+    Random draws come from a private stream, seeded with one integer taken from `generator` or, without one, from
     `torch.initial_seed()`: the same under the same `torch.manual_seed`, different under another, and never the numbers
     that simulated the data. The global stream is not touched. Without a generator, `run` repeats its value; with one,
-    each call takes a further integer.
+    each call takes another integer.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class HappyLambda(ABC):
             )
         if not (dataset != (dataset[0] if intercept and len(dataset) > 1 else 0)).any():
             raise ValueError(
-                f"{name}: no feature {'varies over the samples' if intercept else 'differs from 0'}, so that there is "
+                f"{name}: no feature {'varies over the samples' if intercept else 'differs from 0'}, so there is "
                 "nothing to select; check the data"
             )
         if distribution_count < 1:
             raise ValueError(f"{name}: distribution_count={distribution_count}; it must be >= 1, 1000 is usual")
         if not 0 < quantile < 1:
-            raise ValueError(f"{name}: quantile={quantile}; it must lie strictly between 0 and 1, 0.95 is usual")
+            raise ValueError(f"{name}: quantile={quantile}; it must be strictly between 0 and 1, 0.95 is usual")
         dtype = dataset.dtype if dataset.dtype in (torch.float32, torch.float64) else torch.float32
         self.dataset = dataset.detach().to(device=device, dtype=dtype)
         self.distribution_count = distribution_count
@@ -81,14 +81,14 @@ class HappyLambda(ABC):
 
     @abstractmethod
     def _statistics(self, count: int, generator: torch.Generator) -> Tensor:
-        """Compute `count` draws of the smallest weight with a stationary null model, shape (count,)."""
+        """Simulate `count` draws of the smallest weight that makes the null model stationary, shape (count,)."""
 
     def _factor(self) -> float:
         return 1.0
 
     @abstractmethod
     def _num_responses(self) -> int:
-        """The number K of responses that one draw simulates."""
+        """Return the number K of responses that one draw simulates."""
 
     def _chunk_size(self) -> int:
         num_samples, num_features = self.dataset.shape
@@ -103,24 +103,25 @@ class HappyLambda(ABC):
 
 
 class HappyLambdaLinear(HappyLambda):
-    """Compute the weight of the L1 penalty for a linear model: Q95 of ||X^T g||_inf / ||g||_2.
+    """The weight of the L1 penalty for a linear model: Q95 of ||X^T g||_inf / ||g||_2.
 
-    g is Gaussian noise, centered where an unpenalized intercept absorbs its mean; X is used as given. With a single
-    sample centering would leave nothing, so it is left out: the result is then max |x_j|.
+    g is Gaussian noise, centered if an unpenalized intercept absorbs its mean; X is used as given. With a single
+    sample, centering would leave nothing, so it is skipped: the result is then max |x_j|.
 
     Args:
-        dataset: X, shape (N, P), finite; computed in float64 if it is float64, else in float32.
+        dataset: X, shape (N, P), finite; the computation is in float64 if it is float64, otherwise in float32.
         distribution_count: The number of draws.
-        std: The noise level, > 0. The statistic is the same for every one: it is checked and not used.
-        mean: The noise's mean, finite. Centered away: likewise. Without an intercept it must be 0.
+        std: The noise level, > 0. The statistic does not depend on it: it is checked but not used.
+        mean: The mean of the noise, finite; centering removes it, so it is not used either. It must be 0 without an
+            intercept.
         device: Where to compute; the dataset's device by default.
-        generator: Where the private stream's seed is taken from, on any device; by default the global seed.
-        quantile: The probability of finding nothing when there is nothing.
-        num_responses: Columns of the target. With several the loss is the norm over all of them (Frobenius).
-        intercept: Whether the model has one, trained and not penalized.
+        generator: The source of the private stream's seed, on any device; by default the global seed.
+        quantile: The probability of finding nothing when there is nothing to find.
+        num_responses: Number of columns of the target. With several, the loss is the norm over all of them (Frobenius).
+        intercept: Whether the model has an intercept, trained and not penalized.
 
     Raises:
-        ValueError: If the dataset is empty, no matrix, constant or not finite, or an argument is out of range.
+        ValueError: If the dataset is empty, not a matrix, constant or not finite, or an argument is out of range.
     """
 
     def __init__(
@@ -142,14 +143,16 @@ class HappyLambdaLinear(HappyLambda):
         name = type(self).__name__
         if not (math.isfinite(std) and std > 0):
             raise ValueError(
-                f"{name}: std={std}; the noise level must be finite and > 0, and any such one gives the same"
+                f"{name}: std={std}; the noise level must be finite and > 0 (the result does not depend on it)"
             )
         if not math.isfinite(mean):
-            raise ValueError(f"{name}: mean={mean}; the noise's mean must be finite, and any such one gives the same")
+            raise ValueError(
+                f"{name}: mean={mean}; the mean of the noise must be finite (the result does not depend on it)"
+            )
         if mean and not intercept:
             raise ValueError(
-                f"{name}: mean={mean} with intercept=False: a mean that nothing absorbs is no noise, and the threshold "
-                "would depend on its size; pass mean=0, or give the model an intercept"
+                f"{name}: mean={mean} with intercept=False: a mean that nothing absorbs is not noise, and the "
+                "threshold would depend on its size; pass mean=0, or give the model an intercept"
             )
         if num_responses < 1:
             raise ValueError(f"{name}: num_responses={num_responses}; it must be >= 1: the columns of the target")
@@ -165,7 +168,7 @@ class HappyLambdaLinear(HappyLambda):
         return self._dual_norm(G_DKN @ X_NP) / torch.linalg.vector_norm(G_DKN, dim=(1, 2))
 
     def _dual_norm(self, C_DKP: Tensor) -> Tensor:
-        """Compute the largest |gradient| over the penalized weights from X^T g, shape (D,)."""
+        """Compute the largest |gradient| over the penalized weights, shape (D,), from X^T g."""
         return torch.linalg.vector_norm(C_DKP, ord=math.inf, dim=(1, 2))
 
     def _num_responses(self) -> int:
@@ -173,16 +176,16 @@ class HappyLambdaLinear(HappyLambda):
 
 
 class HappyLambdaMLP(HappyLambdaLinear):
-    """Compute the weight of the L1 penalty on the first layer of a network: pi_l s^(l-1) Q95(||X^T g||_inf / ||g||_2).
+    """The weight of the L1 penalty on the first layer of a network: pi_l s^(l-1) Q95(||X^T g||_inf / ||g||_2).
 
-    l = len(neuron_count) layers; pi_l = sqrt(p_3 ... p_l), over the widths of the hidden layers after the first (the
-    first hidden width and the output's do not enter); s = sup |sigma'|, found numerically. It is the largest gradient
-    in W_1 at W_1 = 0 that the later layers can produce, and so holds only if **their rows have norm 1**, as in
-    `NormalizedLinear`, and if the last bias is trained and not penalized. `GroupL1(groups="columns")` has the same
-    threshold.
+    There are l = len(neuron_count) layers; pi_l = sqrt(p_3 ... p_l) is over the widths of the hidden layers after the
+    first (the first hidden width and the output width do not enter); s = sup |sigma'|, found numerically. This is the
+    largest gradient in W_1 at W_1 = 0 that the later layers can produce, so it is valid only if **their rows have norm
+    1**, as in `NormalizedLinear`, and if the last bias is trained and not penalized. `GroupL1(groups="columns")` has
+    the same threshold.
 
     Without any bias (``intercept=False``) the null model is 0, g is not centered, and s = |sigma'(0)|, the larger of
-    the two sides.
+    the two one-sided slopes.
 
     Args:
         dataset: X, shape (N, P).
@@ -194,13 +197,13 @@ class HappyLambdaMLP(HappyLambdaLinear):
         device: As in `HappyLambdaLinear`.
         generator: As in `HappyLambdaLinear`.
         quantile: As in `HappyLambdaLinear`.
-        num_responses: The number of outputs that are fitted to Gaussian responses. The published formula is for 1, the
+        num_responses: The number of outputs fitted to Gaussian responses. The published formula is for 1, which is the
             default whatever the last width; for several responses pass their number, and the threshold grows.
         intercept: True if the last layer has a bias, False if no layer has one.
 
     Raises:
-        ValueError: As `HappyLambdaLinear`; or if a width is below 1, the activation's derivative is not bounded, or
-            without biases the activation is not 0 at 0, or flat there.
+        ValueError: As for `HappyLambdaLinear`; or if a width is below 1, the activation's derivative is not bounded,
+            or, without biases, the activation is not 0 at 0 or is flat there.
     """
 
     def __init__(
@@ -248,16 +251,16 @@ class HappyLambdaMLP(HappyLambdaLinear):
         return pi * slope ** (num_layers - 1)
 
     def _dual_norm(self, C_DKP: Tensor) -> Tensor:
-        # The K rows of the last layer are free to align, one sign each: the responses add up.
+        # The K rows of the last layer are free to align, each with its own sign: the responses add up.
         return torch.linalg.vector_norm(C_DKP, ord=1, dim=1).amax(dim=1)
 
 
 class HappyLambdaClassifier(HappyLambda):
-    """Compute the weight of the L1 penalty for softmax regression, under the cross-entropy.
+    """The weight of the L1 penalty for softmax regression, under the cross-entropy.
 
-    The 0.95 quantile of max over features j and classes k of |sum_i x_ij (y_ik - p_k)|, y being one-hot labels drawn
-    from the null model. With an unpenalized intercept that has the class frequencies of `targets`, and p_k is the
-    average of y_ik: what the intercept fits. Without one all K classes are equally likely, and p_k = 1 / K.
+    It is the 0.95 quantile of max over features j and classes k of |sum_i x_ij (y_ik - p_k)|, with y one-hot labels
+    drawn from the null model. With an unpenalized intercept the null model has the class frequencies of `targets`, and
+    p_k is the average of y_ik, which the intercept fits. Without one all K classes are equally likely, and p_k = 1 / K.
 
     Args:
         dataset: X, shape (N, P), finite.
@@ -265,14 +268,14 @@ class HappyLambdaClassifier(HappyLambda):
         distribution_count: The number of draws.
         device: Where to compute; the dataset's device by default.
         generator: As in `HappyLambdaLinear`.
-        reduction: "mean" if the loss averages over samples (torch's default), "sum" if it adds them: n times larger.
-        quantile: The probability of finding nothing when there is nothing.
-        intercept: Whether the model has one, trained and not penalized.
-        num_classes: K, the outputs of the model; by default up to the largest class in `targets`.
+        reduction: "mean" if the loss averages over samples (torch's default), "sum" if it adds them: N times larger.
+        quantile: The probability of finding nothing when there is nothing to find.
+        intercept: Whether the model has an intercept, trained and not penalized.
+        num_classes: K, the number of the model's outputs; by default the largest class in `targets` plus 1.
 
     Raises:
-        ValueError: As `HappyLambdaLinear`; or if the targets are not class indices of at least two classes, all below
-            `num_classes`, or the reduction is unknown.
+        ValueError: As for `HappyLambdaLinear`; or if the targets are not class indices of at least two classes, all
+            below `num_classes`, or the reduction is unknown.
     """
 
     def __init__(
@@ -299,12 +302,12 @@ class HappyLambdaClassifier(HappyLambda):
         if targets.min() < 0 or targets.min() == targets.max():
             raise ValueError(
                 f"HappyLambdaClassifier: the targets lie between {targets.min()} and {targets.max()}; pass class "
-                "indices from 0 with at least two classes present"
+                "indices from 0, with at least two classes present"
             )
         if num_classes is not None and targets.max() >= num_classes:
             raise ValueError(
-                f"HappyLambdaClassifier: num_classes={num_classes}, and the largest target is {targets.max()}; pass "
-                "the number of the model's outputs, which has a place for every class"
+                f"HappyLambdaClassifier: num_classes={num_classes}, but the largest target is {targets.max()}; pass "
+                "the number of the model's outputs, at least one for every class"
             )
         if reduction not in ("sum", "mean"):
             raise ValueError(f'HappyLambdaClassifier: reduction={reduction!r} is unknown; pass "sum" or "mean"')
@@ -332,7 +335,7 @@ def _sup_derivative(activation_fn: Callable[[Tensor], Tensor]) -> float:
     """Compute sup |activation'| on a grid, to about 1e-7.
 
     Raises:
-        ValueError: If the derivative is not finite, or larger further out: no threshold exists.
+        ValueError: If the derivative is not finite, or is larger farther out: then no threshold exists.
     """
     with torch.enable_grad():
         x = torch.linspace(-60, 60, 240_001, dtype=torch.float64, requires_grad=True)
@@ -341,17 +344,17 @@ def _sup_derivative(activation_fn: Callable[[Tensor], Tensor]) -> float:
     sup, inner = slope.max().item(), slope[x.detach().abs() <= 30].max().item()
     if not (math.isfinite(sup) and sup <= inner * (1 + 1e-6)):
         raise ValueError(
-            f"HappyLambdaMLP: the derivative of {activation_fn!r} is not bounded, so that no threshold exists; use one "
-            "such as sigma, torch.relu or torch.tanh"
+            f"HappyLambdaMLP: the derivative of {activation_fn!r} is not bounded, so no threshold exists; use an "
+            "activation such as sigma, torch.relu or torch.tanh"
         )
     return sup
 
 
 def _slope_at_zero(activation_fn: Callable[[Tensor], Tensor]) -> float:
-    """Compute |activation'(0)|, the larger of its two sides, to about 1e-6.
+    """Compute |activation'(0)|, the larger of the two one-sided slopes, to about 1e-6.
 
     Raises:
-        ValueError: If the activation is not 0 at 0, or flat there.
+        ValueError: If the activation is not 0 at 0, or is flat there.
     """
     at_zero, left, right = activation_fn(torch.tensor([0.0, -1e-6, 1e-6], dtype=torch.float64)).tolist()
     slope = max(abs(left - at_zero), abs(right - at_zero)) * 1e6

@@ -1,4 +1,4 @@
-"""The class that users subclass: a network, what one batch costs, and what is optimized how."""
+"""The class that users subclass: a network, the loss of one batch, and how the parameters are optimized."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 class Module(nn.Module):
-    """A model that a `Trainer` can train: override `training_step` and `configure_optimizers`.
+    """A model that a `Trainer` can train. Override `training_step` and `configure_optimizers`.
 
-    Hooks of `Callback` may be defined here too, without their first two arguments.
+    The hooks of `Callback` may be defined here too, without their first two arguments.
 
     Attributes:
         penalty: If set, the trainer adds g, the sum of ``penalty.value(param, happy_lambda)`` over the penalized
             groups, to the loss that `training_step` returns.
-        happy_lambda: The weight of the penalty; a group's own ``"happy_lambda"`` goes before it. With a penalty one of
-            them must be given, if only as 0.0.
+        happy_lambda: The weight of the penalty; a group's own ``"happy_lambda"`` takes precedence. With a penalty one
+            of the two must be set, if only to 0.0.
     """
 
     penalty: Penalty | None = None
@@ -33,18 +33,20 @@ class Module(nn.Module):
 
     @property
     def trainer(self) -> Trainer:
-        """The trainer that runs this module, or ran it last."""
+        """The trainer that is running this module, or ran it last."""
         if self._trainer is None:
-            raise RuntimeError(f"{type(self).__name__} has no trainer yet: it gets one in Trainer.fit and its kin")
+            raise RuntimeError(
+                f"{type(self).__name__} has no trainer yet: Trainer.fit, validate, test and predict set it"
+            )
         return self._trainer
 
     @property
     def device(self) -> torch.device:
-        """Where the first parameter lies; the CPU for a module without parameters."""
+        """The device of the first parameter; the CPU for a module without parameters."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | tuple[Tensor, Tensor] | Mapping[str, Any]:
-        """The smooth part f of the objective, a scalar, as a mean over the samples of the batch.
+        """Compute the smooth part f of the objective, a scalar: the mean over the samples of the batch.
 
         Returns:
             f, or ``(f, penalty)``, or a mapping with ``"loss"`` and optionally ``"penalty"``. With a `penalty` object
@@ -53,19 +55,19 @@ class Module(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define training_step(batch, batch_idx)")
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        """What to do with one validation batch, usually ``self.log("val/loss", ...)``."""
+        """Process one validation batch, usually with ``self.log("val/loss", ...)``."""
 
     def test_step(self, batch: Any, batch_idx: int) -> Any:
-        """What to do with one test batch."""
+        """Process one test batch."""
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        """The prediction for one batch. Default: the module called on the batch, or on its first element."""
+        """Compute the prediction for one batch. Default: call the module on the batch, or on its first element."""
         return self(batch[0] if isinstance(batch, tuple | list) else batch)
 
     def count_samples(self, batch: Any) -> int:
-        """Count the samples of a batch: the weight of its mean among others, in accumulation and in logged means.
+        """Count the samples of a batch, the weight of its mean in accumulated steps and in logged means.
 
-        Default: the common length of its tensors. Override it where a batch holds tensors that are not per sample.
+        Default: the common length of its tensors. Override it if a batch holds tensors that are not per sample.
 
         Raises:
             ValueError: If the tensors have different lengths.
@@ -73,18 +75,18 @@ class Module(nn.Module):
         return count_samples(batch)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Torch parameter groups, each with ``"penalized"``: True, False, or a boolean mask of the parameter's shape.
+        """Return parameter groups, each with ``"penalized"``: True, False, or a boolean mask of the parameter's shape.
 
         Default: one unpenalized group of all parameters that require gradients.
         """
         return [{"params": [p for p in self.parameters() if p.requires_grad], "penalized": False}]
 
     def configure_optimizers(self) -> Any:
-        """One optimizer, with its schedulers if any, in any of the forms that Lightning accepts.
+        """Return one optimizer, with its schedulers if any, in any of the forms that Lightning accepts.
 
         They are: an optimizer; a list of one; ``([optimizer], [schedulers])``; a dictionary with ``"optimizer"`` and
-        optionally ``"lr_scheduler"``; a list of one such dictionary. A scheduler may be a dictionary of ``"scheduler"``
-        and any of ``"interval"``, ``"frequency"``, ``"monitor"``, ``"strict"``, ``"name"``.
+        optionally ``"lr_scheduler"``; a list of one such dictionary. A scheduler may be a dictionary with
+        ``"scheduler"`` and any of ``"interval"``, ``"frequency"``, ``"monitor"``, ``"strict"``, ``"name"``.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define configure_optimizers, for example: "
@@ -153,5 +155,5 @@ class Module(nn.Module):
             self.log(name, value, **options)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave the trainer behind."""
+        """Return the state without the trainer, so that copies and pickles leave it behind."""
         return {**self.__dict__, "_trainer": None}

@@ -1,8 +1,9 @@
 """Penalties g(x; lam): their value, their proximal map and the distance to their subdifferential.
 
-One convention everywhere: the weight `lam` multiplies the whole penalty, sums (never means) over entries or groups, and
-is a number, a 0-d tensor, or a tensor of the parameter's shape. In the last case each entry carries its own weight, so
-`lam * mask` penalizes the entries of the mask and leaves the others alone: their prox is `u` itself.
+One convention holds everywhere: penalties are sums (never means) over entries or groups, and the weight `lam`
+multiplies the whole penalty. It is a number, a 0-d tensor, or a tensor of the parameter's shape. In the last case each
+entry has its own weight, so `lam * mask` penalizes the entries of the mask and leaves the others alone: their prox is
+`u` itself.
 
 Penalties hold no tensors: they compare by value, print as they are constructed, and belong to no device.
 """
@@ -18,15 +19,15 @@ from torch import Tensor
 
 
 class Penalty(ABC):
-    """Computes a non-smooth penalty g(x; lam): what proximal optimizers apply and any other one differentiates."""
+    """A non-smooth penalty g(x; lam), which proximal optimizers apply by its prox and all others differentiate."""
 
     @abstractmethod
     def value(self, param: Tensor, lam: float | Tensor) -> Tensor:
-        """Computes g(param; lam), a 0-d tensor, differentiable with gradient 0 where `param` is 0."""
+        """Compute g(param; lam), a 0-d tensor, differentiable with gradient 0 where `param` is 0."""
 
     @abstractmethod
     def prox(self, u: Tensor, step: float | Tensor, lam: float | Tensor) -> Tensor:
-        """Computes argmin_x sum_i (x_i - u_i)^2 / (2 step_i) + g(x; lam).
+        """Compute argmin_x sum_i (x_i - u_i)^2 / (2 step_i) + g(x; lam).
 
         `step` is positive: a number, or a tensor that broadcasts to u's shape (the inverse of a diagonal metric). Zeros
         in the result are exact and positive, NaN in `u` stays NaN, and nothing waits for the device.
@@ -34,16 +35,16 @@ class Penalty(ABC):
 
     @abstractmethod
     def subgradient_gap(self, param: Tensor, grad: Tensor, lam: float | Tensor) -> Tensor:
-        """Computes how far `-grad` is from the subdifferential of g at `param`: 0 at a stationary point of f + g.
+        """Compute how far `-grad` is from the subdifferential of g at `param`: 0 at a stationary point of f + g.
 
-        A 0-d tensor: the largest over entries of min |grad_i + xi_i| over subgradients xi; for groups, the largest over
-        groups of the Euclidean distance.
+        Returns a 0-d tensor: the largest, over entries, of min |grad_i + xi_i| over subgradients xi; for groups, the
+        largest Euclidean distance over groups.
         """
 
 
 @dataclass(frozen=True)
 class L1(Penalty):
-    """Computes lam * sum |w|, the lasso penalty. Its prox is soft thresholding at step * lam."""
+    """The lasso penalty, lam * sum |w|. Its prox is soft thresholding at step * lam."""
 
     def value(self, param: Tensor, lam: float | Tensor) -> Tensor:
         return _weighted_sum(param.abs(), lam)
@@ -57,13 +58,13 @@ class L1(Penalty):
 
 @dataclass(frozen=True)
 class ElasticNet(Penalty):
-    """Computes lam * sum (l1_ratio |w| + (1 - l1_ratio) w^2 / 2), the elastic net in scikit-learn's convention.
+    """The elastic net, lam * sum (l1_ratio |w| + (1 - l1_ratio) w^2 / 2), in scikit-learn's convention.
 
     Args:
         l1_ratio: The share of the L1 norm, in [0, 1]; 1 is `L1`, 0 is ridge.
 
     Raises:
-        ValueError: `l1_ratio` is outside [0, 1].
+        ValueError: If `l1_ratio` is outside [0, 1].
     """
 
     l1_ratio: float = 0.5
@@ -87,19 +88,19 @@ class ElasticNet(Penalty):
 
 @dataclass(frozen=True)
 class GroupL1(Penalty):
-    """Computes lam * sum over groups of ||w_group||_2, which zeroes whole groups at once.
+    """The group lasso, lam * sum over groups of ||w_group||_2, which zeroes whole groups at once.
 
-    The weight of `nn.Linear` has shape (out, in). `groups="columns"` makes one group of every input (all entries with
-    the same index along dimension 1: a zero column drops a feature); `groups="rows"` one of every neuron (dimension 0).
-    Further dimensions, a convolution's kernel, belong to the group. With fewer than two dimensions each entry is its
-    own group, as in `L1`.
+    The weight of `nn.Linear` has shape (out, in). `groups="columns"` makes one group per input (all entries with the
+    same index along dimension 1: a zero column drops a feature); `groups="rows"` one group per neuron (dimension 0).
+    Further dimensions, such as a convolution's kernel, belong to the group. With fewer than two dimensions each entry
+    is its own group, as in `L1`.
 
-    There is no factor sqrt(group size): groups of one matrix have one size, and without it the quantile universal
-    threshold of the first layer is the one of `L1` (the groups' gradient norm at W_1 = 0 has the same maximum over
-    unit-norm output weights). With an elementwise `lam` the penalty is sum ||lam * w||_2 over groups.
+    There is no factor sqrt(group size): all groups of a matrix have the same size, and without the factor the quantile
+    universal threshold of the first layer is that of `L1` (the groups' gradient norm at W_1 = 0 has the same maximum
+    over unit-norm output weights). With an elementwise `lam` the penalty is sum ||lam * w||_2 over groups.
 
     Raises:
-        ValueError: `groups` is neither "columns" nor "rows".
+        ValueError: If `groups` is neither "columns" nor "rows".
     """
 
     groups: Literal["columns", "rows"] = "columns"
@@ -116,7 +117,7 @@ class GroupL1(Penalty):
         if _is_elementwise(lam):
             return self.value(lam * param, 1.0)
         square = param.square().sum(self._dims(param))
-        # A norm has no second derivative at 0; the constant stands in so that a Hessian product is finite.
+        # A norm has no second derivative at 0; a constant in its place keeps Hessian products finite.
         return lam * torch.where(square == 0, 0.0, torch.where(square == 0, 1.0, square).sqrt()).sum()
 
     def prox(self, u: Tensor, step: float | Tensor, lam: float | Tensor) -> Tensor:
@@ -131,7 +132,7 @@ class GroupL1(Penalty):
         if param.ndim < 2:
             return L1().subgradient_gap(param, grad, lam)
         norm = self._norm(lam * param)
-        # g is the support function of its subdifferential at 0, so (Moreau) the distance to it is a norm of the prox.
+        # g is the support function of its subdifferential at 0, so (Moreau) the distance to it is the norm of a prox.
         gap = torch.where(norm == 0, self.prox(-grad, 1.0, lam), grad + lam * (lam * param) / norm)
         return _largest(self._norm(gap))
 
@@ -145,21 +146,21 @@ class GroupL1(Penalty):
 
 @dataclass(frozen=True)
 class Harder(Penalty):
-    """Computes lam * sum rho(w), rho(w) = |w| / (1 + |w|^(1 - nu)): from half the lasso (nu = 1) to nearly hard.
+    """The harder penalty, lam * sum rho(w), rho(w) = |w| / (1 + |w|^(1 - nu)): half the lasso (nu = 1) to nearly hard.
 
-    Concave on each side of 0, so large weights are hardly shrunk. The slope at 0 is +-1 for every nu < 1: the
+    It is concave on each side of 0, so large weights hardly shrink. The slope at 0 is +-1 for every nu < 1: the
     subdifferential there is lam * [-1, 1], and the weight that makes the null model stationary is that of `L1`. For
     nu = 1, rho(w) = |w| / 2 and the interval is half as wide.
 
-    The prox, with t = step * lam, is 0 for |u| <= phi and jumps to kappa there; above, it is the larger root of
-    x - |u| + t rho'(x) = 0. As phi < t, a long step may leave a zero that is stationary for a better point.
+    With t = step * lam, the prox is 0 for |u| <= phi and jumps to kappa there; above, it is the larger root of
+    x - |u| + t rho'(x) = 0. Since phi < t, a long step may leave a stationary zero for a better point.
     Source: HarderLASSO, arXiv 2411.17180.
 
     Args:
         nu: The shape, in (0, 1]; lower is closer to hard thresholding.
 
     Raises:
-        ValueError: `nu` is outside (0, 1].
+        ValueError: If `nu` is outside (0, 1].
     """
 
     nu: float = 0.1
@@ -172,7 +173,7 @@ class Harder(Penalty):
 
     def value(self, param: Tensor, lam: float | Tensor) -> Tensor:
         a = param.abs()
-        # The clamp keeps both derivatives of the power finite at 0, where they would make the gradient 0 * inf.
+        # The clamp keeps both derivatives of the power finite at 0, where the gradient would otherwise be 0 * inf.
         q = a.clamp_min(torch.finfo(a.dtype).tiny ** 0.5) ** (1 - self.nu)
         return _weighted_sum(a / (1 + q), lam)
 
@@ -191,12 +192,13 @@ class Harder(Penalty):
         return _largest(torch.where(param == 0, _soft(grad, lam * slope_at_0), grad + lam * rho_prime).abs())
 
     def _threshold(self, u: Tensor, t: float | Tensor) -> Tensor:
-        """Computes the prox for t > 0, with m = 1 - nu and s = 1 / (1 + x^m)."""
+        """Compute the prox for t > 0, with m = 1 - nu and s = 1 / (1 + x^m)."""
         nu, m, a = self.nu, 1 - self.nu, u.abs()
         kappa, phi = self._jump(t)
         q = kappa**m
-        # x - a + t rho'(x) is convex for x > 0: right of the larger root Newton falls to it and never past it. So lie
-        # both a and the Newton step from kappa, near which the slope is as small as nu / 2 and a is a poor start.
+        # x - a + t rho'(x) is convex for x > 0: from the right of the larger root, Newton descends to it and never
+        # passes it. Both a and the Newton step from kappa lie there; near kappa the slope is as small as nu / 2, and a
+        # is a poor start.
         x = torch.minimum(a, kappa + (a - phi) * (2 * (1 + q) / (nu + (2 - nu) * q)))
         # The root is at least kappa; kappa itself may underflow, and 0 has no finite slope.
         kappa = _clamp_min(kappa, torch.finfo(u.dtype).tiny)
@@ -209,10 +211,10 @@ class Harder(Penalty):
         return torch.where(a <= phi, 0.0, torch.copysign(x, u))
 
     def _jump(self, t: float | Tensor) -> tuple[Any, Any]:
-        """Computes kappa, the root of kappa^nu + 2 kappa + kappa^(2 - nu) = 2 t (1 - nu), and phi.
+        """Compute kappa, the root of kappa^nu + 2 kappa + kappa^(2 - nu) = 2 t (1 - nu), and phi.
 
         In z = log kappa the equation is nu z + 2 log(1 + e^((1 - nu) z)) = log(2 t (1 - nu)): convex, with slopes
-        between nu and 2 - nu, and the start lies right of the root, so that Newton converges from anywhere.
+        between nu and 2 - nu, and the start lies to the right of the root, so Newton converges for every t.
         """
         fn: Any = torch if isinstance(t, Tensor) else math
         nu = self.nu
@@ -225,12 +227,12 @@ class Harder(Penalty):
         return kappa, kappa / 2 + t / (1 + fn.exp((1 - nu) * z))
 
 
-# Enough for float64 from every start: measured over nu in [0.02, 1) and t in [1e-8, 1e7].
+# Enough for float64 from every start, as measured over nu in [0.02, 1) and t in [1e-8, 1e7].
 _NEWTON_STEPS = 5
 
 
 def _soft(u: Tensor, t: float | Tensor) -> Tensor:
-    # u - u is +0 and NaN - NaN is NaN: exact zeros, without sign, in two kernels.
+    # u - u is +0 and NaN - NaN is NaN: exact positive zeros, in two kernels.
     clamp: Callable[..., Tensor] = u.clamp
     return u - clamp(-t, t)
 
@@ -259,17 +261,17 @@ def _largest(gap: Tensor) -> Tensor:
 
 
 def _group_prox_in_metric(u: Tensor, step: float | Tensor, lam: float | Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Computes the prox of sum ||lam * x||_2 over groups when step or lam differs within a group.
+    """Compute the prox of sum ||lam * x||_2 over groups when step or lam varies within a group.
 
-    With a = lam u and w = step lam^2, a group is 0 if sum (a / w)^2 <= 1, else x = u v / (v + w), where v > 0 solves
-    S(v) = sum a^2 / (v + w)^2 = 1. Entries with lam = 0 have w = 0, hence x = u.
+    With a = lam u and w = step lam^2, a group is 0 if sum (a / w)^2 <= 1; otherwise x = u v / (v + w), where v > 0
+    solves S(v) = sum a^2 / (v + w)^2 = 1. Entries with lam = 0 have w = 0, hence x = u.
     """
 
     def total(x: Tensor) -> Tensor:
         return x.sum(dims, keepdim=True)
 
     def newton(v: Tensor) -> tuple[Tensor, Tensor]:
-        """One step on 1 / sqrt(S(v)) = 1, concave in v: from either side it lands left of the root."""
+        """Take a Newton step on 1 / sqrt(S(v)) = 1, concave in v: from either side it lands left of the root."""
         c = (a / (v + w_or_1)).square()
         S = total(c)
         return v + S * (S.sqrt() - 1) / total(c / (v + w_or_1)), S
@@ -283,7 +285,7 @@ def _group_prox_in_metric(u: Tensor, step: float | Tensor, lam: float | Tensor, 
     low = torch.maximum((a - w_or_1).amax(dims, keepdim=True), norm - w_or_1.amax(dims, keepdim=True)).clamp_min(0)
     high = norm - w_or_1.amin(dims, keepdim=True)
     low = torch.maximum(low, newton(low)[0])
-    # Halving the bracket's logarithm bounds the work whatever the spread of w; Newton then doubles the digits.
+    # Bisecting the bracket in logarithms bounds the work whatever the spread of w; Newton then doubles the digits.
     for _ in range(8):
         middle = low.sqrt() * high.sqrt()
         step_from_middle, S = newton(middle)

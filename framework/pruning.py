@@ -1,4 +1,4 @@
-"""From a network with zero weights to a smaller one that computes the same function."""
+"""Pruning: from a network with zero weights to a smaller one that computes the same function."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from framework.layers import NormalizedLinear, Sigma
 
-# What may stand between linear layers: elementwise, and the same for every neuron.
+# The layers allowed between linear layers: elementwise, and the same for every neuron.
 ELEMENTWISE = (
     nn.Dropout,
     nn.ELU,
@@ -27,7 +27,7 @@ ELEMENTWISE = (
 
 
 class SelectFeatures(nn.Module):
-    """Computes x[:, features]: what a pruned network reads of an input of the original size.
+    """The selection x[:, features], what a pruned network reads from an input of the original size.
 
     Args:
         features: The columns to keep, shape (kept,), integers.
@@ -40,36 +40,36 @@ class SelectFeatures(nn.Module):
         self.register_buffer("features", features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes the chosen columns, shape (N, kept), of x, shape (N, P)."""
+        """Return the selected columns, shape (N, kept), of x, shape (N, P)."""
         return x.index_select(1, self.features)
 
 
 @torch.no_grad()
 def prune(network: nn.Sequential) -> nn.Sequential:
-    """Builds the network without features and neurons that do not matter; in evaluation it computes the same function.
+    """Build a network without features and neurons that do not matter; in eval mode it computes the same function.
 
-    Dropped are features whose weights in the first layer are all zero, neurons that no neuron after them reads, and
-    neurons that read nothing: those give sigma(b) for every input, which goes into the biases of the next layer. A
-    `NormalizedLinear` becomes a plain linear layer of the weights in effect: with fewer columns its rows would get
-    other norms. Zeros must be exact, as proximal optimizers leave them. The given network is not changed.
+    It drops features whose weights in the first layer are all zero, neurons that no later neuron reads, and neurons
+    that read nothing: those output a constant for every input, which goes into the biases of the next layer. A
+    `NormalizedLinear` becomes a plain linear layer with the weights in effect, because with fewer columns its rows
+    would have other norms. Zeros must be exact, as proximal optimizers leave them. The given network is not changed.
 
     Args:
         network: `nn.Linear` and `NormalizedLinear` layers with elementwise activations or dropout between them, after
             an optional `nn.Flatten`.
 
     Returns:
-        `SelectFeatures`, which takes the original input and knows the ``features`` that are left, then the linear and
-        other layers. A layer may have no neuron left: then the network is a constant.
+        `SelectFeatures`, which takes the original input and holds the remaining ``features``, then the linear and
+        other layers. A layer may have no neurons left: then the network is a constant.
 
     Raises:
-        TypeError: The network has another structure or other layers; the first of them is named.
+        TypeError: If the network has another structure or other layers; the message names the first of them.
     """
     linears, between, head = split_layers(network)
     weights = [_effective_weight(linear) for linear in linears]
     biases = [
         w.new_zeros(len(w)) if lin.bias is None else lin.bias.clone() for w, lin in zip(weights, linears, strict=True)
     ]
-    # kept[k]: which inputs of layer k are kept; all the outputs of the last one are.
+    # kept[k] says which inputs of layer k are kept; all outputs of the last layer are.
     kept = [(weight != 0).any(dim=0) for weight in weights] + [torch.ones_like(biases[-1], dtype=torch.bool)]
     for k in reversed(range(len(weights) - 1)):
         kept[k] = (weights[k][kept[k + 1]] != 0).any(dim=0)
@@ -89,18 +89,18 @@ def prune(network: nn.Sequential) -> nn.Sequential:
 
 
 def used_features(network: nn.Sequential) -> Tensor:
-    """The inputs that a network's output depends on, by its exact zeros: indices, shape (used,)."""
+    """Return the indices of the inputs that a network's output depends on, by its exact zeros, shape (used,)."""
     return next(layer.features for layer in prune(network) if isinstance(layer, SelectFeatures))
 
 
 def split_layers(network: nn.Module) -> tuple[list[nn.Linear], list[list[nn.Module]], list[nn.Module]]:
-    """Takes a plain network apart: its linear layers, what stands between each and the next, what before the first.
+    """Return a plain network's linear layers, the layers between each and the next, and those before the first.
 
     Raises:
-        TypeError: It is no `nn.Sequential` of what `prune` allows.
+        TypeError: If it is not an `nn.Sequential` of what `prune` allows.
     """
     if not isinstance(network, nn.Sequential):
-        raise TypeError(f"{type(network).__name__} is no nn.Sequential of linear layers")
+        raise TypeError(f"{type(network).__name__} is not an nn.Sequential of linear layers")
     linears: list[nn.Linear] = []
     between: list[list[nn.Module]] = []
     head: list[nn.Module] = []
@@ -115,8 +115,8 @@ def split_layers(network: nn.Module) -> tuple[list[nn.Linear], list[list[nn.Modu
         else:
             allowed = ", ".join(kind.__name__ for kind in ELEMENTWISE)
             raise TypeError(
-                f"layer {name} is {type(layer).__name__}, where only nn.Linear and NormalizedLinear are allowed, "
-                f"nn.Flatten before them, and between them: {allowed}"
+                f"layer {name} is {type(layer).__name__}; allowed are nn.Linear and NormalizedLinear, nn.Flatten "
+                f"before them, and between them {allowed}"
             )
     if not linears or between[-1]:
         raise TypeError(f"{type(network).__name__} does not end with a linear layer")
@@ -128,14 +128,14 @@ def _effective_weight(linear: nn.Linear) -> Tensor:
 
 
 def _apply(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """What elementwise layers make of x in evaluation, where dropout does nothing."""
+    """Apply elementwise layers to x as in eval mode, where dropout does nothing."""
     for layer in layers:
         x = x if isinstance(layer, nn.Dropout) else layer(x.clone())
     return x
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.Linear(1, 1)  # an empty one would warn that there is nothing to initialise
+    layer = nn.Linear(1, 1)  # an empty layer would warn that there is nothing to initialize
     layer.out_features, layer.in_features = weight.shape
     layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
     return layer

@@ -41,41 +41,41 @@ from framework.objective.closure import Closure
 
 
 class Trainer:
-    """Trains a `Module`. Argument names and defaults are Lightning's wherever Lightning has the argument.
+    """A trainer of a `Module`. Argument names and defaults are Lightning's wherever Lightning has the argument.
 
     Args:
-        accelerator: "auto", "cpu", "gpu", ...: passed to Fabric, as are strategy, devices, num_nodes, precision.
+        accelerator: "auto", "cpu", "gpu", ...: passed to Fabric, as are strategy, devices, num_nodes and precision.
         strategy: "auto", "ddp", ... or a Fabric strategy.
-        devices: How many devices, or which.
+        devices: How many devices, or which ones.
         num_nodes: How many machines.
         precision: "32-true", "bf16-mixed", "16-mixed", "64-true", ...
-        logger: True for TensorBoard under ``default_root_dir``, False for none, a Fabric logger or several.
+        logger: True for TensorBoard under ``default_root_dir``, False for none, or one or several Fabric loggers.
         callbacks: One or several. A model summary, a progress bar and a checkpoint at the end are added by default.
-        fast_dev_run: True or a number of batches: try everything on that many, log and save nothing.
-        max_epochs: Stop after so many epochs; -1 for no limit. Default: 1000 if nothing else limits the run.
-        max_steps: Stop after so many optimizer steps; -1 for no limit.
+        fast_dev_run: True or a number of batches: try everything on that many batches; log and save nothing.
+        max_epochs: Stop after this many epochs; -1 for no limit. Default: 1000 if nothing else limits the run.
+        max_steps: Stop after this many optimizer steps; -1 for no limit.
         max_time: Stop after this time: "DD:HH:MM:SS", a `timedelta` or its arguments as a mapping.
-        limit_train_batches: How many batches of an epoch (int), or which share of them (float), to train on.
+        limit_train_batches: How many batches per epoch (int), or what fraction of them (float), to train on.
         limit_val_batches: The same for validation.
         limit_test_batches: The same for `test`.
         limit_predict_batches: The same for `predict`.
-        overfit_batches: Train on the same first so many batches (int), or share of them (float), in every epoch.
-        check_val_every_n_epoch: Validate after every so many epochs.
-        num_sanity_val_steps: Validation batches to try before training; -1 for all.
+        overfit_batches: Train on the same first batches in every epoch: this many (int) or this fraction (float).
+        check_val_every_n_epoch: Validate after every nth epoch.
+        num_sanity_val_steps: Number of validation batches to try before training; -1 for all.
         log_every_n_steps: Log on steps 0, n, 2n, ...; the values are those at the point before the step.
-        enable_checkpointing: Whether a `ModelCheckpoint` is added to the callbacks.
-        enable_progress_bar: Whether a progress bar is shown.
-        enable_model_summary: Whether the layers and parameter groups are printed first.
-        accumulate_grad_batches: How many batches make the objective of one step; "epoch": the whole loader.
-        gradient_clip_val: Clip gradients to this, for optimizers that evaluate once per step.
+        enable_checkpointing: Whether to add a `ModelCheckpoint` to the callbacks.
+        enable_progress_bar: Whether to show a progress bar.
+        enable_model_summary: Whether to print the layers and parameter groups first.
+        accumulate_grad_batches: How many batches make up the objective of one step; "epoch" for the whole loader.
+        gradient_clip_val: Clip gradients to this value, for optimizers that evaluate once per step.
         gradient_clip_algorithm: "norm" (of all gradients together) or "value".
-        inference_mode: Evaluate under `torch.inference_mode` rather than `torch.no_grad`.
+        inference_mode: Evaluate under `torch.inference_mode` instead of `torch.no_grad`.
         default_root_dir: Where logs and checkpoints go. Default: the current folder.
 
     Attributes:
-        fabric: Fabric, which places module and data.
+        fabric: The Fabric object, which places module and data.
         callbacks, loggers: Those of the next run.
-        num_training_batches: How many batches an epoch of the last fit has; infinite for a stream without length.
+        num_training_batches: The number of batches per epoch in the last fit; infinite for a stream without length.
     """
 
     def __init__(
@@ -151,11 +151,11 @@ class Trainer:
         self._under_way: str | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a setting only between runs: a run keeps those it started with."""
+        """Set an attribute; refuse a setting during a run, which keeps the settings it started with."""
         if name in _SETTINGS and getattr(self, "_under_way", None):
             raise AttributeError(
-                f"trainer.{name} was set during {self._under_way}, which goes on with the value it started with: set "
-                "it before. (stop() ends a run, use_optimizer() changes how it goes on)"
+                f"trainer.{name} was set during {self._under_way}, which keeps the value it started with: set it "
+                "before the run. (stop() ends a run, use_optimizer() switches its optimizer)"
             )
         super().__setattr__(name, value)
 
@@ -167,26 +167,26 @@ class Trainer:
     def fit(
         self, model: Module, train_dataloaders: Any, val_dataloaders: Any = None, ckpt_path: str | Path | None = None
     ) -> None:
-        """Train a module; return when a limit is reached, a callback stops it, or at Ctrl-C or SIGTERM.
+        """Train a module; return when a limit is reached, when a callback stops it, or on Ctrl-C or SIGTERM.
 
         The loop, in short (`framework.callback` says where the hooks are, `framework/loop/fit.py` is the loop itself)::
 
             while no limit is reached:
                 for batches in train_dataloaders:      # as many as accumulate_grad_batches says
                     optimizer.step(closure)            # zero_grad, training_step, backward, as often as it asks
-                    step the schedulers of interval "step"; log on every log_every_n_steps-th step
+                    step the schedulers with interval "step"; log every log_every_n_steps steps
                 validate
-                step the schedulers of interval "epoch"
+                step the schedulers with interval "epoch"
 
         Args:
             model: The module to train.
             train_dataloaders: A `DataLoader`, a `TensorLoader` or any iterable of batches that can be read again.
             val_dataloaders: The same, for validation.
-            ckpt_path: A checkpoint to continue from, or "last" or "best" of this trainer's `ModelCheckpoint`.
+            ckpt_path: A checkpoint to continue from, or "last" or "best" for those of this trainer's `ModelCheckpoint`.
 
         Raises:
-            ValueError: If input is bad or settings contradict each other; the message names the remedy.
-            TypeError: If the type of an input is wrong.
+            ValueError: If an input is invalid or settings contradict each other; the message says how to fix it.
+            TypeError: If an input has the wrong type.
             FileNotFoundError: If there is no such checkpoint.
         """
         with self._running(model, "fit") as hooks:
@@ -225,7 +225,7 @@ class Trainer:
         return [self._evaluate(model, dataloaders, "test", self.limit_test_batches, ckpt_path)[0]]
 
     def predict(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[Any]:
-        """Run `predict_step` over the data; return its results, one per batch."""
+        """Run `predict_step` over the data; return its results, one for each batch."""
         return self._evaluate(model, dataloaders, "predict", self.limit_predict_batches, ckpt_path)[1]
 
     def _evaluate(
@@ -243,12 +243,12 @@ class Trainer:
 
     @contextmanager
     def _running(self, module: Module, stage: str) -> Iterator[Hooks]:
-        """The frame of every run: signals, the first and the last hooks, and loggers closed whatever happens."""
+        """Frame a run: handle signals, fire the first and last hooks, and close the loggers whatever happens."""
         check_module(module)
         check_overrides(module, self.callbacks)
         if self._under_way is not None:
             raise RuntimeError(
-                f"Trainer.{stage} was called during {self._under_way}: wait for its end, or make another Trainer"
+                f"Trainer.{stage} was called during {self._under_way}: wait until it ends, or make another Trainer"
             )
         hooks = Hooks(self, module, self.callbacks)
         module._trainer = self
@@ -277,7 +277,7 @@ class Trainer:
 
     @property
     def should_stop(self) -> bool:
-        """Whether somebody asked the run to end after the step under way; set it to True to ask."""
+        """Whether the run has been asked to end after the current step; set it to True to ask."""
         return self._stop.reason is not None
 
     @should_stop.setter
@@ -285,21 +285,21 @@ class Trainer:
         if value:
             self._stop.ask("should_stop")
         elif self.should_stop:
-            raise ValueError("should_stop=False: a run that was asked to stop cannot be told to go on; call fit again")
+            raise ValueError("should_stop=False: a run that was asked to stop cannot continue; call fit again")
 
     def stop(self, reason: str) -> None:
-        """End training after the step under way; ``reason`` becomes `stopped_because`."""
+        """End training after the current step; ``reason`` becomes `stopped_because`."""
         self._stop.ask(reason)
 
     def use_optimizer(self, configured: Any, *, accumulate_grad_batches: int | str | None = None) -> None:
-        """Go on with another optimizer; to be called between epochs, by a callback.
+        """Continue with another optimizer. A callback may call this between epochs.
 
-        Steps and evaluations keep counting. A run that is resumed must call this before the checkpoint is restored, in
+        Steps and evaluations keep counting. A resumed run must call this before the checkpoint is restored, in
         `Callback.on_load_checkpoint`: a checkpoint fits only the class of optimizer that wrote it.
 
         Args:
             configured: An optimizer, or any other form that `Module.configure_optimizers` may return.
-            accumulate_grad_batches: From now on; None to leave it.
+            accumulate_grad_batches: The setting from now on; None to keep it.
 
         Raises:
             ValueError: If the optimizer does not fit the module or the trainer's settings.
@@ -309,8 +309,8 @@ class Trainer:
     def stationarity_gap(self) -> float:
         """Compute how far the parameters are from a stationary (KKT) point of f + g on all the training data.
 
-        See `framework.optim.stationarity_gap`. It counts as one closure evaluation and changes neither gradients,
-        buffers nor random draws. To be called between steps, by a callback.
+        See `framework.optim.stationarity_gap`. This counts as one closure evaluation and does not change gradients,
+        buffers or random draws. A callback may call it between steps.
         """
         return self._last_fit("stationarity_gap").stationarity_gap()
 
@@ -318,7 +318,7 @@ class Trainer:
         """Write everything that `fit` needs to continue from here as if it had not been interrupted.
 
         Raises:
-            ValueError: If the objective is not finite: rather an older checkpoint than one that has diverged.
+            ValueError: If the objective is not finite: an older checkpoint is better than a diverged one.
         """
         run = self._last_fit("save_checkpoint")
         if self.fabric.is_global_zero:
@@ -338,7 +338,7 @@ class Trainer:
 
     def _last_fit(self, question: str) -> FitRun:
         if self._fit is None:
-            raise RuntimeError(f"trainer.{question}: no fit has begun yet, or its optimizer is still to be configured")
+            raise RuntimeError(f"trainer.{question}: no fit has begun yet, or its optimizer is not configured yet")
         return self._fit
 
     @property
@@ -353,27 +353,27 @@ class Trainer:
 
     @property
     def schedulers(self) -> list[SchedulerConfig]:
-        """Its schedulers."""
+        """The schedulers of the last fit."""
         return self._last_fit("schedulers").phase.schedulers
 
     @property
     def closure(self) -> Closure:
-        """What its steps evaluate."""
+        """The closure that the steps of the last fit evaluate."""
         return self._last_fit("closure").phase.closure
 
     @property
     def progress(self) -> Progress:
-        """How far the last fit has come; at 0 before the first."""
+        """How far the last fit has come; all zeros before the first."""
         return Progress() if self._fit is None else self._fit.progress
 
     @property
     def current_epoch(self) -> int:
-        """The index of the epoch under way, which is the number of those completed."""
+        """The index of the current epoch, which is the number of epochs completed before it."""
         return self.progress.epoch
 
     @property
     def global_step(self) -> int:
-        """Optimizer steps taken by the last fit."""
+        """The number of optimizer steps taken by the last fit."""
         return self.progress.global_step
 
     @property
@@ -383,12 +383,12 @@ class Trainer:
 
     @property
     def fit_seconds(self) -> float:
-        """How long the last fit trained, validation included; 0 before its end."""
+        """How many seconds the last fit trained, including validation; 0 until it ends."""
         return 0.0 if self._fit is None else self._fit.seconds
 
     @property
     def stopped_because(self) -> str | None:
-        """Why the last fit ended: "max_epochs", "max_steps", "max_time", or what `stop` was told."""
+        """Why the last fit ended: "max_epochs", "max_steps", "max_time", or the reason passed to `stop`."""
         return None if self._fit is None else self._fit.stop.reason
 
     @property
@@ -398,12 +398,12 @@ class Trainer:
 
     @property
     def sanity_checking(self) -> bool:
-        """Whether validation is only being tried before training."""
+        """Whether the current validation is only the check before training."""
         return self._run is not None and self._run.sanity_checking
 
     @property
     def metrics(self) -> Metrics:
-        """What was logged in the last run."""
+        """The metrics logged in the last run."""
         return self._last_run("metrics").metrics
 
     @property
@@ -418,13 +418,13 @@ class Trainer:
 
     @property
     def estimated_stepping_batches(self) -> float:
-        """How many optimizer steps the run will take, if nothing stops it: what a one-cycle schedule needs to know."""
+        """How many optimizer steps the run will take unless something stops it, as a one-cycle schedule needs."""
         steps = num_steps(self.num_training_batches, self.accumulate_grad_batches) * self.max_epochs
         return min(limit if limit >= 0 else math.inf for limit in (steps, self.max_steps))
 
     @property
     def log_dir(self) -> Path:
-        """The folder of the first logger that has one, else ``default_root_dir``."""
+        """The folder of the first logger that has one, otherwise ``default_root_dir``."""
         directories = (getattr(logger, "log_dir", None) for logger in self.loggers)
         return next((Path(directory) for directory in directories if directory), self.default_root_dir)
 

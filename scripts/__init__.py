@@ -1,1 +1,1 @@
-"""What a maintainer runs."""
+"""Scripts for maintainers."""

@@ -1,16 +1,16 @@
-"""Times proxtrain against loops written by hand and against Lightning, and prints tables in Markdown.
+"""Time proxtrain against hand-written loops and against Lightning, and print tables in Markdown.
 
     uv run python -m scripts.benchmark --data-root ../shared/data
 
-All contenders run in one process, one after the other, round after round, each round in another order, so that whatever
-else the machine does falls on all of them. A ratio is the median over the rounds of the ratios within a round. The
-first round is a short one that does not count. `scripts.benchmark_loops` says what is timed and what is not,
-`scripts.benchmark_tasks` what is trained; proxtrain and the tight loop must come to the same weights in every round.
+All contenders run in one process, one after another, round after round, in a different order each round, so that
+whatever else the machine does affects all of them. A ratio is the median over the rounds of the ratios within a round.
+The first round is a short one that does not count. `scripts.benchmark_loops` says what is timed and what is not,
+`scripts.benchmark_tasks` what is trained; proxtrain and the tight loop must reach the same weights in every round.
 
-Everything runs on the CPU. What contenders print goes to a terminal of its own, where progress bars are drawn as often
-as on any other. Lightning's and the tutorial's batches come from a `DataLoader` without workers over a `TensorDataset`
+Everything runs on the CPU. What contenders print goes to a separate terminal, where progress bars are drawn as often as
+on any other. Lightning's and the tutorial's batches come from a `DataLoader` without workers over a `TensorDataset`
 (toy) or over torchvision's dataset with `ToTensor` and `Normalize` (Fashion-MNIST), proxtrain's and the tight loop's
-from tensors in memory. On the toy, an epoch is 8 steps: what Lightning does once per epoch weighs on each of them.
+from tensors in memory. On the toy, an epoch is 8 steps, so what Lightning does once per epoch weighs on each of them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from scripts.benchmark_tasks import Task, fashion_cnn, fashion_mlp, per_sample_i
 TASKS = ("toy", "fashion_mlp", "fashion_cnn", "augment")
 AUGMENT_TARGET = {"per-sample torchvision": 0.05}
 
-# For each contender, one number per round: microseconds per step or image, and milliseconds outside the timed part.
+# For each contender, one number per round: microseconds per step or image, or milliseconds outside the timed part.
 Samples = dict[str, list[float]]
 
 
@@ -54,7 +54,7 @@ def run_task(task: Task, rounds: int, root: Path) -> tuple[Samples, Samples]:
         Microseconds per step, and milliseconds outside the timed part.
 
     Raises:
-        RuntimeError: proxtrain and the tight loop trained different networks.
+        RuntimeError: If proxtrain and the tight loop trained different networks.
     """
     micros: Samples = {name: [] for name in CONTENDERS}
     outside: Samples = {name: [] for name in CONTENDERS}
@@ -96,7 +96,7 @@ def run_augment(data_root: Path, rounds: int, num_samples: int = 60_000, num_slo
 
 
 def markdown_table(micros: Samples, targets: dict[str, float], unit: str, outside: Samples | None = None) -> str:
-    """Medians, minima and ratios, with the targets beside."""
+    """Return a table of medians, minima and ratios, with the targets."""
     header = ["", f"median, µs/{unit}", "min", "proxtrain / it", "target"]
     rows = [header + (["outside, ms"] if outside else [])]
     rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
@@ -110,7 +110,7 @@ def markdown_table(micros: Samples, targets: dict[str, float], unit: str, outsid
 
 @contextmanager
 def terminal(log: Path) -> Iterator[None]:
-    """Let stdout and stderr be a terminal of 100 columns; what is written to it goes to a file, by another process."""
+    """Make stdout and stderr a terminal of 100 columns, whose output another process writes to a file."""
     main_end, end = os.openpty()
     termios.tcsetwinsize(end, (24, 100))
     with log.open("wb") as file:
@@ -125,12 +125,12 @@ def terminal(log: Path) -> Iterator[None]:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Lightning without its advice to use workers and to log more often, which is right for users and no news here."""
+    """Silence Lightning's advice to use workers and to log more often, which is good for users but not needed here."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        # Lightning's own calls of what newer versions of torch deprecate.
+        # Lightning itself calls what newer versions of torch deprecate.
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
@@ -155,16 +155,16 @@ def _tasks(names: Sequence[str], data_root: Path) -> dict[str, Task]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Time proxtrain against loops written by hand and against Lightning.")
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Time proxtrain against hand-written loops and against Lightning.")
     parser.add_argument("--task", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default: %(default)s)")
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("DATA_ROOT", "data")))
-    parser.add_argument("--threads", type=int, help="torch's threads (default: as many as torch takes)")
-    parser.add_argument("--json", type=Path, help="write every round's figures to this file, too")
+    parser.add_argument("--threads", type=int, help="number of torch's threads (default: torch's own)")
+    parser.add_argument("--json", type=Path, help="also write the figures of every round to this file")
     args = parser.parse_args(argv)
     if args.rounds < 1:
-        parser.error(f"--rounds {args.rounds}: at least 1")
+        parser.error(f"--rounds {args.rounds}: it must be at least 1")
     if args.threads:
         torch.set_num_threads(args.threads)
 

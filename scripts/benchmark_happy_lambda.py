@@ -1,4 +1,4 @@
-"""Times HappyLambdaLinear against a Python loop over draws; the two alternate, and medians are printed.
+"""Time HappyLambdaLinear against a Python loop over draws; the two alternate, and medians are printed.
 
 uv run python scripts/benchmark_happy_lambda.py --repeats 5 --threads 1
 """
@@ -15,7 +15,7 @@ from framework.happy_lambda import HappyLambdaLinear
 
 
 def loop_over_draws(X: Tensor, distribution_count: int) -> float:
-    """Computes the threshold one draw at a time: the reference."""
+    """Compute the threshold one draw at a time, as the reference."""
     statistics = []
     for _ in range(distribution_count):
         g = torch.randn(len(X))

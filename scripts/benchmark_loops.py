@@ -1,10 +1,10 @@
-"""The contenders of the benchmark: each trains a task once and says how long its steps took.
+"""The contenders of the benchmark: each trains a task once and reports how long its steps took.
 
-The clock runs from the first step to the end of the last epoch, over everything that happens in between: reading and
-cutting the batches, logging, the progress bar, checkpoints, and, for proxtrain, also the checkpoint at the end of the
-run. It leaves out what comes before and after, for all alike: building the network, the optimizer and the trainer,
-opening and closing the loggers. For the trainers these are the moments of the module's own hooks ``on_train_start`` and
-``on_fit_end``, the latter after everything that callbacks do at the end. How long the rest took is reported apart.
+The clock runs from the first step to the end of the last epoch and includes everything in between: reading and cutting
+the batches, logging, the progress bar, checkpoints, and, for proxtrain, also the checkpoint at the end of the run. For
+all contenders it leaves out what comes before and after: building the network, the optimizer and the trainer, opening
+and closing the loggers. For the trainers, the clock starts and stops in the module's own hooks ``on_train_start`` and
+``on_fit_end``, the latter after everything that callbacks do at the end. How long the rest took is reported separately.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 import framework
 from scripts.benchmark_tasks import SEED, Task
 
-# One gather for so many bytes of a data set, then split into batches: about the quickest on a CPU, of 0.25 to 8 MB.
+# One gather takes this many bytes of a data set, then splits them into batches: about the fastest of 0.25 to 8 MB.
 CHUNK_BYTES = 2**20
 
 
@@ -33,10 +33,10 @@ class Timing:
     """One timed training.
 
     Attributes:
-        seconds: What the steps took.
-        steps: How many optimizer steps.
+        seconds: How long the steps took.
+        steps: The number of optimizer steps.
         outside: Seconds before the first step and after the last epoch.
-        loss: Of the trained network on the first 1000 samples.
+        loss: The loss of the trained network on the first 1000 samples.
         net: The trained network.
     """
 
@@ -48,7 +48,7 @@ class Timing:
 
 
 class _Clock:
-    """Hooks that both trainers call on a module: before the first epoch, and after all that follows the last."""
+    """Hooks that both trainers call on a module: before the first epoch, and after everything that follows the last."""
 
     started = ended = 0.0
 
@@ -60,7 +60,7 @@ class _Clock:
 
 
 class ProxtrainModule(_Clock, framework.Module):
-    """A task as proxtrain's users write it; the trainer logs the loss by itself."""
+    """A task as proxtrain's users would write it; the trainer logs the loss by itself."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class ProxtrainModule(_Clock, framework.Module):
 
 
 class LightningModule(_Clock, pl.LightningModule):
-    """A task as Lightning's users write it; ``quiet`` leaves out `self.log`."""
+    """A task as Lightning's users would write it; ``quiet`` leaves out `self.log`."""
 
     def __init__(self, task: Task, *, quiet: bool) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class LightningModule(_Clock, pl.LightningModule):
 
 
 def proxtrain(task: Task, epochs: int, folder: Path) -> Timing:
-    """The trainer with its defaults: TensorBoard, progress bar, summary, checkpoint; a `TensorLoader`, fused Adam."""
+    """Run our trainer with its defaults (TensorBoard, progress bar, checkpoint), a `TensorLoader` and fused Adam."""
     begin = _fresh_start()
     module = ProxtrainModule(task)
     trainer = framework.Trainer(accelerator="cpu", max_epochs=epochs, default_root_dir=folder)
@@ -102,7 +102,7 @@ def proxtrain(task: Task, epochs: int, folder: Path) -> Timing:
 
 
 def tight_loop(task: Task, epochs: int, folder: Path) -> Timing:
-    """The quickest loop by hand: resident batches, fused Adam, no logs. Drawing the orders is left out of its time."""
+    """Run the fastest hand-written loop: batches in memory, fused Adam, no logs; drawing the orders is not timed."""
     begin = _fresh_start()
     net, loss_fn = task.make_net(), task.loss
     params = list(net.parameters())
@@ -112,7 +112,7 @@ def tight_loop(task: Task, epochs: int, folder: Path) -> Timing:
     started = time.perf_counter()
     for order in orders:
         for x, y in _cut(task, order):
-            # Quicker than optimizer.zero_grad(set_to_none=True), which does the same.
+            # Faster than optimizer.zero_grad(set_to_none=True), which does the same.
             for param in params:
                 param.grad = None
             loss = loss_fn(net(x), y)
@@ -122,7 +122,7 @@ def tight_loop(task: Task, epochs: int, folder: Path) -> Timing:
 
 
 def _cut(task: Task, order: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """The batches of one epoch: an `index_select` for many of them at once, split, and then transformed one by one."""
+    """Yield the batches of one epoch: one `index_select` for many of them, split, then transformed one by one."""
     x, y, size, transform = task.x, task.y, task.batch_size, task.transform
     if transform is None:
         yield from zip(x[order].split(size), y[order].split(size), strict=True)
@@ -135,7 +135,7 @@ def _cut(task: Task, order: Tensor) -> Iterable[tuple[Tensor, ...]]:
 
 
 def tutorial_loop(task: Task, epochs: int, folder: Path) -> Timing:
-    """The loop of PyTorch's tutorials: a `DataLoader`, the default Adam, a running loss shown every 100 batches."""
+    """Run the loop of PyTorch's tutorials: a `DataLoader`, default Adam, a running loss shown every 100 batches."""
     begin = _fresh_start()
     net, loss_fn = task.make_net(), task.loss
     optimizer = torch.optim.Adam(net.parameters(), lr=task.lr)
@@ -157,7 +157,7 @@ def tutorial_loop(task: Task, epochs: int, folder: Path) -> Timing:
 
 
 def lightning_defaults(task: Task, epochs: int, folder: Path) -> Timing:
-    """Lightning's trainer with its defaults, `self.log` in every step, the tutorials' `DataLoader` and Adam."""
+    """Run Lightning's trainer with its defaults, `self.log` in every step, the tutorials' `DataLoader` and Adam."""
     begin = _fresh_start()
     module = LightningModule(task, quiet=False)
     trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs, default_root_dir=folder)
@@ -166,7 +166,7 @@ def lightning_defaults(task: Task, epochs: int, folder: Path) -> Timing:
 
 
 def lightning_off(task: Task, epochs: int, folder: Path) -> Timing:
-    """Lightning's trainer with everything off and no `self.log`; the same `DataLoader` and Adam as above."""
+    """Run Lightning's trainer with everything off and no `self.log`; the same `DataLoader` and Adam as above."""
     begin = _fresh_start()
     module = LightningModule(task, quiet=True)
     trainer = pl.Trainer(
@@ -193,7 +193,11 @@ SLOW = {"Lightning, defaults", "Lightning, everything off"}
 
 
 def check_same_work(ours: Timing, theirs: Timing) -> None:
-    """Raise a RuntimeError unless two trainings came to the same weights and the same loss."""
+    """Check that two trainings reached the same weights and the same loss.
+
+    Raises:
+        RuntimeError: If they did not.
+    """
     try:
         torch.testing.assert_close(torch.tensor(ours.loss), torch.tensor(theirs.loss))
         torch.testing.assert_close(ours.net.state_dict(), theirs.net.state_dict())
@@ -204,7 +208,7 @@ def check_same_work(ours: Timing, theirs: Timing) -> None:
 
 
 def _fresh_start() -> float:
-    """The same seed and no garbage of the contender before; returns the time."""
+    """Set the seed, collect the previous contender's garbage, and return the time."""
     torch.manual_seed(SEED)
     gc.collect()
     return time.perf_counter()

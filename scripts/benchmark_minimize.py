@@ -1,9 +1,9 @@
-"""Measures MinimizeWrapper: overhead, curvature, defaults and the training loss per method.
+"""Measure MinimizeWrapper: overhead, curvature, defaults and the training loss per method.
 
     uv run python scripts/benchmark_minimize.py [overhead] [curvature] [large] [pieces] [lbfgs] [memory] [dtype] [table]
 
-Without arguments, everything; `memory` reads Fashion-MNIST from `DATA_ROOT`. Compared variants run interleaved, and
-medians of their times are compared.
+Without arguments it runs everything; `memory` reads Fashion-MNIST from `DATA_ROOT`. Variants that are compared run
+interleaved, and the medians of their times are compared.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def softmax_problem(
     noise: float = 1.0,
     correlation: float = 2.0,
 ) -> Problem:
-    """Softmax regression on noisy labels of a random linear model.
+    """Return a softmax regression on noisy labels of a random linear model.
 
     `correlation` is the number of decades over which the features' singular values fall: pixels have about two.
     """
@@ -77,7 +77,7 @@ def closure_of(problem: Problem) -> Callable[[], Tensor]:
 def interleaved(
     variants: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """Median seconds of each variant; the first round warms up."""
+    """Return the median seconds of each variant; the first round is a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for index in range(rounds + 1):
         for name, run in variants.items():
@@ -100,7 +100,7 @@ def minimize(
 
 
 def overhead() -> None:
-    """One evaluation through the wrapper over bare forward and backward, and with the graph kept."""
+    """Compare one evaluation through the wrapper, without and with the graph kept, to a bare forward and backward."""
     problem = softmax_problem(10_000, 2_500, 10)
     closure = closure_of(problem)
     vector = ParameterVector([{"params": list(problem[0].parameters())}])
@@ -124,7 +124,7 @@ def overhead() -> None:
 
 
 def curvature() -> None:
-    """CPU seconds per iteration, on one thread, over those with the Hessian formed as the seed does."""
+    """Compare CPU seconds per iteration, on one thread, to those with the Hessian formed as in the seed code."""
     torch.set_num_threads(1)
     targets = {"Newton-CG": 1 / 30, "trust-ncg": 1 / 30, "trust-krylov": 1 / 30, "trust-exact": 0.7}
     for kind, noise in {"overlapping": 3.0, "separable": 0.3}.items():
@@ -149,7 +149,7 @@ def curvature() -> None:
 
 
 def seed_minimize(problem: Problem, method: str) -> OptimizeResult:
-    """Five iterations with the whole Hessian by `torch.autograd.functional.hessian`."""
+    """Run five iterations with the whole Hessian from `torch.autograd.functional.hessian`."""
     model, data, target = problem
     params = list(model.parameters())
     for param in params:
@@ -174,7 +174,7 @@ def seed_minimize(problem: Problem, method: str) -> OptimizeResult:
 
 
 def large() -> None:
-    """Product methods at 50,000 parameters: the growth of the process in vectors of that length; to be run alone."""
+    """Measure how much memory product methods take for 50,000 parameters, in vectors of that length; run it alone."""
     problem = softmax_problem(1_000, 5_000, 10, correlation=0.0)
     size = sum(param.numel() for param in problem[0].parameters())
     minimize(problem, "L-BFGS-B", maxiter=3, maxcor=3)  # what any method needs: thread pools, gradients
@@ -207,9 +207,9 @@ class Classifier(Module):
 
 
 def pieces() -> None:
-    """Peak memory of a minimization over all the data, in pieces and as one batch."""
+    """Measure the peak memory of a minimization over all the data, in pieces and as one batch."""
     _, data, target = softmax_problem(100_000, 100, 10)
-    print("\n100,000 samples, MLP 100-256-10; peak of resident memory over that before, cumulated, and seconds")
+    print("\n100,000 samples, MLP 100-256-10; growth of peak resident memory, cumulative, and seconds")
     for method in ("L-BFGS-B", "Newton-CG"):
         for size in (1_000, 10_000, 100_000):  # the peak only grows: small first
             before, start = resident_megabytes(), time.perf_counter()
@@ -225,12 +225,12 @@ def pieces() -> None:
 
 
 def resident_megabytes() -> float:
-    """The most memory this process has held."""
+    """Return the peak resident memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def lbfgs() -> None:
-    """L-BFGS-B against torch.optim.LBFGS over the same number of evaluations, with scipy's pool limited or not."""
+    """Compare L-BFGS-B to torch.optim.LBFGS over the same number of evaluations, with scipy's pool limited or not."""
     for threads in (1, 2):
         torch.set_num_threads(threads)
         _against_lbfgs(threads)
@@ -251,7 +251,7 @@ def _against_lbfgs(threads: int) -> None:
         count["LBFGS"] = optimizer.state[optimizer._params[0]]["func_evals"]
 
     def wrapper(name: str, unlimited: bool = False) -> None:
-        # ftol and gtol 0: until the evaluations are spent.
+        # With ftol and gtol 0 it runs until the evaluations are used up.
         pool = mock.patch("threadpoolctl.LibController.set_num_threads") if unlimited else nullcontext()
         with pool:
             result = minimize(problem, "L-BFGS-B", maxfun=evaluations, ftol=0.0, gtol=0.0).result
@@ -273,7 +273,7 @@ def _against_lbfgs(threads: int) -> None:
 
 
 def memory() -> None:
-    """Evaluations and CPU seconds of L-BFGS-B to the same loss, by the corrections it remembers, on Fashion-MNIST."""
+    """Measure L-BFGS-B's evaluations and CPU seconds to the same loss, by memory size (`maxcor`), on Fashion-MNIST."""
     torch.set_num_threads(1)
     images = torchvision.datasets.FashionMNIST(os.environ.get("DATA_ROOT", "data"), download=False)
     data, target = images.data[:3_000].reshape(-1, 784) / 255, images.targets[:3_000]
@@ -295,7 +295,7 @@ def memory() -> None:
 
 
 def dtype() -> None:
-    """A float32 model under scipy's float64 vectors against a float64 model."""
+    """Compare a float32 model under scipy's float64 vectors to a float64 model."""
     torch.set_num_threads(1)
     results: dict[str, OptimizeResult | None] = {}
     variants: dict[str, Callable[[], Any]] = {}
@@ -311,7 +311,7 @@ def dtype() -> None:
 
 
 def table() -> None:
-    """Training loss per method on pytorch-minimize's classification problem."""
+    """Print the training loss per method on pytorch-minimize's classification problem."""
     from sklearn.datasets import make_classification
     from sklearn.model_selection import train_test_split
 
@@ -328,7 +328,7 @@ def table() -> None:
             optimizer = MinimizeWrapper(model.parameters(), {"method": method, "options": {"maxiter": 10_000}})
             problem = (model, torch.from_numpy(data).to(kind), torch.from_numpy(target))
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # dogleg's
+                warnings.simplefilter("ignore")  # dogleg's warning
                 loss = optimizer.step(closure_of(problem))
             assert optimizer.result is not None
             refused = method == "dogleg" and not optimizer.result.success

@@ -28,14 +28,14 @@ class Task:
         x: Inputs of shape (N, ...), held in memory; uint8 for images.
         y: Targets of shape (N, ...).
         dataset: The same N samples one by one, as PyTorch's tutorials read them.
-        make_net: Builds the network; called after the seed is set, it always builds the same.
+        make_net: Builds the network; called after the seed is set, it always builds the same one.
         loss: Mean loss of outputs and targets.
         lr: Adam's learning rate.
         batch_size: Samples per step.
-        epochs: Epochs in one timing.
+        epochs: Number of epochs per timing.
         slow_epochs: The same for the contenders that take many times as long.
-        transform: Applied to each whole batch; None for nothing.
-        targets: For some contenders, the highest ratio of proxtrain's time to theirs that is good enough.
+        transform: Applied to each whole batch; None for no transform.
+        targets: For some contenders, the highest acceptable ratio of proxtrain's time to theirs.
     """
 
     x: Tensor
@@ -51,23 +51,23 @@ class Task:
     targets: dict[str, float]
 
     def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch, the last one on a shorter batch if need be."""
+        """Return the number of optimizer steps per epoch, the last one perhaps on a shorter batch."""
         return -(-len(self.x) // self.batch_size)
 
     def loader(self) -> TensorLoader:
-        """The shuffled batches as proxtrain cuts them."""
+        """Return a loader of the shuffled batches as proxtrain cuts them."""
         return TensorLoader(
             self.x, self.y, batch_size=self.batch_size, shuffle=True, transform=self.transform, seed=SEED
         )
 
     def orders(self, epochs: int) -> list[Tensor]:
-        """The orders in which `loader` cuts its first epochs, each of shape (N,)."""
+        """Return the orders of the samples in the first epochs of `loader`, each of shape (N,)."""
         rows = TensorLoader(torch.arange(len(self.x)), batch_size=len(self.x), shuffle=True, seed=SEED)
         return [order for _ in range(epochs) for (order,) in rows]
 
 
 def toy(epochs: int = 250, slow_epochs: int = 25) -> Task:
-    """The noisy cubic: 80 samples, MLP 1-100-1, batches of 10."""
+    """Return the noisy cubic: 80 samples, MLP 1-100-1, batches of 10."""
     x, y = cubic()
     return Task(
         x=x,
@@ -85,12 +85,12 @@ def toy(epochs: int = 250, slow_epochs: int = 25) -> Task:
 
 
 def fashion_mlp(root: Path, num_batches: int = 938) -> Task:
-    """Fashion-MNIST, MLP 784-256-128-10, batches of 64; one epoch of all images, or of the first so many batches."""
+    """Return Fashion-MNIST, MLP 784-256-128-10, batches of 64; an epoch of the first ``num_batches`` (938: all)."""
     return _fashion(root, num_batches, _mlp, {"tight loop": 1.03, "tutorial loop": 0.25})
 
 
 def fashion_cnn(root: Path, num_batches: int = 150) -> Task:
-    """Fashion-MNIST, two convolutions, batches of 64; one epoch of the first so many batches."""
+    """Return Fashion-MNIST, two convolutions, batches of 64; one epoch of the first ``num_batches``."""
     return _fashion(root, num_batches, _cnn, {"tight loop": 1.03})
 
 
@@ -113,11 +113,11 @@ def _fashion(root: Path, num_batches: int, make_net: Callable[[], nn.Module], ta
 
 
 def per_sample_images(root: Path, num_samples: int, *, augment: bool) -> Dataset[Any]:
-    """The first training images by torchvision's dataset and transforms, one image at a time."""
+    """Return the first training images from torchvision's dataset and transforms, one image at a time."""
     augmentation = [transforms.RandomCrop(28, padding=2), transforms.RandomHorizontalFlip()] if augment else []
     normalization = [transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
     dataset = FashionMNIST(root, train=True, transform=transforms.Compose(augmentation + normalization))
-    # Cut inside the dataset: a Subset around it would cost a little for every sample.
+    # Truncate the dataset itself: a Subset around it would cost a little for every sample.
     dataset.data, dataset.targets = dataset.data[:num_samples], dataset.targets[:num_samples]
     return dataset
 

@@ -1,13 +1,13 @@
-"""Compares full-batch minimizers with SGD and Adam on logistic regression of Fashion-MNIST, 60,000 images.
+"""Compare full-batch minimizers with SGD and Adam on logistic regression on Fashion-MNIST, 60,000 images.
 
     uv run python -m scripts.compare_minimizers FOLDER [--data-root ROOT] [--epochs 60]
 
-writes FOLDER/minimize.csv and FOLDER/minimize.png and prints a table. The unit is an epoch's worth of evaluations: one
-value and gradient over all images, or one Hessian-vector product, which costs about as much. The full batch is
-evaluated in pieces of 10,000 images, whose gradients add up. A curve is the least loss so far: of the evaluations of a
-full-batch method; for SGD and Adam over all images after every epoch, which does not count in the seconds.
-Every method is tuned: each setting of its grid is run to the end, and the one that ends lowest is drawn. The full-batch
-methods have four times the epochs of SGD and Adam, for about the same seconds: those of the CPU, on one thread.
+It writes FOLDER/minimize.csv and FOLDER/minimize.png and prints a table. The unit is an epoch's worth of evaluations:
+one value and gradient over all images, or one Hessian-vector product, which costs about as much. The full batch is
+evaluated in pieces of 10,000 images, whose gradients add up. A curve shows the lowest loss so far: for a full-batch
+method, among its evaluations; for SGD and Adam, over all images after every epoch, which is not included in the
+seconds. Every method is tuned: each setting of its grid runs to the end, and the one that ends lowest is drawn. The
+full-batch methods get four times the epochs of SGD and Adam, for about the same CPU seconds, on one thread.
 """
 
 import argparse
@@ -46,13 +46,13 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
 COLORS = ("#3465a4", "#d9622b", "#4e9a06", "#75507b", "#b8bcc4", "#6b7078", "#c9a000", "#000000")
 
 
-class Spent(Exception):  # noqa: N818 (no error: the end of a run)
-    """The budget of evaluations is spent."""
+class Spent(Exception):  # noqa: N818 (not an error: the end of a run)
+    """Raised when the budget of evaluations is used up."""
 
 
 @dataclass
 class Run:
-    """A curve: after so many epochs' worth of evaluations and seconds, the least loss so far."""
+    """A curve: the lowest loss so far against epochs' worth of evaluations and seconds."""
 
     method: str
     setting: dict[str, Any]
@@ -71,10 +71,10 @@ class Run:
 
 
 class FullBatch:
-    """The mean loss over all images as a closure that counts, with Hessian-vector products that count too.
+    """The mean loss over all images as a closure that counts its evaluations and Hessian-vector products.
 
     Raises:
-        Spent: From any evaluation beyond the budget.
+        Spent: If an evaluation or product would exceed the budget.
     """
 
     def __init__(self, model: nn.Linear, data: tuple[Tensor, Tensor], run: Run, budget: int, *, products: bool) -> None:
@@ -87,7 +87,7 @@ class FullBatch:
     def __call__(self) -> Tensor:
         self._spend()
         if self.products:
-            # Keeps the graph for the products at this point, which are asked for after the evaluation.
+            # Keep the graph for the products at this point, which are requested after the evaluation.
             self._product = hessian_vector_product(self._evaluate, self.params)
             self._at = [param.clone() for param in self.params]
             loss = self._product.value
@@ -166,7 +166,7 @@ def run_stochastic(method: str, setting: dict[str, Any], data: tuple[Tensor, Ten
 
 
 def new_model(data: tuple[Tensor, Tensor]) -> nn.Linear:
-    """Logistic regression, starting at 0: the loss there is log 10."""
+    """Return a logistic regression that starts at 0, where the loss is log 10."""
     model = nn.Linear(data[0].shape[1], 10)
     for param in model.parameters():
         nn.init.zeros_(param)
@@ -179,7 +179,7 @@ def mean_loss(model: nn.Linear, data: tuple[Tensor, Tensor]) -> float:
 
 
 def table(best: Iterable[Run], budget: int) -> str:
-    """Losses after shares of the budget and at the end, in markdown."""
+    """Return a Markdown table of the losses after fractions of the budget and at the end."""
     marks = [max(1, budget * share // 6) for share in (1, 2, 4, 6)]
     head = ["method", "tuned to", *(f"loss after {mark}" for mark in marks), "at the end", "after", "CPU seconds"]
     rows = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(marks) + 3)]
@@ -192,7 +192,7 @@ def table(best: Iterable[Run], budget: int) -> str:
 
 
 def draw(best: list[Run], budget: int) -> Figure:
-    """The losses against epochs' worth of evaluations and against seconds."""
+    """Draw the losses against epochs' worth of evaluations and against seconds."""
     figure = Figure(figsize=(9.6, 4.0), dpi=110, layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for run, color in zip(best, COLORS, strict=True):
@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def compare(data: tuple[Tensor, Tensor], budget: int, folder: Path) -> None:
-    """Runs every setting on images (n, d) of classes (n,), prints what came out, and writes the best of each."""
+    """Run every setting on images (n, d) with classes (n,), print the results, and write the best of each method."""
     best = []
     for method, grid in GRIDS.items():
         if "batch_size" in grid[0]:
@@ -238,7 +238,7 @@ def compare(data: tuple[Tensor, Tensor], budget: int, folder: Path) -> None:
 
 
 def write(best: list[Run], budget: int, folder: Path) -> None:
-    """The curves as CSV and PNG in the folder, and the table printed."""
+    """Write the curves to the folder as CSV and PNG, and print the table."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "minimize.csv").open("w", newline="") as file:
         writer = csv.writer(file)

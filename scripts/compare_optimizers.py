@@ -1,12 +1,12 @@
-"""Compares the proximal optimizers on linear problems and on a sparse network, counted in evaluations.
+"""Compare the proximal optimizers on linear problems and on a sparse network, counting evaluations.
 
 Run:
     python scripts/compare_optimizers.py            # both tables
     python scripts/compare_optimizers.py --path     # support found along the path of weights, six seeds
     python scripts/compare_optimizers.py --sklearn  # seconds against scikit-learn's Lasso, one thread
 
-A value of f costs 1, a value with its gradient 2. Everything is float64, on one thread, and seeded: the counts are the
-same on every run.
+A value of f costs 1, a value with its gradient 2. Everything is float64, on one thread, and seeded, so the counts are
+the same in every run.
 """
 
 import argparse
@@ -25,11 +25,11 @@ Maker = Callable[[list, float], ProximalOptimizer]
 
 
 class Done(Exception):  # noqa: N818 (not an error: the end of a run)
-    """Raised by a counting closure when its cost is spent or its goal reached."""
+    """Raised by a counting closure when its budget is used up or its goal is reached."""
 
 
 class CountingClosure:
-    """f of a problem, counting what it costs; `goal` looks at the point after each gradient."""
+    """The closure of a problem's f, which counts its cost; `goal` checks the point after each gradient."""
 
     def __init__(self, loss: Callable[[], Tensor], params: Sequence[Tensor], goal: Callable[[], bool] = lambda: False):
         self.loss, self.params, self.goal = loss, params, goal
@@ -59,7 +59,7 @@ class CountingClosure:
 
 
 class PublishedISTA(ProximalOptimizer):
-    """The published rule: one tensor after another, t from 1 on every step, halved until the objective is less."""
+    """The published rule: one tensor at a time, t starting at 1 in every step, halved until the objective is lower."""
 
     @torch.no_grad()
     def step(self, closure: CountingClosure) -> None:  # type: ignore[override]
@@ -90,7 +90,7 @@ OPTIMIZERS: dict[str, Maker] = {
 
 
 def linear_data(n: int, p: int, correlation: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Draws X (n, p), neighbouring columns correlated (autoregressive), and y with ten true coefficients, noise 1."""
+    """Draw X (n, p), neighboring columns correlated (autoregressive), and y with ten true coefficients, noise 1."""
     generator = torch.Generator().manual_seed(seed)
     X = torch.randn(n, p, generator=generator, dtype=torch.float64)
     for j in range(1, p if correlation else 0):
@@ -102,14 +102,14 @@ def linear_data(n: int, p: int, correlation: float, seed: int = 0) -> tuple[Tens
 
 
 def quantile_universal_threshold(X: Tensor, draws: int = 1000, seed: int = 1) -> float:
-    """Computes the 0.95 quantile of ||X'g||_inf / ||g|| over centred normal g."""
+    """Compute the 0.95 quantile of ||X'g||_inf / ||g|| over centered normal g."""
     g = torch.randn(X.shape[0], draws, generator=torch.Generator().manual_seed(seed), dtype=X.dtype)
     g -= g.mean(0)
     return float(((X.T @ g).abs().amax(0) / g.norm(dim=0)).quantile(0.95))
 
 
 def relative_gap(X: Tensor, y: Tensor, w: Tensor, lam: float, root: bool) -> float:
-    """Computes (primal - dual) / primal, the dual point being the residual scaled to be feasible."""
+    """Compute (primal - dual) / primal, where the dual point is the residual scaled to be feasible."""
     r = y - X @ w
     norm = r.norm()
     theta = r / norm if root else r
@@ -147,7 +147,7 @@ def compare_linear(max_cost: int) -> None:
 
 
 def run(optimizer: ProximalOptimizer, closure: CountingClosure) -> bool:
-    """Steps until the goal is reached (True) or the budget spent (False)."""
+    """Take steps until the goal is reached (return True) or the budget is used up (return False)."""
     try:
         while True:
             optimizer.step(closure)
@@ -159,7 +159,7 @@ def run(optimizer: ProximalOptimizer, closure: CountingClosure) -> bool:
 
 
 class SparseMLP(torch.nn.Module):
-    """y = W_2 relu(W_1 x + b_1) + b_2 with the rows of W_2 of unit norm."""
+    """The network y = W_2 relu(W_1 x + b_1) + b_2, with rows of W_2 of unit norm."""
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class SparseMLP(torch.nn.Module):
 
 
 def mlp_problem(seed: int, num_active: int = 2) -> tuple[SparseMLP, Callable[[], Tensor], float, set[int]]:
-    """Draws y = 10 sum |x_a - x_b| + noise (n = 500, p = 50); returns a net after 600 Adam steps, f, QUT, support."""
+    """Draw y = 10 sum |x_a - x_b| + noise (n = 500, p = 50); return a net after 600 Adam steps, f, QUT and support."""
     torch.manual_seed(seed)
     X = torch.randn(500, 50, dtype=torch.float64)
     support = torch.randperm(50)[:num_active]
@@ -224,7 +224,7 @@ def compare_mlp(seeds: Sequence[int], costs: Sequence[int] = (300, 1000, 3000)) 
 
 
 def compare_path(seeds: Sequence[int], cost_per_stage: int) -> None:
-    """Follows lambda e^k / (1 + e^k), k = -1..4, then lambda itself (LASSO ANN, Sardy et al. 2022)."""
+    """Follow the weights lambda e^k / (1 + e^k), k = -1..4, then lambda itself (LASSO ANN, Sardy et al. 2022)."""
     print(f"\nMLP path, cost {cost_per_stage} at each of 7 weights: non-zero inputs (* = exactly the true ones)")
     weights = [math.exp(k) / (1 + math.exp(k)) for k in range(-1, 5)] + [1.0]
     for name, make in OPTIMIZERS.items():
@@ -274,7 +274,7 @@ def compare_sklearn(tolerance: float = 1e-6, repeats: int = 5) -> None:
 
 
 def _seconds(function: Callable[[], object]) -> float:
-    start = time.process_time()  # on one thread the time of this process alone, whatever else runs
+    start = time.process_time()  # the time of this process alone (on one thread), whatever else is running
     function()
     return time.process_time() - start
 

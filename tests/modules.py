@@ -20,7 +20,7 @@ NUM_SAMPLES = 20
 
 
 def make_trainer(root: Path, **options: Any) -> Trainer:
-    """A silent trainer on the CPU; ``options`` override everything."""
+    """Make a silent trainer on the CPU; ``options`` override everything."""
     defaults: dict[str, Any] = {
         "logger": False,
         "enable_progress_bar": False,
@@ -35,7 +35,7 @@ def make_trainer(root: Path, **options: Any) -> Trainer:
 
 
 def regression_data(num_samples: int = NUM_SAMPLES, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """A noisy linear function of three features: X (N, 3) and y (N, 1)."""
+    """Draw a noisy linear function of three features: X (N, 3) and y (N, 1)."""
     generator = torch.Generator().manual_seed(7)
     X = torch.randn(num_samples, 3, generator=generator, dtype=dtype)
     noise = torch.randn(num_samples, 1, generator=generator, dtype=dtype)
@@ -43,7 +43,7 @@ def regression_data(num_samples: int = NUM_SAMPLES, dtype: torch.dtype = torch.f
 
 
 def make_loader(batch_size: int = 8, *, shuffle: bool = False, seed: int | None = None, **data: Any) -> DataLoader:
-    """Batches of `regression_data`: by default 8, 8 and a short one of 4. ``seed``: a generator of its own."""
+    """Make batches of `regression_data`: by default 8, 8 and a short 4; ``seed`` gives it its own generator."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return DataLoader(
         TensorDataset(*regression_data(**data)), batch_size=batch_size, shuffle=shuffle, generator=generator
@@ -51,14 +51,14 @@ def make_loader(batch_size: int = 8, *, shuffle: bool = False, seed: int | None 
 
 
 class Stream:
-    """The batches of `make_loader`, without a length."""
+    """A stream of the batches of `make_loader`, without a length."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter(make_loader())
 
 
 class NoisyDataset(TensorDataset):
-    """Draws from all three global generators for every sample."""
+    """A dataset that draws from all three global generators for every sample."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         X, y = super().__getitem__(index)
@@ -78,7 +78,7 @@ def seed_all(number: int) -> None:
 
 
 def make_net(*between: nn.Module) -> nn.Module:
-    """A small network, the same at every call, with layers to put after its hidden one."""
+    """Make a small network, the same at every call, with the given layers after its hidden one."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), *between, nn.Linear(5, 1))
@@ -125,7 +125,7 @@ class Regressor(Module):
 
 
 class Penalized(Regressor):
-    """The weights have an L1 penalty, the biases not."""
+    """A module with an L1 penalty on the weights but not on the biases."""
 
     penalty = L1()
     happy_lambda = 0.3
@@ -138,7 +138,7 @@ class Penalized(Regressor):
 
 
 class Scripted(Regressor):
-    """Validates to given scores, one per epoch."""
+    """A module whose validation logs given scores, one per epoch."""
 
     def __init__(self, scores: Sequence[float]) -> None:
         super().__init__()
@@ -149,13 +149,13 @@ class Scripted(Regressor):
 
 
 def callback_of(*, after_module: bool = False, **hooks: Callable[..., Any]) -> Callback:
-    """Make a callback of functions: ``callback_of(on_train_start=lambda trainer, module: ...)``."""
+    """Make a callback from functions: ``callback_of(on_train_start=lambda trainer, module: ...)``."""
     methods = {name: staticmethod(hook) for name, hook in hooks.items()}
     return type("OfFunctions", (Callback,), {"after_module": after_module, **methods})()
 
 
 def watch(hook: str, what: Callable[..., Any], *, after_module: bool = False) -> Any:
-    """Make a callback that appends what ``what`` makes of the arguments of a hook to its list ``seen``."""
+    """Make a callback that appends ``what`` of a hook's arguments to its list ``seen``."""
     seen: list[Any] = []
     callback = callback_of(after_module=after_module, **{hook: lambda *args: seen.append(what(*args))})
     callback.seen = seen
@@ -168,7 +168,7 @@ def at_step(step: int, action: Callable[[Trainer], Any]) -> Callback:
 
 
 def plain_closure(owner: Optimizer | nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The closure of a loop by hand: zero the gradients of an optimizer or a module, evaluate, backpropagate."""
+    """Make a hand-written loop's closure: zero the gradients of an optimizer or module, evaluate, backpropagate."""
 
     def closure() -> Tensor:
         owner.zero_grad()
@@ -180,7 +180,7 @@ def plain_closure(owner: Optimizer | nn.Module, loss_of: Callable[[], Tensor]) -
 
 
 class ClosureIgnorer(Optimizer):
-    """The user's own optimizer of the PyTorch notes, section 4.8, word for word but for the names."""
+    """The user-written optimizer of the PyTorch notes, section 4.8, verbatim except for the names."""
 
     def __init__(self, params: Iterable[Any], lr: float = 0.01) -> None:
         super().__init__(params, {"lr": lr})
@@ -194,7 +194,7 @@ class ClosureIgnorer(Optimizer):
 
 
 class Evaluator(Optimizer):
-    """Gradient descent that asks for whatever ``ask(closure)`` asks, then steps along the gradients left."""
+    """Gradient descent that calls ``ask(closure)``, then steps along the gradients that it left."""
 
     reevaluates = True
     expects_gradients = False
@@ -214,13 +214,13 @@ class Evaluator(Optimizer):
 
 
 def evaluating(ask: Callable[[Any], Any]) -> Callable[[Module], Evaluator]:
-    """Make what `Regressor` optimizes by: an optimizer that asks its closure for this."""
+    """Make the ``optimize`` of a `Regressor`: an optimizer that calls ``ask`` with its closure."""
     return lambda module: Evaluator(module.parameters(), ask)
 
 
 @contextmanager
 def assert_unchanged(module: nn.Module) -> Iterator[None]:
-    """Parameters and buffers are afterwards bitwise what they were before."""
+    """Check that parameters and buffers are bitwise the same afterwards as before."""
     before = {name: value.clone() for name, value in module.state_dict().items()}
     yield
     for name, value in module.state_dict().items():
@@ -228,23 +228,23 @@ def assert_unchanged(module: nn.Module) -> Iterator[None]:
 
 
 def assert_same(left: nn.Module, right: nn.Module) -> None:
-    """Parameters and buffers are bitwise equal."""
+    """Check that parameters and buffers are bitwise equal."""
     for (name, ours), theirs in zip(left.state_dict().items(), right.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), f"{name} differs by {(ours - theirs).abs().max()}"
 
 
 def assert_close(left: nn.Module, right: nn.Module, tolerance: float) -> None:
-    """Parameters and buffers agree up to a relative and absolute tolerance."""
+    """Check that parameters and buffers agree up to a relative and absolute tolerance."""
     for ours, theirs in zip(left.state_dict().values(), right.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 class Token:
-    """Lives as long as the node of the graph that holds it."""
+    """An object that lives as long as the graph node that holds it."""
 
 
 class Tagged(torch.autograd.Function):
-    """The identity, with a token in the graph."""
+    """The identity, with a token in its graph node."""
 
     @staticmethod
     def forward(ctx, x: Tensor, tokens: weakref.WeakSet) -> Tensor:

@@ -1,4 +1,4 @@
-"""happy_lambda=auto: the threshold of the right theory on the scale of loss and penalty, or why there is none."""
+"""happy_lambda=auto: the threshold from theory on the scale of loss and penalty, or why there is none."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_without_an_intercept_the_noise_keeps_its_mean():
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_with_no_signal_95_fits_in_100_select_nothing(bias):
-    """The fits are lassos in float64, the columns of X and the responses centered where there is an intercept."""
+    """The fits are lassos in float64; with an intercept, the columns of X and the responses are centered."""
     generator = torch.Generator().manual_seed(1)
     design = (1 + torch.randn(40, 60, generator=generator)).double()
     responses = torch.randn(600, 40, generator=generator).double()
@@ -90,13 +90,13 @@ def test_an_intercept_that_is_frozen_or_penalized_is_refused():
         auto(frozen, L2Loss())
     with pytest.raises(ValueError, match="the bias of the last layer is frozen"):
         auto(ungrouped, L2Loss(), groups=[{"params": ungrouped[1].weight, "penalized": True}])
-    with pytest.raises(ValueError, match="and nothing else; penalized here are 2 parameters"):
+    with pytest.raises(ValueError, match="and nothing else; here 2 parameters are penalized"):
         auto(penalized, L2Loss(), groups=[{"params": list(penalized.parameters()), "penalized": True}])
 
 
-def test_a_bias_in_a_hidden_layer_alone_is_refused():
+def test_a_bias_only_in_a_hidden_layer_is_refused():
     network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), NormalizedLinear(5, 1, bias=False))
-    with pytest.raises(ValueError, match="the last layer has no bias, but one before it has"):
+    with pytest.raises(ValueError, match="the last layer has no bias, but an earlier one has"):
         auto(network, L2Loss(), groups=first_only(network))
 
 
@@ -117,7 +117,7 @@ def test_the_threshold_is_divided_by_the_slope_of_the_penalty_at_zero(penalty, s
 
 @pytest.mark.parametrize("penalty", [L1(), Harder(1.0), ElasticNet(0.25)])
 def test_above_the_threshold_of_a_response_the_null_model_is_stationary_and_below_it_is_not(penalty):
-    """With the response as the only draw, the threshold is ||X'y||_inf / ||y||, over the slope."""
+    """With the response as the only draw, the threshold is ||X'y||_inf / ||y||, divided by the slope."""
     y = Y - Y.mean()
     critical = float((X.T @ y).abs().max() / y.norm()) / {Harder(1.0): 0.5, ElasticNet(0.25): 0.25}.get(penalty, 1.0)
     gradient = -(X.T @ y / y.norm()).T
@@ -146,8 +146,18 @@ def first_only(network):
     [
         (Linear((6,), 1), nn.MSELoss(), L1(), r"known for MSELoss, .*noise level\. Use loss=l2 .*number"),
         (CNN((1, 8, 8), 3), L2Loss(), L1(), r"this network: layer 0 is Conv2d.*Use model=linear or model=sparse_mlp"),
-        (MLP((6,), 1), L2Loss(), L1(), "NormalizedLinear .rows of norm 1. in every layer after.*model=sparse_mlp"),
-        (SparseMLP((6,), 3), nn.CrossEntropyLoss(), L1(), "with cross-entropy the threshold is known for a linear"),
+        (
+            MLP((6,), 1),
+            L2Loss(),
+            L1(),
+            r"first layer followed by NormalizedLinear layers \(rows of norm 1\).*model=sparse_mlp",
+        ),
+        (
+            SparseMLP((6,), 3),
+            nn.CrossEntropyLoss(),
+            L1(),
+            "cross-entropy the threshold is known only for a linear",
+        ),
         (Linear((6,), 3), nn.CrossEntropyLoss(label_smoothing=0.1), L1(), r"label_smoothing=0\.1"),
         (Linear((6,), 3), nn.CrossEntropyLoss(ignore_index=0), L1(), r"ignore_index=0"),
         (Linear((6,), 1), L2Loss(), ElasticNet(0.0), r"no threshold is known for ElasticNet\(l1_ratio=0\.0\)"),
@@ -155,10 +165,10 @@ def first_only(network):
         (SparseMLP((6,), 1, hidden=(3, 3)), L2Loss(), GroupL1("columns"), "no threshold is known for GroupL1"),
         (SparseMLP((6,), 1), L2Loss(), GroupL1("rows"), "no threshold is known for GroupL1"),
         (DROPOUT, L2Loss(), L1(), r"between its layers the network has .*Dropout.*needs the same activation"),
-        (MIXED, L2Loss(), L1(), "needs the same activation between every two"),
+        (MIXED, L2Loss(), L1(), "needs the same activation between every two layers"),
     ],
 )
-def test_where_the_theory_has_none_it_says_what_is_allowed(network, loss, penalty, message):
+def test_if_no_threshold_is_known_the_error_says_what_is_allowed(network, loss, penalty, message):
     given = groups(network) if isinstance(network, Linear | SparseMLP) else first_only(network)
     with pytest.raises(ValueError, match=message):
         auto(network, loss, penalty, targets=LABELS, groups=given)
@@ -170,5 +180,5 @@ def test_another_choice_of_what_is_penalized_is_refused():
     mask = [{"params": [network[1].weight], "penalized": torch.ones(20, 6, dtype=torch.bool)}]
     nothing = [{"params": list(network.parameters()), "penalized": False}]
     for wrong in (every, mask, nothing):
-        with pytest.raises(ValueError, match="when the weight of the first layer is penalized, all of it, and nothing"):
+        with pytest.raises(ValueError, match="if the whole weight of the first layer is penalized, and nothing"):
             auto(network, L2Loss(), groups=wrong)

@@ -1,4 +1,4 @@
-"""The hooks: when they fire, in which order, and with what; the callbacks a trainer adds itself."""
+"""The hooks: when they fire, in what order, and with what arguments; the callbacks that a trainer adds itself."""
 
 import pytest
 from torch.optim import LBFGS
@@ -10,7 +10,7 @@ from tests.modules import Regressor, callback_of, make_loader, make_trainer, wat
 
 
 def recorder(record: list[str]) -> Callback:
-    """A callback that overrides every hook and writes its name down."""
+    """A callback that overrides every hook and records its name."""
 
     listened = [name for name in HOOKS if name not in ("on_save_checkpoint", "on_load_checkpoint")]
     return callback_of(**{name: lambda *_, name=name: record.append(name) for name in listened})
@@ -62,7 +62,7 @@ def test_an_evaluation_fires_its_own_hooks(tmp_path, stage):
     assert record == ["setup", *evaluation_hooks({"validate": "validation"}.get(stage, stage), 3), "teardown"]
 
 
-def test_callbacks_come_in_the_order_given_and_the_module_last(tmp_path):
+def test_callbacks_are_called_in_the_order_given_and_the_module_last(tmp_path):
     record = []
 
     def named(name):

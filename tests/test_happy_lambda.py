@@ -1,4 +1,4 @@
-"""The universal threshold against loops, known distributions and autograd: it is the largest gradient at the null."""
+"""The universal threshold against loops, known distributions and autograd: the largest gradient at the null model."""
 
 import math
 
@@ -21,7 +21,7 @@ def design(num_samples: int, num_features: int, seed: int = 1) -> Tensor:
 
 
 def statistic(X: Tensor, y: Tensor) -> Tensor:
-    """||X^T y||_inf / ||y||_2, y centered."""
+    """Compute ||X^T y||_inf / ||y||_2 for y centered."""
     y = y - y.mean(0)
     return (X.T @ y).abs().max() / y.norm()
 
@@ -174,7 +174,7 @@ def test_the_factor_is_the_largest_gradient_over_networks_with_unit_rows(
     neuron_count = [*widths, 1]
     shapes = list(zip(neuron_count[1:], neuron_count[:-1], strict=True))
 
-    # Attained: W_2 looks at one first-layer neuron only, every later row is uniform.
+    # It is attained: W_2 reads only one first-layer neuron, every later row is uniform.
     aligned = [torch.ones(shape, dtype=torch.float64) for shape in shapes]
     aligned[0][:, 1:] = 0
     gradient = null_gradient(X, y, aligned, activation, bias=0.3)
@@ -184,7 +184,7 @@ def test_the_factor_is_the_largest_gradient_over_networks_with_unit_rows(
     assert GroupL1("columns").subgradient_gap(zero, gradient, bound.item() * (1 + 1e-9)) == 0
     assert GroupL1("columns").subgradient_gap(zero, gradient, bound.item() * 0.99) > 0
 
-    # Never exceeded, neither entrywise nor by a column's norm.
+    # It is never exceeded, by an entry or by a column's norm.
     for _ in range(50):
         random = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
         gradient = null_gradient(X, y, random, activation, bias=0.3)
@@ -298,7 +298,7 @@ def test_without_an_intercept_classes_that_are_absent_count() -> None:
     with_third = HappyLambdaClassifier(X, targets, 500, intercept=False, num_classes=3).run()
     assert with_third == HappyLambdaClassifier(X, torch.arange(50) % 3, 500, intercept=False).run()
     assert HappyLambdaClassifier(X, targets, 500, num_classes=3).run() == HappyLambdaClassifier(X, targets, 500).run()
-    with pytest.raises(ValueError, match="num_classes=1, and the largest target is 1"):
+    with pytest.raises(ValueError, match="num_classes=1, but the largest target is 1"):
         HappyLambdaClassifier(X, targets, 10, num_classes=1)
 
 

@@ -1,4 +1,4 @@
-"""Imports flow one way, those for types' sake and indirect ones included."""
+"""Imports flow one way, including indirect ones and those only for type checking."""
 
 import ast
 import graphlib
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# A file may import from its own room and from those before it.
+# A file may import from its own room and from earlier ones.
 ROOMS = (
     "framework._version",
     "framework.penalties framework.losses framework.layers framework.data",
@@ -24,7 +24,7 @@ ROOMS = (
     "recipes",
     "scripts",
 )
-# The one circle: public classes that name each other in signatures. The trainer makes three of the ready callbacks.
+# The one cycle: public classes that name each other in signatures. The trainer makes three of the ready-made callbacks.
 NAME_THE_TRAINER = ("framework.module", "framework.callback", "framework.callbacks")
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -38,12 +38,12 @@ def is_in(name: str, room: str) -> bool:
 
 
 def place(name: str) -> int:
-    """The index of the room of a file such as "framework.callbacks.early_stopping"."""
+    """Return the index of the room of a file such as "framework.callbacks.early_stopping"."""
     return next(index for index, room in enumerate(ROOMS) if is_in(name, room))
 
 
 def imports(path: Path, *, typing: bool = True) -> set[str]:
-    """The files that a file names in imports, at its top, in functions, and, if ``typing``, for types' sake only."""
+    """Return the files that a file imports, at its top, in functions, and, if ``typing``, only for type checking."""
     found: set[str] = set()
     queue: list[ast.AST] = [ast.parse(path.read_text())]
     while queue:
@@ -64,7 +64,7 @@ def imports(path: Path, *, typing: bool = True) -> set[str]:
 
 
 def edges(name: str) -> set[str]:
-    """The project's files that a file imports, but for the one circle, and the packages that this runs through."""
+    """Return the project's files that a file imports, except for the one cycle, and the packages they are in."""
     path = FILES[name]
     found = {other for other in imports(path) if other in FILES}
     if any(is_in(name, room) for room in NAME_THE_TRAINER):
@@ -75,12 +75,12 @@ def edges(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_imports_only_from_its_room_and_those_before_it(name):
+def test_a_file_imports_only_from_its_own_room_and_earlier_ones(name):
     for other in edges(name):
         assert place(other) <= place(name), f"{name} imports {other}, which comes after it"
 
 
-def test_no_imports_run_in_a_circle():
+def test_there_are_no_circular_imports():
     graphlib.TopologicalSorter({name: edges(name) for name in FILES}).prepare()  # raises CycleError
 
 
@@ -102,7 +102,7 @@ def test_the_loop_does_not_know_our_optimizers():
 
 
 def test_importing_the_library_loads_no_optimizer_of_ours():
-    # Nor scipy through them; torchmetrics, which Fabric imports, loads it all the same.
+    # Nor scipy through them; but torchmetrics, which Fabric imports, loads it anyway.
     code = "import sys, framework; print([m for m in sys.modules if m.startswith('framework.optim')])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"

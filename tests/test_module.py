@@ -1,4 +1,4 @@
-"""A module before, without and after a trainer."""
+"""A module before, after and without a trainer."""
 
 import copy
 import pickle
@@ -13,7 +13,7 @@ from tests.modules import Regressor, assert_same, make_loader, make_net, make_tr
 
 
 class Plain(Module):
-    """Can be pickled: everything is defined at the top of a file."""
+    """A module that can be pickled, because everything is defined at the top level."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -44,13 +44,13 @@ def test_harder_prox_satisfies_its_equation_above_the_jump_and_is_zero_below(nu:
     kept = x > 0
     assert (~kept).any()
     assert kept.any()
-    # One threshold: nothing is kept below something that is not.
+    # One threshold: no kept entry is smaller than one that is dropped.
     assert u[kept].min() > u[~kept].max()
 
     q = x[kept] ** (1 - nu)
     residual = x[kept] - u[kept] + t * (1 + nu * q) / (1 + q) ** 2
     assert (residual.abs() <= 1e-14 * u[kept]).all()
-    # At the threshold keeping and dropping cost the same.
+    # At the threshold, keeping and dropping cost the same.
     u_first, x_first = u[kept][0], x[kept][0]
     assert objective(penalty, x_first, u_first, t, 1.0) <= u_first**2 / (2 * t) * (1 + 1e-12)
 

@@ -1,4 +1,4 @@
-"""A pruned network is smaller and computes the same function, also where neurons are dead or nobody listens."""
+"""A pruned network is smaller and computes the same function, even if neurons are dead or are never read."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from framework.pruning import SelectFeatures, prune, used_features
 
 
 def network(*, activation: type[nn.Module] = nn.ReLU, last: type[nn.Linear] = NormalizedLinear) -> nn.Sequential:
-    """6 -> 5 -> 4 -> 2 in float64, the first layer reading features 1, 2 and 4 by neurons 0, 2 and 3."""
+    """Make a network 6 -> 5 -> 4 -> 2 in float64; neurons 0, 2 and 3 of the first layer read features 1, 2 and 4."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Flatten(), nn.Linear(6, 5), activation(), last(5, 4), activation(), nn.Dropout(0.5), last(4, 2)
@@ -18,7 +18,7 @@ def network(*, activation: type[nn.Module] = nn.ReLU, last: type[nn.Linear] = No
     mask[0, 1] = mask[2, 2] = mask[2, 4] = mask[3, 1] = 1
     with torch.no_grad():
         net[1].weight.mul_(mask)
-        net[1].bias.add_(0.5)  # a dead neuron says something
+        net[1].bias.add_(0.5)  # a dead neuron has an output
     return net.eval()
 
 
@@ -100,8 +100,8 @@ def test_a_pruned_network_can_be_trained_and_its_features_are_in_its_state():
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (nn.Linear(2, 1), r"Linear is no nn\.Sequential of linear layers"),
-        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1)), "layer 1 is BatchNorm1d, .*ReLU"),
+        (nn.Linear(2, 1), r"Linear is not an nn\.Sequential of linear layers"),
+        (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1)), "layer 1 is BatchNorm1d; allowed .*ReLU"),
         (nn.Sequential(nn.ReLU(), nn.Linear(2, 1)), "layer 0 is ReLU"),
         (nn.Sequential(nn.Linear(2, 1), nn.ReLU()), "does not end with a linear layer"),
     ],

@@ -151,7 +151,7 @@ def test_accumulating_over_an_epoch_equals_the_full_batch(tmp_path, optimizer, s
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_clipping_clips_as_torch_does(tmp_path, algorithm):
+def test_clipping_matches_torch(tmp_path, algorithm):
     clip = {"norm": nn.utils.clip_grad_norm_, "value": nn.utils.clip_grad_value_}[algorithm]
     ours, theirs, unclipped = Regressor(), Regressor(), Regressor()
     make_trainer(tmp_path, gradient_clip_val=0.1, gradient_clip_algorithm=algorithm).fit(ours, make_loader())
@@ -275,7 +275,7 @@ def test_overfitting_repeats_the_same_batches_of_a_shuffling_loader(tmp_path):
         assert not torch.equal(module.seen[0], module.seen[1])
 
 
-def test_validation_runs_on_every_nth_epoch_only(tmp_path):
+def test_validation_runs_only_on_every_nth_epoch(tmp_path):
     for sanity_steps in (0, 1):
         validated = watch("on_validation_end", lambda trainer, _: (trainer.sanity_checking, trainer.current_epoch))
         trainer = make_trainer(
@@ -286,7 +286,7 @@ def test_validation_runs_on_every_nth_epoch_only(tmp_path):
 
 
 @pytest.mark.parametrize(("sanity_steps", "batches"), [(0, 0), (2, 2), (-1, 3), (99, 3)])
-def test_the_sanity_check_reads_so_many_batches_and_leaves_no_metric(tmp_path, sanity_steps, batches):
+def test_the_sanity_check_reads_its_number_of_batches_and_leaves_no_metric(tmp_path, sanity_steps, batches):
     class Count(Regressor):
         count = 0
 
@@ -435,7 +435,7 @@ def test_a_run_within_a_run_of_the_same_trainer_is_refused(tmp_path):
     assert trainer.validate(Regressor(), make_loader())
 
 
-def test_questions_about_a_fit_are_answered_after_a_prediction_too(tmp_path):
+def test_questions_about_a_fit_are_also_answered_after_a_prediction(tmp_path):
     trainer, module = make_trainer(tmp_path), Regressor()
     trainer.fit(module, make_loader())
     trainer.predict(module, make_loader())
@@ -444,7 +444,7 @@ def test_questions_about_a_fit_are_answered_after_a_prediction_too(tmp_path):
     assert trainer.optimizer.param_groups[0]["lr"] == 0.05
 
 
-def test_should_stop_ends_the_run_after_the_step_under_way(tmp_path):
+def test_should_stop_ends_the_run_after_the_current_step(tmp_path):
     def stop(trainer, module, outputs, batch, batch_idx):
         trainer.should_stop = True
 

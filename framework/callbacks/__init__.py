@@ -1,4 +1,4 @@
-"""Ready callbacks, one per file."""
+"""Ready-made callbacks, one per file."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def default_callbacks(
     checkpointing: bool,
     fast_dev_run: bool,
 ) -> list[Callback]:
-    """The callbacks of a trainer: those given, the defaults they do not replace, and checkpoints last."""
+    """Return a trainer's callbacks: the given ones, the defaults that they do not replace, and checkpoints last."""
     callbacks = list(given)
     wanted = ((summary, ModelSummary), (progress_bar, ProgressBar), (checkpointing, ModelCheckpoint))
     for want, kind in wanted:

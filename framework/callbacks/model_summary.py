@@ -1,4 +1,4 @@
-"""What is about to be trained, printed before it is."""
+"""A summary of what is about to be trained."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class ModelSummary(Callback):
-    """Prints the layers with their parameters, and the optimizer's groups.
+    """A table of the layers and their parameter counts, and the optimizer's groups, printed before training.
 
     Args:
-        max_depth: How deep to list layers within layers.
+        max_depth: To what depth to list layers within layers.
     """
 
     def __init__(self, max_depth: int = 2) -> None:
@@ -27,7 +27,7 @@ class ModelSummary(Callback):
 
 
 def summarize(trainer: Trainer, max_depth: int) -> str:
-    """The summary as text."""
+    """Return the summary as text."""
     rows = [("layer", "type", "parameters")]
     for name, layer in trainer.module.named_modules():
         if name and name.count(".") < max_depth and (count := _count(layer.parameters())):

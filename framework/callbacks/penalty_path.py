@@ -1,4 +1,4 @@
-"""Reach a strong penalty by a path of weaker ones, then finish on all the data with the module's own optimizer."""
+"""A path of growing penalties to the full one, finished on all the data with the module's own optimizer."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Stage:
     """One stop on the way to the full penalty.
 
     Attributes:
-        share: Of the full weight `happy_lambda`, from 0 on.
-        nu: The shape of the `Harder` penalty here; None for the module's own.
+        share: The fraction of the full weight `happy_lambda`, >= 0.
+        nu: The shape of the `Harder` penalty in this stage; None for the module's own.
     """
 
     share: float
@@ -35,7 +35,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.share) and self.share >= 0):
-            raise ValueError(f"share={self.share!r} of the full weight; it must be a finite number from 0 on")
+            raise ValueError(f"share={self.share!r} of the full weight; it must be a finite number >= 0")
 
 
 def _sigmoid(k: int) -> float:
@@ -53,52 +53,52 @@ HARDER_LASSO = (
 
 
 class _Full(NamedTuple):
-    """What the module was given, in force in the final phase and after the run."""
+    """What the module was given, in effect in the final phase and after the run."""
 
     penalty: Any
     happy_lambda: float | None
 
 
 class PenaltyPath(Callback):
-    """Trains through stages of growing penalty, each from where the last one ended, then with the full penalty.
+    """Training through stages of growing penalty, each starting where the last one ended, then with the full penalty.
 
     From a cold start at the full weight, networks fall into the null model. During the stages the run uses this
-    callback's ``optimizer``, such as `ProxAdam` on mini-batches; after them the optimizer of the module's
-    `configure_optimizers`, each of whose steps sees all the data (``accumulate_grad_batches="epoch"``), with the
-    module's own weight and penalty. The module's ``penalty`` and ``happy_lambda`` say what is in force at any moment;
-    groups with a ``"happy_lambda"`` of their own are scaled alike. After the run both are what they were before.
+    callback's ``optimizer``, such as `ProxAdam` on mini-batches. After them it uses the optimizer of the module's
+    `configure_optimizers`, with the module's own weight and penalty, and each step sees all the data
+    (``accumulate_grad_batches="epoch"``). The module's ``penalty`` and ``happy_lambda`` say what is in effect at any
+    moment; groups with their own ``"happy_lambda"`` are scaled by the same factor. After the run both are restored.
 
-    A stage ends when the mean objective of a window of epochs is no longer below that of the window before by more
-    than a share ``tol`` of it. The windows start anew in each stage, which so lasts for two windows at least.
+    A stage ends when the mean objective over a window of epochs is no longer below that of the previous window by more
+    than a fraction ``tol`` of it. The windows start over in each stage, so a stage lasts at least two windows.
 
     Args:
         optimizer: Called with the parameter groups: a class or a `functools.partial` of one.
         stages: Each a `Stage` or a mapping of its attributes. Default: the published schedule for the module's penalty,
-            `HARDER_LASSO` for `Harder`, else `LASSO_ANN`.
-        window: Epochs in a window.
-        tol: The least relative decrease from window to window that lets a stage go on.
-        max_epochs: The longest a stage may last, in epochs.
-        accumulate_grad_batches: Of the stages; the default is one batch for each step.
-        final_window: The window of the final phase. Its end ends the run.
-        final_tol: The least relative decrease that lets the final phase go on.
+            `HARDER_LASSO` for `Harder`, otherwise `LASSO_ANN`.
+        window: Number of epochs per window.
+        tol: A stage continues only while the relative decrease from window to window exceeds this.
+        max_epochs: Maximum number of epochs per stage.
+        accumulate_grad_batches: The setting during the stages. Default: one batch per step.
+        final_window: The window of the final phase; when that phase has settled, the run ends.
+        final_tol: The final phase continues only while the relative decrease exceeds this.
 
     Attributes:
-        stage: The index of the stage under way; ``len(stages)`` in the final phase.
+        stage: The index of the current stage; ``len(stages)`` in the final phase.
         history: For each stage that ended: its ``epochs``, ``happy_lambda``, ``objective`` (of the last window) and
             ``importance``, the Euclidean norm of each column of the first penalized weight.
 
     Raises:
-        ValueError: At `fit`: the module has no penalty, a ``nu`` is given for another penalty than `Harder`, or an
-            argument is out of range.
+        ValueError: If an argument is out of range; at `fit`, if the module has no penalty, or ``nu`` is given for a
+            penalty other than `Harder`.
     """
 
     stage: int
     history: list[dict[str, Any]]
-    _epochs: int  # of this stage
-    _steps: int  # of this epoch
-    _loss: Tensor | float  # f, summed over this epoch's steps
-    _sum: Tensor | float  # f + g, summed over this window's epochs
-    _mean: float  # f + g over the window before
+    _epochs: int  # epochs of this stage
+    _steps: int  # steps of this epoch
+    _loss: Tensor | float  # f, summed over the steps of this epoch
+    _sum: Tensor | float  # f + g, summed over the epochs of this window
+    _mean: float  # the mean of f + g over the previous window
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class PenaltyPath(Callback):
         if max_epochs < 2 * window:
             raise ValueError(
                 f"PenaltyPath: max_epochs={max_epochs} is less than two windows of {window} epochs, which every stage "
-                "needs to compare; raise max_epochs or lower window"
+                "needs for a comparison; raise max_epochs or lower window"
             )
         self.make_optimizer = optimizer
         self.given_stages = None if stages is None else [s if isinstance(s, Stage) else Stage(**s) for s in stages]
@@ -135,7 +135,7 @@ class PenaltyPath(Callback):
 
     @property
     def is_final(self) -> bool:
-        """Whether the stages are over and the module's own optimizer, weight and penalty are in force."""
+        """Whether the stages are over and the module's own optimizer, weight and penalty are in effect."""
         return self.stage >= len(self.stages)
 
     # ---------------------------------------------------------------------------------------------------- hooks
@@ -149,7 +149,7 @@ class PenaltyPath(Callback):
         self.stages = default if self.given_stages is None else self.given_stages
         if not isinstance(module.penalty, Harder) and any(s.nu is not None for s in self.stages):
             raise ValueError(
-                f"PenaltyPath: a stage gives nu, which {module.penalty} does not have; drop it, or use Harder"
+                f"PenaltyPath: a stage sets nu, which {module.penalty} does not have; drop it, or use Harder"
             )
         self._full = _Full(module.penalty, module.happy_lambda)
         self._weights = []
@@ -162,7 +162,7 @@ class PenaltyPath(Callback):
                 "the checkpoint was written without PenaltyPath, or with other stages: continue with the configuration "
                 "of the run that wrote it"
             )
-        # A checkpoint fits only the optimizer that wrote it, which its stage decides.
+        # A checkpoint fits only the class of optimizer that wrote it, and the stage decides which one that was.
         self.stage = saved["stage"]
         self._use_optimizer(trainer, module)
 
@@ -180,8 +180,8 @@ class PenaltyPath(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         if trainer.progress.batch_idx:
-            return  # stopped in the middle of an epoch, of which a resumed run trains the rest
-        # f as it was before the steps and g as it is after them: near enough to see a decrease come to its end.
+            return  # stopped in the middle of an epoch; a resumed run trains the rest of it
+        # f from before each step and g from after the last: close enough to see when the decrease ends.
         with torch.no_grad():
             objective = trainer.closure.objective
             assert objective.penalty is not None
@@ -190,7 +190,7 @@ class PenaltyPath(Callback):
         self._loss, self._steps, self._epochs = 0.0, 0, self._epochs + 1
         if self.is_final:
             if self._has_settled(self.final_window, self.final_tol):
-                trainer.stop("penalty_path: the objective decreases no more")
+                trainer.stop("penalty_path: the objective no longer decreases")
         elif self._has_settled(self.window, self.tol) or self._epochs >= self.max_epochs:
             self._end_stage(trainer, module)
 
@@ -217,20 +217,20 @@ class PenaltyPath(Callback):
         self._start_stage()
 
     def _start_stage(self) -> None:
-        """Forget what the stage before has seen: it must not end the next one."""
+        """Forget what the previous stage has seen: it must not end the next one."""
         self._epochs = self._steps = 0
         self._loss = self._sum = 0.0
         self._mean = math.inf
 
     def _has_settled(self, window: int, tol: float) -> bool:
-        """At the end of a window: whether its mean objective is about that of the window before."""
+        """Tell whether a window has just ended whose mean objective is about that of the previous one."""
         if self._epochs % window:
             return False
         before, self._mean, self._sum = self._mean, float(self._sum) / window, 0.0  # waits for the device
         return before < math.inf and before - self._mean <= tol * abs(before)
 
     def _end_stage(self, trainer: Trainer, module: Module) -> None:
-        """Write down where the stage has come to, and go on to the next."""
+        """Record the result of the stage, and start the next one."""
         weight = next(weighted_parameters(trainer.closure.objective.groups, module.happy_lambda))[0].detach()
         importance = weight.norm(dim=0) if weight.ndim == 2 else weight.abs()
         self.history.append(
@@ -255,7 +255,7 @@ class PenaltyPath(Callback):
         self._weigh(trainer, module)
 
     def _use_optimizer(self, trainer: Trainer, module: Module) -> None:
-        """Install the optimizer of this phase, and note the full weight of each of its groups."""
+        """Install the optimizer of this phase, and record the full weight of each of its groups."""
         assert self._full is not None
         if self.is_final:
             trainer.use_optimizer(module.configure_optimizers(), accumulate_grad_batches="epoch")
@@ -265,7 +265,7 @@ class PenaltyPath(Callback):
         self._weights = [group.get("happy_lambda") for group in trainer.optimizer.param_groups]
 
     def _weigh(self, trainer: Trainer, module: Module) -> None:
-        """Put the stage's weight and penalty in force: in the module, and in an optimizer that has its own."""
+        """Put the stage's weight and penalty into effect: in the module, and in an optimizer that has its own."""
         assert self._full is not None
         stage = Stage(1.0) if self.is_final else self.stages[self.stage]
         penalty = self._full.penalty

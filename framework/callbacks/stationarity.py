@@ -1,4 +1,4 @@
-"""How far the parameters are from a stationary point of f + g, logged, and reason enough to stop."""
+"""The distance of the parameters from a stationary point of f + g, logged and used to stop."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 
 class Stationarity(Callback):
-    """Logs ``stationarity_gap``, the largest distance of -grad f to the subgradients of g, and stops once it is small.
+    """A stopping rule on ``stationarity_gap``, the largest distance of -grad f to the subgradients of g, which it logs.
 
-    0 at a stationary (KKT) point, whatever the optimizer; see `framework.optim.stationarity_gap`. It is
-    measured on all the training data at the current point, which counts as one closure evaluation, and changes neither
-    buffers nor random draws. With a `PenaltyPath` it waits for the final phase: before, the point to reach is another.
+    The gap is 0 at a stationary (KKT) point, whatever the optimizer; see `framework.optim.stationarity_gap`. It is
+    measured on all the training data at the current point, which counts as one closure evaluation and does not change
+    buffers or random draws. With a `PenaltyPath` it waits for the final phase: before that, the target point differs.
 
     Args:
-        tol: Stop when the gap is at most this; 0 for an exact stationary point only.
-        every_n_epochs: How often to measure.
+        tol: Stop when the gap is at most this; 0 only for an exact stationary point.
+        every_n_epochs: Measure after every nth epoch.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(self, tol: float = 1e-6, *, every_n_epochs: int = 1) -> None:
         if not (math.isfinite(tol) and tol >= 0):
-            raise ValueError(f"Stationarity: tol={tol!r}; it must be a finite number from 0 on")
+            raise ValueError(f"Stationarity: tol={tol!r}; it must be a finite number >= 0")
         if every_n_epochs < 1:
             raise ValueError(f"Stationarity: every_n_epochs={every_n_epochs!r}; it must be at least 1")
         self.tol = tol

@@ -1,4 +1,4 @@
-"""Fashion-MNIST as two tensors: 28x28 grey images of clothes in 10 balanced classes."""
+"""Fashion-MNIST as two tensors: 28x28 gray images of clothes in 10 balanced classes."""
 
 import socket
 import tempfile
@@ -22,7 +22,7 @@ CLASSES = (
     "Ankle boot",
 )
 
-# Over all pixels / 255 of the 60,000 training images.
+# Mean and standard deviation over all pixels / 255 of the 60,000 training images.
 MEAN = 0.2860
 STD = 0.3530
 
@@ -36,38 +36,38 @@ SERVER_TIMEOUT = 10.0  # seconds without an answer
 
 
 def fashion_mnist(root: str | Path, train: bool, *, download: bool = True) -> tuple[Tensor, Tensor]:
-    """The training or the test images and their labels, in the original order.
+    """Return the training or the test images and their labels, in the original order.
 
     Args:
-        root: Folder that holds `FashionMNIST/raw/`, or is to hold it.
-        train: The 60,000 training images, else the 10,000 test images.
-        download: Fetch the files if they are not all there.
+        root: Folder that holds `FashionMNIST/raw/`, or where it should go.
+        train: True for the 60,000 training images, False for the 10,000 test images.
+        download: Whether to download the files if they are not all there.
 
     Returns:
         Images of shape (N, 1, 28, 28), uint8, and labels of shape (N,), int64 indices into `CLASSES`.
 
     Raises:
-        FileNotFoundError: Files are absent or cut short, and could or should not be downloaded.
+        FileNotFoundError: If files are missing or truncated, and the download failed or was not allowed.
     """
-    # torchvision takes a second to import, which the toy recipes need not wait for.
+    # Importing torchvision takes a second, which the toy recipes should not have to wait for.
     from torchvision.datasets import FashionMNIST
 
     root = Path(root).expanduser()
     raw = root / "FashionMNIST" / "raw"
     if absent := _absent(raw):
         if not download:
-            raise FileNotFoundError(_how_to_mend(raw, absent, "download=False"))
+            raise FileNotFoundError(_how_to_fix(raw, absent, "download=False"))
         try:
             _download(root, raw)
         except (OSError, RuntimeError, HTTPException) as error:
             reason = " ".join(str(error).split())
-            raise FileNotFoundError(_how_to_mend(raw, absent, f"the download failed ({reason})")) from error
+            raise FileNotFoundError(_how_to_fix(raw, absent, f"the download failed ({reason})")) from error
     dataset = FashionMNIST(root, train=train, download=False)
     return dataset.data.unsqueeze(1), dataset.targets
 
 
 def _absent(raw: Path) -> list[str]:
-    """Names of the files that are not there in full."""
+    """Return the names of the files that are not there in full."""
     return [
         name
         for name, num_bytes in FILE_BYTES.items()
@@ -79,8 +79,8 @@ def _download(root: Path, raw: Path) -> None:
     from torchvision.datasets import FashionMNIST
 
     raw.mkdir(parents=True, exist_ok=True)
-    # torchvision checks the archives' checksums but takes any unpacked file of the right name for a good one: only
-    # complete files reach their place, each in one move, also when several processes download at once.
+    # torchvision checks the archives' checksums but accepts any unpacked file with the right name. So only complete
+    # files reach their place, each in one move, even if several processes download at once.
     with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder, _socket_timeout(SERVER_TIMEOUT):
         FashionMNIST(folder, download=True)
         for name in FILE_BYTES:
@@ -89,7 +89,7 @@ def _download(root: Path, raw: Path) -> None:
 
 @contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    # torchvision passes no timeout on, and the default is to wait for ever.
+    # torchvision takes no timeout, and the default is to wait forever.
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -98,9 +98,9 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _how_to_mend(raw: Path, absent: list[str], reason: str) -> str:
+def _how_to_fix(raw: Path, absent: list[str], reason: str) -> str:
     return (
-        f"Fashion-MNIST is not in {raw.absolute()}: {', '.join(absent)} absent or cut short, and {reason}. "
-        f"Put the four unpacked files {', '.join(FILE_BYTES)} into that folder, or let the environment variable "
-        "DATA_ROOT (on the command line: data.root=FOLDER) name the folder that holds FashionMNIST/raw."
+        f"Fashion-MNIST is not in {raw.absolute()}: {', '.join(absent)} missing or truncated, and {reason}. "
+        f"Put the four unpacked files {', '.join(FILE_BYTES)} into that folder, or set the environment variable "
+        "DATA_ROOT (on the command line: data.root=FOLDER) to the folder that holds FashionMNIST/raw."
     )

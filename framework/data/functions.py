@@ -1,7 +1,7 @@
-"""Functions to minimize for show, each with its usual starting point and its minimum.
+"""Functions to minimize for demonstration, each with its usual starting point and its minimum.
 
-Each maps points of shape (..., n) to values (...), so that a whole grid is evaluated at once, is at least 0, and is 0
-where all n coordinates are the function's `minimizer`.
+Each maps points of shape (..., n) to values (...), so that a whole grid can be evaluated at once. Each is at least 0,
+and 0 where all n coordinates equal the function's `minimizer`.
 """
 
 import math
@@ -12,34 +12,34 @@ from torch import Tensor
 
 
 def square(x: Tensor) -> Tensor:
-    """The sum of x_i^2; of a single number, its square."""
+    """Compute the sum of x_i^2; for a single number, its square."""
     return x.square().sum(-1)
 
 
 def squared_sum(x: Tensor) -> Tensor:
-    """(x_1 + ... + x_n)^2: 0 on a whole plane, and changing in the single direction (1, ..., 1)."""
+    """Compute (x_1 + ... + x_n)^2, which is 0 on a whole plane and changes only in the direction (1, ..., 1)."""
     return x.sum(-1).square()
 
 
 def rosenbrock(x: Tensor) -> Tensor:
-    """The sum over i < n of 100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2: a curved, flat valley (Rosenbrock, 1960)."""
+    """Compute the sum over i < n of 100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2, a curved, flat valley (Rosenbrock, 1960)."""
     here, after = x[..., :-1], x[..., 1:]
     return (100 * (after - here.square()).square() + (1 - here).square()).sum(-1)
 
 
 def rastrigin(x: Tensor) -> Tensor:
-    """The sum of x_i^2 + 10 (1 - cos(2 pi x_i)): a local minimum near every whole-numbered point (Rastrigin, 1974)."""
+    """Compute the sum of x_i^2 + 10 (1 - cos(2 pi x_i)): a local minimum near every integer point (Rastrigin, 1974)."""
     return (x.square() + 10 * (1 - (2 * math.pi * x).cos())).sum(-1)
 
 
 @dataclass(frozen=True)
 class ToyFunction:
-    """A function, where to start, and where it is least.
+    """A function, its usual starting point, and its minimizer.
 
     Attributes:
-        value: From points (..., n) to values (...).
+        value: Maps points (..., n) to values (...).
         start: The usual starting point, n numbers.
-        minimizer: The value is 0, its least, where all coordinates are this number.
+        minimizer: The value has its minimum, 0, where all coordinates equal this number.
     """
 
     value: Callable[[Tensor], Tensor]

@@ -8,15 +8,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
-# An order is applied to a chunk of many batches at once, which is then split into views. Measured on one CPU thread, us
-# per batch, an index_select for each batch against chunks of 0.25 / 4 / 8 MB: the toy (80, 1), batch 10: 7.7 against
-# 4.9 / 5.0 / 4.8; Fashion-MNIST in uint8, batch 64: 13 against 12 / 12 / 14; batch 256: 34 against 43 / 41 / 49.
+# The order is applied to a chunk of many batches at once, which is then split into views. Measured on one CPU thread,
+# in us per batch, one index_select per batch vs. chunks of 0.25 / 4 / 8 MB: the toy (80, 1), batch 10: 7.7 vs.
+# 4.9 / 5.0 / 4.8; Fashion-MNIST in uint8, batch 64: 13 vs. 12 / 12 / 14; batch 256: 34 vs. 43 / 41 / 49.
 CHUNK_BYTES = 4 * 2**20
 
 
 @dataclass(slots=True)
 class _Position:
-    """Where an iteration stands: `batch` batches of `epoch` have been handed out."""
+    """The position of an iteration: `batch` batches of `epoch` have been yielded."""
 
     epoch: int = 0
     batch: int = 0
@@ -24,24 +24,24 @@ class _Position:
 
 
 class TensorLoader:
-    """Iterates over batches cut along the first dimension of tensors held in memory.
+    """An iterable of batches cut along the first dimension of tensors held in memory.
 
-    Every batch is a tuple with one tensor per tensor given, also when that is only one. Each `iter()` starts the next
-    epoch; the order of an epoch depends on `(seed, epoch)` alone, whatever the device. Batches are views, those of an
-    unshuffled loader views of the held tensors themselves: do not write into them.
+    Every batch is a tuple with one tensor per given tensor, even if there is only one. Each `iter()` starts the next
+    epoch; the order of an epoch depends on `(seed, epoch)` alone, whatever the device. Batches are views; those of an
+    unshuffled loader are views of the held tensors themselves, so do not write into them.
 
     Args:
         *tensors: Data of shapes (N, ...), all of the same length N > 0, on one device.
         batch_size: Samples per batch; the last batch of an epoch may be shorter.
-        shuffle: Draw a new order for each epoch.
-        drop_last: Leave out the last batch if it is shorter than `batch_size`.
-        transform: Applied to each whole batch, `transform(*batch) -> batch`, on the device where the tensors lie.
-            Its random draws should come from torch's global generator, which the trainer saves and replays.
-        seed: Selects the sequence of orders.
+        shuffle: Whether to draw a new order for each epoch.
+        drop_last: Whether to drop the last batch if it is shorter than `batch_size`.
+        transform: Applied to each whole batch, `transform(*batch) -> batch`, on the tensors' device. Its random draws
+            should come from torch's global generator, which the trainer saves and replays.
+        seed: Determines the orders.
 
     Raises:
-        TypeError: Something else than tensors was given.
-        ValueError: No tensors, empty ones, different lengths, or a `batch_size` that leaves no batch.
+        TypeError: If something other than a tensor is given.
+        ValueError: If there are no tensors, empty ones or different lengths, or `batch_size` leaves no batch.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class TensorLoader:
         self._position = _Position()
 
     def __len__(self) -> int:
-        """Number of batches in an epoch."""
+        """Return the number of batches per epoch."""
         whole, rest = divmod(self.num_samples, self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        """Batches of the next epoch, or of the rest of the one a loaded state stands in."""
+        """Iterate over the batches of the next epoch, or over the rest of the epoch that a loaded state is in."""
         if self._position.begun:
-            # A new object: an older iterator still running keeps counting in its own.
+            # A new object, because an older iterator that is still running keeps counting in its own.
             self._position = _Position(self._position.epoch + 1)
         self._position.begun = True
         return self._batches(self._position)
@@ -100,24 +100,24 @@ class TensorLoader:
         position.epoch, position.batch, position.begun = position.epoch + 1, 0, False
 
     def _order(self, epoch: int) -> Tensor:
-        # A checksum keeps neighbouring seeds apart: with seed + epoch, seed 1 would repeat seed 0 one epoch late.
-        # torch's CPU generator reads 32 bits of its seed, which is what the checksum has.
+        # A checksum keeps neighboring seeds apart: with seed + epoch, seed 1 would repeat seed 0 one epoch late.
+        # torch's CPU generator uses 32 bits of its seed, exactly what the checksum has.
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed},{epoch}".encode()))
         return torch.randperm(self.num_samples, generator=generator).to(self.tensors[0].device)
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next `iter()` be the start of this epoch: the same batches, however often they are read."""
+        """Let the next `iter()` start this epoch: the same batches, however often they are read."""
         self._position = _Position(epoch)
 
     def to(self, device: torch.device | str) -> Self:
-        """This loader, its held tensors moved to `device`; the order of the batches stays the same."""
+        """Move the held tensors to `device` and return this loader; the order of the batches stays the same."""
         self.tensors = tuple(tensor.to(device) for tensor in self.tensors)
         return self
 
     def state_dict(self) -> dict[str, int]:
-        """Position of the latest iteration: `seed`, `epoch`, and `batch`, the batches of that epoch handed out.
+        """Return the position of the latest iteration: `seed`, `epoch`, and `batch`, how many batches it has yielded.
 
-        Between epochs it is the start of the next one. After a `break` it stays where the iteration was left, so that
+        Between epochs it is the start of the next one. After a `break` it stays where the iteration stopped, so that
         a loader restored from it finishes that epoch.
         """
         return {"seed": self.seed, "epoch": self._position.epoch, "batch": self._position.batch}
@@ -125,21 +125,21 @@ class TensorLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next `iter()` continue from `state`; iterators already running are not affected.
 
-        If all batches of the epoch had been handed out but the iteration had not ended, the next `iter()` is empty
-        and the one after it starts the next epoch.
+        If all batches of the epoch had been yielded but the iteration had not ended, the next `iter()` is empty, and
+        the one after it starts the next epoch.
 
         Raises:
-            ValueError: `state` lacks a key or has one too many, or names a batch that this loader does not have.
+            ValueError: If `state` has missing or extra keys, or a batch that this loader does not have.
         """
         if state.keys() != {"seed", "epoch", "batch"}:
             raise ValueError(
-                f"A TensorLoader state has the keys seed, epoch and batch, not {sorted(state)}: "
-                "pass what TensorLoader.state_dict() returned."
+                f"a TensorLoader state has the keys seed, epoch and batch, not {sorted(state)}: "
+                "pass what TensorLoader.state_dict() returned"
             )
         if state["epoch"] < 0 or not 0 <= state["batch"] <= len(self):
             raise ValueError(
-                f"The state stands at epoch {state['epoch']}, batch {state['batch']}, but this loader has "
-                f"{len(self)} batches: build it with the data and batch_size that the state was saved with."
+                f"the state is at epoch {state['epoch']}, batch {state['batch']}, but this loader has "
+                f"{len(self)} batches: build it with the data and batch_size that the state was saved with"
             )
         self.seed = state["seed"]
         self._position = _Position(state["epoch"], state["batch"])
@@ -150,9 +150,9 @@ def _check_tensors(tensors: tuple[Tensor, ...]) -> None:
         raise ValueError("TensorLoader got no tensors: pass at least one of shape (N, ...).")
     for index, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"Tensor {index} is of type {type(tensor).__name__}: convert it by torch.as_tensor.")
+            raise TypeError(f"Tensor {index} is of type {type(tensor).__name__}: convert it with torch.as_tensor.")
         if tensor.ndim == 0 or tensor.numel() == 0:
-            raise ValueError(f"Tensor {index} is of shape {tuple(tensor.shape)}: pass shape (N, ...) with N > 0.")
+            raise ValueError(f"Tensor {index} has shape {tuple(tensor.shape)}: pass shape (N, ...) with N > 0.")
     if len({len(tensor) for tensor in tensors}) > 1:
         raise ValueError(
             f"The tensors have {[len(tensor) for tensor in tensors]} samples: "

@@ -1,4 +1,4 @@
-"""The published simulation of sparse linear regression: which share of its supports does a method recover?"""
+"""The published simulation of sparse linear regression: what fraction of its supports does a method recover?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from framework.data.sparse import COEFFICIENTS
 
-# Of the published study: samples, features, test samples, replicates, seed.
+# The settings of the published study: samples, features, test samples, replicates, seed.
 PUBLISHED_DRAWS = (70, 250, 1000, 200, 42)
 # The numbers of non-zero coefficients in its table.
 SPARSITIES = (0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 20)
@@ -21,10 +21,10 @@ class LinearRecovery:
 
     Attributes:
         X: The design, shape (n, p), columns of mean 0 and standard deviation 1.
-        X_test: Further samples, shape (num_test, p), standardized by their own means and deviations.
-        noise: One noise vector for each replicate, the same at every s: shape (replicates, n).
+        X_test: More samples, shape (num_test, p), standardized by their own means and standard deviations.
+        noise: One noise vector per replicate, the same for every s, shape (replicates, n).
         weights: The true coefficients by s, each of shape (replicates, p).
-        is_published: Whether these are the very draws of the published study.
+        is_published: Whether these are exactly the draws of the published study.
     """
 
     X: Tensor
@@ -34,7 +34,11 @@ class LinearRecovery:
     is_published: bool
 
     def targets(self, sparsity: int) -> Tensor:
-        """Compute the responses of all replicates with `sparsity` true coefficients, shape (replicates, n)."""
+        """Compute the responses of all replicates with `sparsity` true coefficients, shape (replicates, n).
+
+        Raises:
+            ValueError: If no replicates with that many were drawn.
+        """
         if sparsity not in self.weights:
             raise ValueError(
                 f"no replicates with {sparsity} true coefficients were drawn, only with {sorted(self.weights)}; name "
@@ -55,20 +59,20 @@ def linear_recovery(
     """Draw the simulation; with the defaults, exactly the published one.
 
     numpy's legacy generator draws, in this order, X (n, p), the test X, the noise (n, replicates), then for s = 1, 2,
-    ... in turn, asked for or not, the supports of all replicates, uniform without replacement. Replicate i draws its
-    coefficients, uniform over `COEFFICIENTS`, from a generator of its own, seeded `seed` + i. So the draws at one s do
-    not depend on which others are asked for, but on the number of replicates: for some of the published replicates draw
-    them all, and take some.
+    ... in turn, requested or not, the supports of all replicates, uniform without replacement. Replicate i draws its
+    coefficients, uniform over `COEFFICIENTS`, from its own generator, seeded with `seed` + i. So the draws for one s do
+    not depend on which others are requested, but they depend on the number of replicates: to get some of the published
+    replicates, draw them all and select.
 
     Source: the simulations of HarderLASSO, arXiv 2411.17180, where s goes from 0 to 25.
 
     Args:
         sparsities: The numbers s of true coefficients, each from 0 to p.
-        num_samples: n.
-        num_features: p.
+        num_samples: The number of samples, n.
+        num_features: The number of features, p.
         num_test: How many test samples.
-        num_replicates: How many replicates at each s.
-        seed: Selects the draws.
+        num_replicates: How many replicates for each s.
+        seed: Determines the draws.
 
     Raises:
         ValueError: If a sparsity is out of range or named twice, or there are fewer than two samples to standardize.

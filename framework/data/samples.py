@@ -1,4 +1,4 @@
-"""How many samples a batch has: the weight of its mean among others."""
+"""How many samples a batch has, the weight of its mean when means are averaged."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def count_samples(batch: Any) -> int:
-    """Count the samples of a (nested) batch: the length of its tensors; 1 where there is none.
+    """Count the samples of a (nested) batch: the common length of its tensors, or 1 if there are none.
 
-    Looks into lists, tuples, mappings and dataclasses.
+    It looks into lists, tuples, mappings and dataclasses.
 
     Raises:
         ValueError: If the tensors have different lengths, so that some of them are not per sample.

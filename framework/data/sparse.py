@@ -1,4 +1,4 @@
-"""Regression problems of which only a few features matter, and it is known which."""
+"""Regression problems in which only a few, known features matter."""
 
 import math
 
@@ -12,20 +12,20 @@ COEFFICIENTS = (-3.0, -2.0, -1.0, 1.0, 2.0)
 def sparse_linear(
     *, num_samples: int = 100, num_features: int = 250, num_active: int = 4, noise: float = 1.0, seed: int = 0
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """Draws y = X w + noise: X standard normal, w zero but for the active features, there drawn from `COEFFICIENTS`.
+    """Draw y = X w + noise: X is standard normal, w is drawn from `COEFFICIENTS` for active features, and 0 elsewhere.
 
     Args:
-        num_samples: n.
-        num_features: p.
-        num_active: s, from 0 to p.
+        num_samples: The number of samples, n.
+        num_features: The number of features, p.
+        num_active: The number of active features, s, from 0 to p.
         noise: Standard deviation of the Gaussian noise.
-        seed: Selects all draws.
+        seed: Determines all draws.
 
     Returns:
         X of shape (n, p) and y of shape (n, 1), float32, and the active features in increasing order.
 
     Raises:
-        ValueError: `num_active` is out of range, `num_samples` less than 1, or `noise` negative or not finite.
+        ValueError: If `num_active` is out of range, `num_samples` is less than 1, or `noise` is negative or not finite.
     """
     generator, X, active = _draw(num_samples, num_features, num_active, noise, seed)
     which = torch.randint(len(COEFFICIENTS), (num_active,), generator=generator)
@@ -37,22 +37,23 @@ def sparse_linear(
 def sparse_mlp(
     *, num_samples: int = 500, num_features: int = 50, num_active: int = 4, noise: float = 1.0, seed: int = 0
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """Draws y = 10 * sum |x_a - x_b| + noise over disjoint pairs (a, b) of the active features, X standard normal.
+    """Draw y = 10 * sum |x_a - x_b| + noise over disjoint pairs (a, b) of the active features; X is standard normal.
 
     No linear model sees the features: they are uncorrelated with y. Source: LASSO ANN, Sardy et al. 2022.
 
     Args:
-        num_samples: n.
-        num_features: p.
-        num_active: s, an even number from 0 to p; the pairs are s / 2.
+        num_samples: The number of samples, n.
+        num_features: The number of features, p.
+        num_active: The number of active features, s, an even number from 0 to p; there are s / 2 pairs.
         noise: Standard deviation of the Gaussian noise.
-        seed: Selects all draws.
+        seed: Determines all draws.
 
     Returns:
         X of shape (n, p) and y of shape (n, 1), float32, and the active features in increasing order.
 
     Raises:
-        ValueError: `num_active` is odd or out of range, `num_samples` less than 1, or `noise` negative or not finite.
+        ValueError: If `num_active` is odd or out of range, `num_samples` is less than 1, or `noise` is negative or not
+            finite.
     """
     if num_active % 2:
         raise ValueError(f"num_active={num_active}: the active features come in pairs; pass an even number")
@@ -71,6 +72,6 @@ def _draw(
     if num_samples < 1 or not 0 <= noise < math.inf:
         raise ValueError(f"num_samples={num_samples}, noise={noise}; pass at least 1 sample and a finite noise >= 0")
     generator = torch.Generator().manual_seed(seed)
-    # The type is named: under another default the same seed would draw other numbers.
+    # The dtype is explicit: under another default the same seed would draw other numbers.
     X = torch.randn(num_samples, num_features, generator=generator, dtype=torch.float32)
     return generator, X, torch.randperm(num_features, generator=generator)[:num_active]

@@ -11,14 +11,14 @@ Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 def cubic_function(x: Array) -> Array:
-    """The function behind `cubic`, elementwise: 1.3 x^3 - 3 x^2 + 3.6 x + 6.9."""
+    """Compute the function behind `cubic`, elementwise: 1.3 x^3 - 3 x^2 + 3.6 x + 6.9."""
     return 1.3 * x**3 - 3 * x**2 + 3.6 * x + 6.9
 
 
 def cubic() -> tuple[Tensor, Tensor]:
-    """Noisy samples of `cubic_function`, always the same 80.
+    """Return noisy samples of `cubic_function`, always the same 80.
 
-    x is uniform on [-1, 3) and y = cubic_function(x) + standard normal noise, drawn as numpy draws them after
+    x is uniform on [-1, 3) and y = cubic_function(x) + standard normal noise, drawn as numpy does after
     `np.random.seed(42)` and rounded to float32.
 
     Returns:
@@ -31,7 +31,7 @@ def cubic() -> tuple[Tensor, Tensor]:
 
 
 def xor() -> tuple[Tensor, Tensor]:
-    """The truth table of exclusive or.
+    """Return the truth table of exclusive or.
 
     Returns:
         x of shape (4, 2) and y of shape (4, 1), float32 zeros and ones.
@@ -42,18 +42,18 @@ def xor() -> tuple[Tensor, Tensor]:
 
 
 def sine(*, num_samples: int = 200, noise: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Noisy samples of one period of the sine: y = sin(x) + noise * standard normal.
+    """Draw noisy samples of one period of the sine: y = sin(x) + noise * standard normal.
 
     Args:
-        num_samples: How many, N.
+        num_samples: The number of samples, N.
         noise: Standard deviation of the noise.
-        seed: Selects the draws of x, uniform on [-pi, pi), and of the noise.
+        seed: Determines the draws of x, uniform on [-pi, pi), and of the noise.
 
     Returns:
         x of shape (N, 1) and y of shape (N, 1), float32.
 
     Raises:
-        ValueError: `num_samples` is less than 1 or `noise` is negative.
+        ValueError: If `num_samples` is less than 1 or `noise` is negative.
     """
     if num_samples < 1 or noise < 0:
         raise ValueError(f"sine(num_samples={num_samples}, noise={noise}): pass num_samples >= 1 and noise >= 0.")

@@ -1,1 +1,1 @@
-"""How a run goes; private to the trainer."""
+"""The course of a run; private to the trainer."""

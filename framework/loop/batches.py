@@ -30,9 +30,9 @@ class Batches:
 
     Args:
         loader: A `DataLoader`, a `TensorLoader` or any iterable of batches.
-        limit: How many batches (int) or which share of them (float) to read; None means all.
-        device: Where the batches shall be. A loader with a method ``to`` is moved as a whole, once.
-        name: What to call the loader in errors.
+        limit: How many batches (int) or what fraction of them (float) to read; None means all.
+        device: Where batches should live. A loader with a method ``to`` is moved as a whole, once.
+        name: What to call the loader in error messages.
     """
 
     def __init__(self, loader: Any, *, limit: int | float | None, device: torch.device, name: str) -> None:
@@ -40,15 +40,15 @@ class Batches:
         self.loader = loader.to(device) if hasattr(loader, "to") else loader
         self.name = name
         self.limit = limit
-        # On the CPU nothing needs to be moved, and the move costs as much as a small batch.
+        # On the CPU nothing needs to be moved, and moving would cost as much as a small batch.
         self._device = None if device.type == "cpu" or hasattr(loader, "to") else device
         self.epoch = 0
-        # Such a loader draws the order of an epoch from the epoch's number, others from the random generators.
+        # Such a loader derives the order of an epoch from the epoch's number, others draw it from random generators.
         self.has_epochs = hasattr(loader, "set_epoch")
 
     @property
     def limit(self) -> int | float | None:
-        """The limit as it was given; -1 means all, like None."""
+        """The limit; None for all batches, also if -1 was given."""
         return self._limit
 
     @limit.setter
@@ -57,7 +57,7 @@ class Batches:
         self.num_batches = _limited(num_batches(self.loader), self._limit, self.name)
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of ``self.epoch``: the same ones, in the same order, as often as they are read with one seed."""
+        """Iterate over the batches of ``self.epoch``: for one seed, always the same ones in the same order."""
         for owner in (self.loader, *(getattr(self.loader, name, None) for name in ("sampler", "batch_sampler"))):
             if hasattr(owner, "set_epoch"):
                 owner.set_epoch(self.epoch)
@@ -69,26 +69,26 @@ class Batches:
         return batches
 
     def hold(self) -> None:
-        """Read the batches once and repeat exactly these from now on (``overfit_batches``)."""
+        """Read the batches once and repeat exactly those from now on (``overfit_batches``)."""
         self.loader, self._device = list(self), None
         self.limit = None
 
     def generators(self) -> list[Generator]:
-        """Return the generators that batches are drawn from, besides the global ones and those of a ``set_epoch``."""
+        """Return the generators that batches are drawn from, besides the global ones and those set by ``set_epoch``."""
         return find_generators(self.loader)
 
 
 def groups(batches: Batches, size: int | str, progress: Progress) -> Iterator[tuple[int, float, Any]]:
-    """The batches of every step of an epoch, or of what ``progress`` says is left of it.
+    """Yield the batches of every step of an epoch, or of the part of it that ``progress`` says is left.
 
     Args:
         batches: All the batches of an epoch.
-        size: How many make one step (the last step takes what is left), or "epoch" for all of them.
-        progress: Which epoch, and how many of its batches are done.
+        size: How many batches make up one step (the last step takes what is left), or "epoch" for all of them.
+        progress: Which epoch it is, and how many of its batches are done.
 
     Yields:
-        The index of the first batch of the step, that of the one after its last, and the batches: a list, or for
-        "epoch" the ``batches`` themselves, to be read as often as needed.
+        The index of the step's first batch, the index after its last, and the batches: a list, or for "epoch" the
+        ``batches`` themselves, to be read as often as needed.
     """
     batches.epoch = progress.epoch
     if size == "epoch":
@@ -96,10 +96,10 @@ def groups(batches: Batches, size: int | str, progress: Progress) -> Iterator[tu
             yield 0, batches.num_batches, batches
         return
     if progress.batch_idx == math.inf:
-        return  # a stream without length, read to its end before the interruption
+        return  # a stream without length that was read to its end before the interruption
     start = int(progress.batch_idx)
     if start == 0:
-        # The state of three generators takes as long as a small step: only where the order depends on it.
+        # Reading the state of three generators takes as long as a small step: only do it if the order depends on it.
         progress.epoch_rng = {} if batches.has_epochs else rng_state(batches.generators())
         rest = iter(batches)
     else:
@@ -117,7 +117,7 @@ def groups(batches: Batches, size: int | str, progress: Progress) -> Iterator[tu
 
 
 def num_steps(num_batches: float, size: int | str) -> float:
-    """Count the steps of an epoch of `groups`; infinite for a stream without length."""
+    """Compute the number of steps per epoch; infinite for a stream without length."""
     if size == "epoch":
         return 1
     steps = num_batches / int(size)
@@ -127,12 +127,12 @@ def num_steps(num_batches: float, size: int | str) -> float:
 def read_fit_data(
     settings: Settings, module: Module, train_dataloaders: Any, val_dataloaders: Any, device: torch.device
 ) -> tuple[Batches, Batches | None]:
-    """Return the training and the validation data of a fit, as far as the limits let them be read.
+    """Return the training and the validation data of a fit, cut to the limits.
 
     Raises:
-        TypeError: If they are no iterables of batches.
-        ValueError: If they have no batches, or can be read only once and are read again, or the module has no
-            `validation_step` for the validation data.
+        TypeError: If they are not iterables of batches.
+        ValueError: If they have no batches, or can be read only once but the run would read them again, or the module
+            has no `validation_step` for the validation data.
     """
     held = settings.overfit_batches
     if not held:
@@ -159,9 +159,13 @@ def _limited(num_batches: float, limit: int | float | None, name: str) -> float:
         return num_batches
     if isinstance(limit, float):
         if num_batches == math.inf:
-            raise ValueError(f"the limit on {name} is the share {limit}, but it has no length: give a number (int)")
+            raise ValueError(
+                f"the limit on {name} is the fraction {limit}, but its length is unknown: pass a number (int)"
+            )
         limited = int(num_batches * limit)
         if limited == 0 and limit > 0:
-            raise ValueError(f"{limit} of the {num_batches} batches of {name} is none: use at least {1 / num_batches}")
+            raise ValueError(
+                f"{limit} of the {num_batches} batches of {name} is less than one: use at least {1 / num_batches}"
+            )
         return limited
     return min(num_batches, limit)

@@ -1,10 +1,10 @@
-"""What a checkpoint holds, how it is written so that a crash cannot spoil it, and how it is read without running code.
+"""What a checkpoint holds, how a crash cannot corrupt it while it is written, and how it is read without running code.
 
 A checkpoint is one mapping of tensors, numbers, strings and containers of them:
 
 =====================  ===================================================================================
-``version``            of this package
-``progress``           epochs completed, batches of the next one done, optimizer steps (`Progress`)
+``version``            the version of this package
+``progress``           epochs completed, batches done of the next one, optimizer steps (`Progress`)
 ``closure_evaluations``
 ``state_dict``         the module's parameters and buffers
 ``optimizer``          its ``state_dict()``, and ``optimizer_class``, its name
@@ -44,7 +44,7 @@ _NEEDED = (
 
 
 def save(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Write a checkpoint: to a temporary file beside it first, so that ``path`` always holds a whole one."""
+    """Write a checkpoint, first to a temporary file next to it, so that ``path`` always holds a complete one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
@@ -63,24 +63,24 @@ def load(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU. Nothing in the file is executed (``weights_only=True``).
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is truncated, no checkpoint of a trainer, or would run code.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, is not a checkpoint of a trainer, or would run code.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch wonders about in a foreign file
+            warnings.simplefilter("ignore")  # torch's warnings about files that it did not write
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors and would run code when loaded, or is no checkpoint"
+            f"{path} holds more than tensors and would run code when loaded, or is not a checkpoint"
         ) from error
     except Exception as error:  # a damaged file fails in many ways
-        raise ValueError(f"{path} is truncated or no checkpoint: {error!r:.200}") from error
+        raise ValueError(f"{path} is truncated or not a checkpoint: {error!r:.200}") from error
     missing = [key for key in _NEEDED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
-        raise ValueError(f"{path} is no checkpoint of a Trainer: it lacks {', '.join(missing)}")
+        raise ValueError(f"{path} is not a checkpoint of a Trainer: it lacks {', '.join(missing)}")
     return checkpoint
 
 
@@ -88,14 +88,18 @@ def load_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: s
     """Load parameters and buffers into a module, all or nothing.
 
     Raises:
-        ValueError: They belong to another model; the entries that differ are named, and the module is unchanged.
+        ValueError: If they belong to another model; the message names the entries that differ. The module is unchanged.
     """
     check_weights(module, state_dict, path)
     module.load_state_dict(dict(state_dict))
 
 
 def check_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """Raise a ValueError that names the entries that differ, where a module could not load these."""
+    """Check that a module can load these parameters and buffers.
+
+    Raises:
+        ValueError: If it cannot; the message names the entries that differ.
+    """
     own = module.state_dict()
     wrong = [f"{name} is missing" for name in own.keys() - state_dict.keys()]
     wrong += [f"{name} is unknown to the model" for name in state_dict.keys() - own.keys()]
@@ -110,10 +114,10 @@ def check_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: 
 
 
 def resolve(callbacks: Iterable[Callback], ckpt_path: str | Path) -> str | Path:
-    """Return the file that ``ckpt_path`` means: "last" and "best" are those of the trainer's `ModelCheckpoint`.
+    """Return the file that ``ckpt_path`` refers to: "last" and "best" are those of the trainer's `ModelCheckpoint`.
 
     Raises:
-        ValueError: If it has written none.
+        ValueError: If no `ModelCheckpoint` has written such a file.
     """
     if ckpt_path not in ("last", "best"):
         return ckpt_path

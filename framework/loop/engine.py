@@ -18,13 +18,13 @@ from framework.module import Module
 class Engine:
     """What a run calls instead of the module and the optimizer themselves.
 
-    One device at full precision needs none of Fabric's wrappers, which cost as much as a small step: there, everything
-    is the raw module, optimizer and ``loss.backward()``.
+    One device at full precision needs none of Fabric's wrappers, which cost as much as a small step: there, the engine
+    uses the raw module, optimizer and ``loss.backward()``.
 
     Attributes:
-        device: Where the module is and batches should be.
+        device: Where the module is and batches should live.
         backward: Adds the gradients of a loss to those in the parameters.
-        grad_scaler: The gradient scaler of fp16, else None.
+        grad_scaler: The gradient scaler for fp16, otherwise None.
     """
 
     def __init__(self, fabric: Fabric, module: Module) -> None:
@@ -37,7 +37,7 @@ class Engine:
         self.grad_scaler = getattr(self._precision, "scaler", None)
 
     def wrap(self, optimizer: Optimizer) -> Any:
-        """Return the optimizer to step, wrapped where there is need of it."""
+        """Return the optimizer to step, wrapped if necessary."""
         return optimizer if self._plain else self._fabric.setup_optimizers(optimizer)
 
     def forward(self, name: str) -> Callable[[Any, int], Any]:
@@ -56,7 +56,7 @@ class Engine:
     def clip_gradients(
         self, optimizer: Optimizer, clip_val: float | None, algorithm: str, *, measure: bool
     ) -> Tensor | None:
-        """Unscale the gradients if need be and clip them; return their norm before that, if it is to be measured."""
+        """Unscale the gradients if necessary and clip them; return their norm before clipping if ``measure``."""
         self._precision.unscale_gradients(optimizer)
         norm = gradient_norm(optimizer) if measure else None
         if clip_val and algorithm == "norm":

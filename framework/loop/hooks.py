@@ -1,4 +1,4 @@
-"""Who hears which hook of a run."""
+"""Which hooks of a run are called, and on whom."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from framework.module import Module
 
 
 class Hooks:
-    """For every hook, the list of those who overrode it, bound to their arguments: ``hooks.on_fit_start`` is a list.
+    """For every hook, the list of methods that override it, bound to their arguments: ``hooks.on_fit_start`` is a list.
 
-    Built once at the start of a run, so that a hook nobody overrides costs nothing.
+    It is built once at the start of a run, so that a hook nobody overrides costs nothing.
 
     Args:
-        trainer: What callbacks are given as their trainer.
+        trainer: The trainer to pass to the callbacks.
         module: The module, which may have hooks of its own.
-        callbacks: In the order in which they hear; those with `Callback.after_module` hear after the module.
+        callbacks: The callbacks, in calling order; those with `Callback.after_module` are called after the module.
     """
 
     def __init__(self, trainer: Any, module: Module, callbacks: Sequence[Callback]) -> None:
@@ -40,7 +40,7 @@ class Hooks:
         return self._first[name] + self._watching[name]
 
     def call(self, name: str, *args: Any, before_watching: Callable[[], None] | None = None) -> None:
-        """Fire one hook; ``before_watching`` is called after the module and before those that watch what it did."""
+        """Fire one hook; call ``before_watching`` between the module and the callbacks that watch what it did."""
         for listener in self._first[name]:
             listener(*args)
         if before_watching is not None:

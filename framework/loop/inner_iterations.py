@@ -1,4 +1,4 @@
-"""The iterations that an optimizer makes within one step: shown, logged, heard by callbacks, and a chance to stop."""
+"""The iterations that an optimizer makes within one step: shown, logged, passed to callbacks, and a chance to stop."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch.optim import Optimizer
 
 
 class InnerIterations:
-    """What an optimizer that has an attribute ``on_iteration`` calls after every iteration within a step.
+    """The function that an optimizer with an attribute ``on_iteration`` calls after every iteration within a step.
 
-    The optimizer calls ``on_iteration(iteration, value)`` with the parameters at its best point so far, of that value,
-    and ends its step there when that raises `StopIteration`.
+    The optimizer calls ``on_iteration(iteration, value)`` with the parameters at its best point so far, which has that
+    value, and ends its step there if the call raises `StopIteration`.
 
     Args:
-        optimizer: A function that it called before is called first, as before.
+        optimizer: The optimizer. If its ``on_iteration`` was already set, that function is still called, first.
         report: Called with the iteration and the value: logs them and fires the hook.
-        is_over: Whether the run is over, and with it the step.
+        is_over: Tells whether the run, and with it the step, is over.
 
     Attributes:
-        cut_short: Whether a step was ended so; a run that is continued takes it again, from the best point.
+        cut_short: Whether a step was ended this way; a continued run takes it again, from the best point.
     """
 
     def __init__(self, optimizer: Optimizer, report: Callable[[int, float], None], is_over: Callable[[], bool]) -> None:

@@ -11,13 +11,13 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        epoch: The index of the epoch under way.
+        epoch: The index of the current epoch.
         epochs_completed: The same, plus one at the end of an epoch, when checkpoints are written.
         batch_idx: How many batches of the next epoch are done.
         global_step: Optimizer steps taken.
         evaluated_batches: By stage, those of validation and the like: the steps at which their values are logged.
         iterations: Those that an optimizer made within its steps, if it reports them.
-        epoch_rng: The random generators at the start of the epoch under way, to draw its order of batches again.
+        epoch_rng: The random state at the start of the current epoch, to draw its order of batches again.
     """
 
     epoch: int = 0

@@ -1,4 +1,4 @@
-"""The arguments of `Trainer` that need reading or checking; each is refused when the trainer is made."""
+"""The arguments of `Trainer` that need parsing or checking; an invalid one is refused when the trainer is made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Limit = int | float | None
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a run reads of its trainer's settings, checked, as they are when it starts. `Trainer` says what each means.
+    """The trainer's settings that a run reads, checked, as they are when it starts. `Trainer` says what each means.
 
     Attributes:
         max_time: In seconds; infinite for no limit.
@@ -42,15 +42,15 @@ class Settings:
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse arguments of `Trainer` that are none of the allowed values, as they were passed.
+    """Refuse arguments of `Trainer` whose values, as they were passed, are not allowed.
 
-    Accelerator and strategy are checked by Fabric, callbacks, loggers and ``max_time`` where they are read.
+    Accelerator and strategy are checked by Fabric; callbacks, loggers and ``max_time`` where they are read.
 
     Args:
-        settings: By name; others are left alone.
+        settings: The arguments by name; unknown names are ignored.
 
     Raises:
-        ValueError: If one is not allowed; it is named, with what is.
+        ValueError: If one is not allowed; the message names it and what is allowed.
     """
     for name, value in settings.items():
         is_allowed, allowed = _RULES.get(name, _ANYTHING)
@@ -74,10 +74,10 @@ _Rule = tuple[Callable[[Any], bool], str]
 _ANYTHING: _Rule = (lambda _: True, "")
 _SWITCH: _Rule = (lambda value: isinstance(value, bool), "True or False")
 _POSITIVE: _Rule = (lambda value: _is_count(value, 1), "a positive integer")
-_END: _Rule = (lambda value: _is_count(value, -1), "-1 (no limit) or an integer from 0 on")
+_END: _Rule = (lambda value: _is_count(value, -1), "-1 (no limit) or an integer >= 0")
 _LIMIT: _Rule = (
     lambda value: value is None or _is_share(value) or _is_count(value, -1),
-    "a number of batches (an integer from 0 on), a share of them (a float from 0.0 to 1.0), or None (all)",
+    "a number of batches (an integer >= 0), a fraction of them (a float from 0.0 to 1.0), or None (all)",
 )
 _RULES: dict[str, _Rule] = {
     "devices": (
@@ -91,7 +91,7 @@ _RULES: dict[str, _Rule] = {
     ),
     "fast_dev_run": (
         lambda value: isinstance(value, bool) or _is_count(value, 0),
-        "True, False or a number of batches (an integer from 0 on)",
+        "True, False or a number of batches (an integer >= 0)",
     ),
     "max_epochs": (lambda value: value is None or _END[0](value), f"{_END[1]}, or None"),
     "max_steps": _END,
@@ -101,10 +101,10 @@ _RULES: dict[str, _Rule] = {
     "limit_predict_batches": _LIMIT,
     "overfit_batches": (
         lambda value: _is_share(value) or _is_count(value, 0),
-        "a number of batches (an integer from 0 on) or a share of them (a float from 0.0 to 1.0); 0 for off",
+        "a number of batches (an integer >= 0) or a fraction of them (a float from 0.0 to 1.0); 0 for off",
     ),
     "check_val_every_n_epoch": _POSITIVE,
-    "num_sanity_val_steps": (lambda value: _is_count(value, -1), "-1 (all) or an integer from 0 on"),
+    "num_sanity_val_steps": (lambda value: _is_count(value, -1), "-1 (all) or an integer >= 0"),
     "log_every_n_steps": _POSITIVE,
     "enable_checkpointing": _SWITCH,
     "enable_progress_bar": _SWITCH,
@@ -115,7 +115,7 @@ _RULES: dict[str, _Rule] = {
     ),
     "gradient_clip_val": (
         lambda value: value is None or _is_finite(value),
-        "a finite number from 0 on, or None",
+        "a finite number >= 0, or None",
     ),
     "gradient_clip_algorithm": (lambda value: value in ("norm", "value"), "'norm' or 'value'"),
     "inference_mode": _SWITCH,
@@ -127,7 +127,12 @@ _RULES: dict[str, _Rule] = {
 
 
 def parse_max_time(max_time: str | timedelta | Mapping[str, int] | None) -> float:
-    """A time limit in seconds: from "DD:HH:MM:SS", a `timedelta` or its arguments; infinite for None."""
+    """Return a time limit in seconds, given "DD:HH:MM:SS", a `timedelta` or its arguments; infinite for None.
+
+    Raises:
+        ValueError: If a string does not have that form.
+        TypeError: If it is something else.
+    """
     if max_time is None:
         return math.inf
     if isinstance(max_time, str):
@@ -144,7 +149,7 @@ def parse_max_time(max_time: str | timedelta | Mapping[str, int] | None) -> floa
 
 
 def resolve_max_epochs(max_epochs: int | None, max_steps: int, max_time: float) -> int:
-    """Lightning's default: 1000 epochs where nothing else limits the run, else no limit."""
+    """Return Lightning's default if there is none given: 1000 epochs if nothing else limits the run, else no limit."""
     if max_epochs is not None:
         return max_epochs
     return 1000 if max_steps == -1 and max_time == math.inf else -1

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop after the step under way."""
+"""Ctrl-C and SIGTERM as requests to stop after the current step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from types import FrameType
 
 @contextmanager
 def on_signals(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Call ``stop`` at the first SIGINT or SIGTERM; the second one raises KeyboardInterrupt at once.
+    """Call ``stop`` on the first SIGINT or SIGTERM; the second one raises KeyboardInterrupt at once.
 
-    Does nothing outside the main thread, where Python allows no signal handlers.
+    Outside the main thread this does nothing, because Python allows no signal handlers there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

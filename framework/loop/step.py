@@ -12,20 +12,20 @@ from framework.loop.engine import Engine, gradient_norm
 from framework.loop.settings import Settings
 from framework.objective.closure import Closure
 
-# Optimizers whose class is from here are known to evaluate once where they do not say otherwise.
+# Optimizers whose class is from one of these modules are known to evaluate once unless they say otherwise.
 _WELL_KNOWN = ("torch.optim.", "framework.optim.")
 
 
 class Step(Protocol):
-    """One optimizer step, from the gradients to the new parameters."""
+    """One optimizer step, from the batches to the new parameters."""
 
     def __call__(self, batches: Iterable[Any], batch_idx: int, log: bool) -> Tensor | None:
         """Take the step; afterwards ``closure.first`` is the evaluation that counts.
 
         Args:
-            batches: The micro-batches whose mean is the objective: a list, or for a whole epoch what can be read again.
-            batch_idx: The index of the first.
-            log: Whether to evaluate what is logged: g, and the norm of the gradients.
+            batches: The micro-batches whose mean is the objective: a list, or for an epoch a rereadable iterable.
+            batch_idx: The index of the first batch.
+            log: Whether to compute what is logged: g, and the norm of the gradients.
 
         Returns:
             The norm of the gradients before clipping, if ``log``.
@@ -38,19 +38,19 @@ def make_step(
     settings: Settings,
     on_before_optimizer_step: list[Callable[[Optimizer], Any]],
 ) -> Step:
-    """Return the kind of step that suits the optimizer of a closure."""
+    """Return the kind of step that suits the closure's optimizer."""
     optimizer = closure.objective.optimizer
     known_to_evaluate_once = not closure.reevaluates and type(optimizer).__module__.startswith(_WELL_KNOWN)
-    # A gradient scaler decides itself whether to step, and takes no closure.
+    # A gradient scaler decides by itself whether to step, and takes no closure.
     if known_to_evaluate_once or engine.grad_scaler is not None:
         return EvaluatedOnce(closure, engine, settings, on_before_optimizer_step)
     return GivenClosure(closure, engine, settings, on_before_optimizer_step)
 
 
 class EvaluatedOnce:
-    """The gradients are computed, then the optimizer steps; it would use its closure only for the value known already.
+    """The step of an optimizer that evaluates once: compute the gradients, then call ``step`` without a closure.
 
-    Nothing is kept to see the step again, and the optimizer's ``step`` gets no closure.
+    Such an optimizer would use a closure only for the value that is already known. Nothing is kept to evaluate again.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class EvaluatedOnce:
 
 
 class GivenClosure:
-    """The optimizer is given the closure, and may evaluate as often as it likes: each time it sees the same function.
+    """The step of an optimizer that is given the closure and may evaluate the same function as often as it likes.
 
-    It finds gradients ready, unless its class says ``expects_gradients = False``. Those of an optimizer that does not
-    say ``reevaluates`` are clipped; its first call is answered by them as long as nothing has changed.
+    The gradients are ready before ``step``, unless its class says ``expects_gradients = False``; they are clipped if it
+    does not reevaluate. The optimizer's first call returns that evaluation as long as nothing has changed.
     """
 
     def __init__(

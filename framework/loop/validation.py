@@ -1,7 +1,6 @@
-"""What a run refuses: bad input and what could never have its effect, found once, before anything is trained.
+"""What a run refuses: invalid input and whatever would have no effect, found once, before anything is trained.
 
-Every function is handed what it needs, returns nothing, and raises an error that says what was passed, what is allowed
-and how to fix it.
+The checks are given what they need and raise an error that says what was passed, what is allowed and how to fix it.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from framework.objective.groups import check_groups, check_weight
 
 # ---------------------------------------------------------------------------------------------- modules and callbacks
 
-# The arguments of each hook of a `Callback` after the trainer and the module: those of a hook of the module.
+# The arguments of each `Callback` hook after the trainer and the module: those of the module's own hook.
 _HOOK_ARGUMENTS = {hook: list(inspect.signature(getattr(Callback, hook)).parameters)[3:] for hook in HOOKS}
-# What a trainer calls, and the arguments it passes.
+# The methods that a trainer calls, and the arguments it passes.
 _CALLED: dict[type, dict[str, list[str]]] = {
     Module: {
         "training_step": ["batch", "batch_idx"],
@@ -50,13 +49,13 @@ _CALLED: dict[type, dict[str, list[str]]] = {
     },
 }
 
-# What Lightning calls and a trainer does not (besides hooks), with what to do instead.
+# The methods that Lightning calls but a trainer does not, with what to do instead.
 _CLOSURE = "the closure that optimizer.step receives does it"
 _LOADER = "do it in the loader's collate_fn, or at the top of the step"
 _DATALOADER = "pass the loader to fit(model, train_dataloaders, val_dataloaders), validate, test or predict"
 _STEP_END = "put it at the end of the step"
 _EPOCH_END = "collect what it needs in the step, and define {} instead"
-_MODE = "a trainer switches every part to evaluation mode and back by itself; change modes in on_validation_start"
+_MODE = "a trainer switches the module to eval mode and back by itself; change modes in on_validation_start"
 _MANUAL = "a trainer runs one optimizer, differentiated by its closure"
 _HOOKS = {
     "on_before_backward": "change the loss in training_step, or define on_after_backward",
@@ -65,7 +64,7 @@ _HOOKS = {
 _NOT_CALLED: dict[type, dict[str, str]] = {
     Module: {
         **_HOOKS,
-        "optimizer_step": "write it as the step() of an optimizer of your own, or as on_before_optimizer_step",
+        "optimizer_step": "write it as the step() of your own optimizer, or as on_before_optimizer_step",
         "optimizer_zero_grad": f"{_CLOSURE}; drop it",
         "backward": f"{_CLOSURE}; change the loss in training_step, or the gradients in on_after_backward",
         "manual_backward": f"{_MANUAL}; drop it, and return the loss from training_step",
@@ -104,20 +103,20 @@ _NOT_CALLED: dict[type, dict[str, str]] = {
     },
     Callback: {**_HOOKS, "state_key": "checkpoints tell callbacks apart by their class and position; drop it"},
 }
-# Attributes that Lightning reads: with any other value than this they would have no effect.
+# Attributes that Lightning reads: set to False, they would have no effect here.
 _FLAGS = {
     "automatic_optimization": "a trainer calls the optimizer itself: drop it, return the loss from training_step, and "
-    "write what the manual steps do as the step(closure) of an optimizer of your own",
-    "strict_loading": "a checkpoint must have all entries of the module: drop it, and load other weights by "
+    "write what the manual steps do as the step(closure) of your own optimizer",
+    "strict_loading": "a checkpoint must have all entries of the module: drop it, and load other weights with "
     "load_state_dict(..., strict=False) before fit",
 }
 
 
 def check_module(module: Any) -> None:
-    """Refuse what is no `Module`, and one whose ``__init__`` did not call that of its base class.
+    """Refuse anything that is not a `Module`, and a module whose ``__init__`` did not call that of its base class.
 
     Raises:
-        TypeError: If it is something else.
+        TypeError: If it is not a `Module`.
         ValueError: If ``super().__init__()`` was forgotten.
     """
     if any(cls.__name__ == "LightningModule" for cls in type(module).__mro__) and not isinstance(module, Module):
@@ -126,7 +125,7 @@ def check_module(module: Any) -> None:
             "training_step, validation_step, configure_optimizers, log and the hooks keep their names"
         )
     if not isinstance(module, Module):
-        wrap = "; its forward becomes an attribute of that" if isinstance(module, nn.Module) else ""
+        wrap = ", with this module as an attribute" if isinstance(module, nn.Module) else ""
         raise TypeError(
             f"model is {_describe(module)}; pass a framework.Module: subclass it and define training_step(batch, "
             f"batch_idx) and configure_optimizers(){wrap}"
@@ -136,10 +135,10 @@ def check_module(module: Any) -> None:
 
 
 def as_callbacks(given: Any) -> list[Callback]:
-    """Return the callbacks that ``Trainer(callbacks=...)`` was given: none, one or several.
+    """Return the list of callbacks that ``Trainer(callbacks=...)`` was given: none, one or several.
 
     Raises:
-        TypeError: If one is something else: a class, or a callback of Lightning's.
+        TypeError: If one is not a `Callback`, such as a class, or a callback of Lightning's.
     """
     if given is None:
         return []
@@ -152,20 +151,21 @@ def as_callbacks(given: Any) -> list[Callback]:
             raise TypeError(f"callbacks has the class {name}; pass an instance, {name}(...)")
         remedy = "subclass that: the hooks have Lightning's names and arguments"
         if type(callback).__module__.startswith(("lightning.", "pytorch_lightning.")):
-            remedy = f"take {name} from framework.callbacks if it is there, or {remedy}"
-        raise TypeError(f"callbacks has {name} ({callback!r:.60}), which is no framework.Callback; {remedy}")
+            remedy = f"import {name} from framework.callbacks if it is there, or {remedy}"
+        raise TypeError(f"callbacks has {name} ({callback!r:.60}), which is not a framework.Callback; {remedy}")
     return callbacks
 
 
 def check_overrides(module: Module, callbacks: Iterable[Callback]) -> None:
-    """Refuse what a user overrides and no run would call, or not with these arguments.
+    """Refuse what a user overrides but no run would call, or would call with other arguments.
 
-    Misspelled hooks and steps, methods and attributes with a meaning in Lightning alone, wrong numbers of arguments,
-    and a ``super().__init__()`` forgotten in a ready-made callback. Plain attributes and submodules may have any name.
+    These are misspelled hooks and steps, methods and attributes that mean something only in Lightning, wrong numbers of
+    arguments, and a forgotten ``super().__init__()`` in a subclass of a ready-made callback. Plain attributes and
+    submodules may have any name.
 
     Raises:
-        ValueError: If there is one; it is named, with what to do instead.
-        TypeError: If a hook or a step takes other arguments than it is called with.
+        ValueError: If there is one; the message names it and what to do instead.
+        TypeError: If a hook or a step does not take the arguments it is called with.
     """
     for callback in callbacks:
         if not _is_ours(type(callback)):
@@ -177,14 +177,14 @@ def check_overrides(module: Module, callbacks: Iterable[Callback]) -> None:
             raise ValueError(f"{type(module).__name__}.{name} is False, which would have no effect: {remedy}")
     if getattr(module, "example_input_array", None) is not None:
         warnings.warn(
-            f"{type(module).__name__}.example_input_array has no effect: the summary shows no sizes of inputs, and no "
+            f"{type(module).__name__}.example_input_array has no effect: the summary shows no input sizes, and no "
             "graph is logged",
             stacklevel=2,
         )
 
 
 def _check_init(callback: Callback) -> None:
-    """Refuse a subclass of a ready-made callback without the attributes that the ``__init__`` of that one makes."""
+    """Refuse a subclass of a ready-made callback that lacks attributes set by that callback's ``__init__``."""
     for cls in type(callback).__mro__:
         init = vars(cls).get("__init__")
         if _is_ours(cls) and isinstance(init, FunctionType):
@@ -212,7 +212,7 @@ def _check_methods(owner: Module | Callback, kind: type) -> None:
 
 
 def _check_name(where: str, name: str, cls: type, not_called: Mapping[str, str], called: Iterable[str]) -> None:
-    """Refuse a name of a user's class that is one of Lightning's alone, or nearly one of ours."""
+    """Refuse a method name of a user's class that only Lightning calls, or that nearly matches one of ours."""
     is_method = isinstance(vars(cls)[name], FunctionType | staticmethod | classmethod | partialmethod)
     if name in not_called and (is_method or name == "state_key"):
         raise ValueError(f"{where} would never be called: {not_called[name]}")
@@ -222,9 +222,9 @@ def _check_name(where: str, name: str, cls: type, not_called: Mapping[str, str],
     candidates = [other for other in called if other.startswith("on_") == is_hook]
     near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6 if is_hook else 0.86)
     if is_hook:
-        hint = f"did you mean {near[0]!r}?" if near else "rename it, so that it does not start with 'on_'"
-        raise ValueError(f"{where} is no hook and would never be called: {hint}")
-    # A helper beside the method of nearly its name is no misspelling of that.
+        hint = f"did you mean {near[0]!r}?" if near else "rename it so that it does not start with 'on_'"
+        raise ValueError(f"{where} is not a hook and would never be called: {hint}")
+    # If the class also defines the method of the similar name, this one is a helper and not a misspelling.
     if near and near[0] not in vars(cls) and near[0][0] == name[0]:
         raise ValueError(f"{where} would never be called: did you mean {near[0]!r}? If not, give it another name")
 
@@ -234,7 +234,7 @@ def _is_ours(cls: type) -> bool:
 
 
 def overrides(owner: Module | Callback, name: str) -> bool:
-    """Tell whether a module or a callback has a method of its own where its base class has a default or none."""
+    """Tell whether a module or a callback has its own method where its base class has a default or none."""
     kind = Module if isinstance(owner, Module) else Callback
     if name in vars(owner):
         return True
@@ -245,17 +245,17 @@ def _check_arguments(owner: Module | Callback, name: str, arguments: list[str]) 
     method = getattr(owner, name)
     if not callable(method):
         if isinstance(owner, Module) and name in HOOKS:
-            return  # an attribute of the user's that is no hook
+            return  # an attribute of the user's that is not a hook
         raise TypeError(f"{type(owner).__name__}.{name} is {_describe(method)}; it must be a method")
     try:
         signature = inspect.signature(method)
-    except ValueError:  # a builtin without one
+    except ValueError:  # a builtin without a signature
         return
     try:
         signature.bind(*arguments)
     except TypeError as error:
         raise TypeError(
-            f"{type(owner).__name__}.{name} takes {signature}, and is called with ({', '.join(arguments)}): define it "
+            f"{type(owner).__name__}.{name} takes {signature}, but is called with ({', '.join(arguments)}): define it "
             f"as def {name}({', '.join(['self', *arguments])})"
         ) from error
 
@@ -266,10 +266,10 @@ def check_step(module: Module, stage: str, reason: str) -> None:
     Args:
         module: The module.
         stage: "validation", "test" or "predict".
-        reason: What asks for it, such as "val_dataloaders are given".
+        reason: Why the step is needed, such as "val_dataloaders are given".
 
     Raises:
-        ValueError: If there is no such step; for "predict" `forward` is enough.
+        ValueError: If there is no such step; for "predict", `forward` is enough.
     """
     step = f"{stage}_step"
     forward = "forward" in vars(module) or type(module).forward is not nn.Module.forward
@@ -284,7 +284,7 @@ def check_initialized(module: Module) -> None:
     """Refuse lazy layers whose parameters have no shape yet: there is nothing to optimize or to count.
 
     Raises:
-        ValueError: If there are any; they are named.
+        ValueError: If there are any; the message names them.
     """
     lazy = [name for name, p in module.named_parameters() if isinstance(p, nn.UninitializedParameter)]
     if lazy:
@@ -295,7 +295,7 @@ def check_initialized(module: Module) -> None:
 
 
 def refuse_answer(hook: Callable[..., Any], answer: Any) -> None:
-    """Refuse the -1 by which `on_train_batch_start` skips the rest of an epoch in Lightning; for any other, do nothing.
+    """Refuse the -1 with which `on_train_batch_start` skips the rest of an epoch in Lightning; ignore other answers.
 
     Raises:
         ValueError: If it is -1.
@@ -303,8 +303,8 @@ def refuse_answer(hook: Callable[..., Any], answer: Any) -> None:
     if isinstance(answer, int) and answer == -1:
         name = getattr(getattr(hook, "func", hook), "__qualname__", "on_train_batch_start")
         raise ValueError(
-            f"{name} returned -1, which in Lightning skips the rest of the epoch; a trainer does not: return None, and "
-            "use limit_train_batches or a shorter loader, or trainer.stop(reason) to end the run"
+            f"{name} returned -1, which skips the rest of the epoch in Lightning but not here: return None, and use "
+            "limit_train_batches or a shorter loader, or trainer.stop(reason) to end the run"
         )
 
 
@@ -313,10 +313,10 @@ def check_checkpoints(checkpoints: Sequence[Any], default: Path) -> None:
 
     Args:
         checkpoints: The `ModelCheckpoint` callbacks.
-        default: The folder of those that were given none.
+        default: The folder of those without a ``dirpath``.
 
     Raises:
-        ValueError: If two write the same file; both are named.
+        ValueError: If two write the same file; the message names both.
     """
     writers: dict[Path, Any] = {}
     for checkpoint in checkpoints:
@@ -333,19 +333,19 @@ def check_checkpoints(checkpoints: Sequence[Any], default: Path) -> None:
 def check_monitors(
     callbacks: Iterable[Callback], schedulers: Iterable[Any], logged: Iterable[str], module: Module
 ) -> None:
-    """Refuse a monitored metric that validation does not log, going by what the sanity check logged.
+    """Refuse a monitored metric that validation does not log, judging by what the sanity check logged.
 
-    Only where it is certain: the name is that of a logged one but for its spelling; or it begins like a name of
-    validation, and nobody could log it later: no callback of the user's, no hook of the module's at an end of an epoch.
+    It refuses only if the mistake is certain: the name differs from a logged one only in spelling; or it begins like a
+    validation metric and nothing could log it later: no user-defined callback, no epoch-end hook of the module.
 
     Args:
-        callbacks: Those of the run; those with a ``monitor`` are asked.
+        callbacks: The callbacks of the run; those with a ``monitor`` are checked.
         schedulers: The `SchedulerConfig`s.
-        logged: The names that the sanity check logged; where it logged none, nothing is known.
+        logged: The names that the sanity check logged; if it logged none, nothing is checked.
         module: The module.
 
     Raises:
-        ValueError: If there is one; it is named, with what is logged.
+        ValueError: If there is such a metric; the message names it and what is logged.
     """
     names = sorted(logged)
     callbacks = list(callbacks)
@@ -366,7 +366,7 @@ def check_monitors(
 
 
 def _spelled_alike(name: str) -> str:
-    """Drop what spellings of one name differ in: "validation/Loss" and "val_loss" are both "valloss"."""
+    """Normalize the spelling of a name: "validation/Loss" and "val_loss" both become "valloss"."""
     return re.sub("[^a-z0-9]", "", name.lower().replace("validation", "val"))
 
 
@@ -374,17 +374,17 @@ def _spelled_alike(name: str) -> str:
 
 
 def check_loader(loader: Any, name: str) -> None:
-    """Refuse what is no iterable of batches, and a loader without batches.
+    """Refuse anything that is not an iterable of batches, and a loader without batches.
 
     Raises:
-        TypeError: If it is not iterable, not one of batches, or several loaders are given.
+        TypeError: If it is not iterable, does not yield batches, or consists of several loaders.
         ValueError: If its length is 0.
     """
     parts = loader.values() if isinstance(loader, Mapping) else loader if isinstance(loader, list | tuple) else ()
     if any(isinstance(part, DataLoader | TensorLoader) for part in parts):
         raise TypeError(f"{name} holds several loaders; a Trainer takes one: concatenate the datasets")
     if isinstance(loader, Dataset):
-        options = "batch_size=None) if it yields batches, else DataLoader(dataset, batch_size=32)"
+        options = "batch_size=None) if it yields batches, otherwise DataLoader(dataset, batch_size=32)"
         options = options if isinstance(loader, IterableDataset) else "batch_size=32)"
         raise TypeError(f"{name} is {type(loader).__name__}, a dataset; pass DataLoader(dataset, {options}")
     if isinstance(loader, Tensor):
@@ -397,25 +397,26 @@ def check_loader(loader: Any, name: str) -> None:
 
 
 def check_readable_again(loader: Any, name: str, passes: float) -> None:
-    """Refuse a generator, or another iterator, where the data are read more than once.
+    """Refuse a generator, or another iterator, if the data are read more than once.
 
     Args:
         loader: The data.
         name: What to call them.
-        passes: How often they are read. A limit on steps or time may end a run within the first pass: then it is 1.
+        passes: How many times they are read. A limit on steps or time may end a run within the first pass: then it is
+            1.
 
     Raises:
         ValueError: If it can be read only once.
     """
     if passes > 1 and isinstance(loader, Iterator):
         raise ValueError(
-            f"{name} is a {type(loader).__name__}, which can be read only once, and the run reads it again: pass a "
-            "list of batches, a DataLoader, or an object of a class whose __iter__ starts anew each time"
+            f"{name} is a {type(loader).__name__}, which can be read only once, but the run reads it again: pass a "
+            "list of batches, a DataLoader, or an object of a class whose __iter__ starts over each time"
         )
 
 
 def num_passes(max_epochs: int, accumulate_grad_batches: int | str) -> float:
-    """Compute how often a run reads its training data: with no limit on epochs once, until something else ends it.
+    """Compute how many times a run reads its training data; without a limit on epochs count 1, as a run may end early.
 
     With ``accumulate_grad_batches="epoch"`` every evaluation reads them.
     """
@@ -425,7 +426,7 @@ def num_passes(max_epochs: int, accumulate_grad_batches: int | str) -> float:
 
 
 def num_validation_passes(max_epochs: int, check_val_every_n_epoch: int, num_sanity_val_steps: int) -> float:
-    """Compute how often a run reads its validation data, the sanity check included."""
+    """Compute how many times a run reads its validation data, including the sanity check."""
     epochs = math.inf if max_epochs == -1 else max_epochs // check_val_every_n_epoch
     return epochs + (num_sanity_val_steps != 0)
 
@@ -439,12 +440,12 @@ def check_train_limit(limit_train_batches: int | float | None) -> None:
     if limit_train_batches is not None and limit_train_batches == 0:
         raise ValueError(
             f"limit_train_batches={limit_train_batches} leaves nothing to train on: use None for all batches, or "
-            "trainer.validate(model, dataloaders) to validate alone"
+            "trainer.validate(model, dataloaders) only to validate"
         )
 
 
 def refuse_empty(name: str) -> None:
-    """Raise because a pass over data without training read no batch.
+    """Raise an error because an evaluation pass read no batch.
 
     Raises:
         ValueError: Always.
@@ -453,7 +454,7 @@ def refuse_empty(name: str) -> None:
 
 
 def num_batches(loader: Any) -> float:
-    """Return the length of a loader; infinite where it has none, as a `DataLoader` over an `IterableDataset`."""
+    """Return the length of a loader; infinite if it has none, like a `DataLoader` over an `IterableDataset`."""
     try:
         return len(loader)
     except TypeError:
@@ -464,7 +465,7 @@ def num_batches(loader: Any) -> float:
 
 
 def check_configured(configured: Any) -> None:
-    """Refuse ``optimizer, scheduler``, which reads like two optimizers.
+    """Refuse ``(optimizer, scheduler)``, which would be read as two optimizers.
 
     Raises:
         TypeError: If ``configure_optimizers`` returned that.
@@ -485,44 +486,44 @@ def check_schedulers(optimizer: Optimizer, schedulers: Iterable[Any]) -> None:
         schedulers: The schedulers themselves.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If one of them belongs to another optimizer.
     """
     for scheduler in schedulers:
         other = getattr(scheduler, "optimizer", optimizer)
         if other is not optimizer:
             raise ValueError(
                 f"{type(scheduler).__name__} was made for another {type(other).__name__} than the one that "
-                "configure_optimizers returned, and would change nothing: make both in configure_optimizers, and give "
-                "the scheduler this optimizer"
+                "configure_optimizers returned, and would change nothing: make both in configure_optimizers, and pass "
+                "this optimizer to the scheduler"
             )
 
 
 def check_param_groups(module: Module, optimizer: Optimizer) -> None:
-    """Check that every trainable parameter is in a group, and every group says whether it is penalized, if one does.
+    """Check that every trainable parameter is in a group, and that if any group says whether it is penalized, all do.
 
     Raises:
-        ValueError: If not; the parameters and groups are named.
+        ValueError: If not; the message names the parameters or groups.
     """
     names = {parameter: name for name, parameter in module.named_parameters()}
     optimized = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     if missing := [name for parameter, name in names.items() if parameter.requires_grad and parameter not in optimized]:
         raise ValueError(
             f"in no parameter group of {type(optimizer).__name__}: {', '.join(missing)}. "
-            "Add them to param_groups(), or freeze them by requires_grad_(False)"
+            "Add them to param_groups(), or freeze them with requires_grad_(False)"
         )
     check_groups(module.param_groups(), needed=module.penalty is not None)
     check_groups(optimizer.param_groups, needed=False)
 
 
 def check_penalty_object(module: Module, optimizer_class: type[Optimizer] | None = None) -> None:
-    """Refuse a module's penalty that is no penalty.
+    """Refuse a module's penalty that is not a penalty object.
 
     Args:
-        module: Whose penalty it is; nothing is checked where it has none.
-        optimizer_class: One with ``handles_penalty = True`` needs the penalty's ``prox`` too.
+        module: The module with the penalty; if it has none, nothing is checked.
+        optimizer_class: The optimizer's class; with ``handles_penalty = True`` it also needs the penalty's ``prox``.
 
     Raises:
-        TypeError: If it lacks the methods that are needed.
+        TypeError: If the penalty lacks a method that is needed.
     """
     penalty = module.penalty
     if penalty is None:
@@ -537,10 +538,10 @@ def check_penalty_object(module: Module, optimizer_class: type[Optimizer] | None
 
 
 def check_penalty(module: Module, groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a penalty on nothing, and one whose weight was forgotten or is no weight.
+    """Refuse a penalty on no parameter, and a penalty whose weight is missing or invalid.
 
     Args:
-        module: Whose penalty it is; nothing is checked where it has none.
+        module: The module with the penalty; if it has none, nothing is checked.
         groups: The penalized groups.
 
     Raises:
@@ -553,7 +554,7 @@ def check_penalty(module: Module, groups: Sequence[Mapping[str, Any]]) -> None:
     if not any(mask if isinstance(mask, bool) else bool(mask.any()) for mask in masks):
         raise ValueError(
             f'the module has the penalty {name}, but no parameter is penalized: mark groups "penalized": True in '
-            "param_groups(), or set the penalty to None"
+            "param_groups(), or set the module's penalty to None"
         )
     own = [group.get("happy_lambda") for group in groups]
     if module.happy_lambda is not None:
@@ -569,38 +570,38 @@ def check_penalty(module: Module, groups: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_smoothness(module: Module, optimizer: Optimizer) -> None:
-    """Refuse a penalty for an optimizer that relies on smoothness.
+    """Refuse a penalty for an optimizer that requires a smooth objective.
 
     Raises:
         ValueError: If the module has a penalty and the optimizer's class says ``requires_smooth = True``.
     """
     if module.penalty is not None and getattr(type(optimizer), "requires_smooth", False):
         raise ValueError(
-            f"{type(optimizer).__name__} needs a smooth objective, and the module has the penalty "
+            f"{type(optimizer).__name__} needs a smooth objective, but the module has the penalty "
             f"{type(module.penalty).__name__}: use SpaRSA, FISTA, ISTA or ProxAdam, or set the penalty to None"
         )
 
 
 def check_replay(optimizer: Optimizer, loader: Any) -> None:
-    """Check that a loader whose batches are read at every evaluation of a step can give the same ones again.
+    """Check that a loader whose batches are read at every evaluation of a step can yield the same ones again.
 
     Raises:
-        ValueError: If its workers live on from pass to pass, with random streams that nobody else can set back.
+        ValueError: If its workers persist between passes, with random streams that cannot be reset from outside.
     """
     if getattr(loader, "persistent_workers", False):
         name = type(optimizer).__name__
         raise ValueError(
             f'a DataLoader with persistent_workers=True and accumulate_grad_batches="epoch" with {name}, which reads '
-            "the data many times per step: random draws in its workers would differ from one evaluation to the next. "
+            "the data many times per step: random draws in the workers would differ from one evaluation to the next. "
             "Pass persistent_workers=False"
         )
 
 
 def check_reevaluation(optimizer: Optimizer, gradient_clip_val: float | None, *, fp16: bool) -> None:
-    """Refuse settings under which value and gradient of a re-evaluated objective would disagree.
+    """Refuse settings under which the value and the gradient of a reevaluated objective would disagree.
 
     Raises:
-        ValueError: If there is clipping or a gradient scaler, for an optimizer that evaluates more than once per step.
+        ValueError: If there is clipping or a gradient scaler; the optimizer evaluates more than once per step.
     """
     name = type(optimizer).__name__
     if gradient_clip_val:
@@ -616,16 +617,16 @@ def check_reevaluation(optimizer: Optimizer, gradient_clip_val: float | None, *,
 
 
 def warn_of_minimizations(optimizer: Optimizer, steps_per_epoch: float) -> None:
-    """Warn where a whole minimization would be made for each of several batches.
+    """Warn if a whole minimization would be made for each of several batches.
 
     Args:
-        optimizer: Its class says ``minimizes = True`` if one step is a whole minimization.
+        optimizer: The optimizer; its class says ``minimizes = True`` if one step is a whole minimization.
         steps_per_epoch: How many steps an epoch has.
     """
     if getattr(type(optimizer), "minimizes", False) and steps_per_epoch > 1:
         warnings.warn(
-            f"{type(optimizer).__name__} makes a whole minimization of every mini-batch, {steps_per_epoch:g} in an "
-            'epoch, each undoing the one before: say accumulate_grad_batches="epoch" for one over all the data',
+            f"{type(optimizer).__name__} makes a whole minimization for every mini-batch, {steps_per_epoch:g} per "
+            'epoch, each undoing the one before: pass accumulate_grad_batches="epoch" for one over all the data',
             RuntimeWarning,
             stacklevel=2,
         )

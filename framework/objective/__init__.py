@@ -1,1 +1,1 @@
-"""The objective of one optimizer step, f + g, as a function of the parameters; knows no trainer."""
+"""The objective of one optimizer step, f + g, as a function of the parameters. Nothing here knows the trainer."""

@@ -14,20 +14,20 @@ from torch.overrides import TorchFunctionMode
 def stacked_values(
     module: nn.Module, evaluate: Callable[[], Tensor], params: Sequence[Tensor], candidates: Sequence[Tensor]
 ) -> Tensor:
-    """Compute what ``evaluate`` returns, (k,), with ``params`` of the module at k points, by one `vmap`.
+    """Compute what ``evaluate`` returns, (k,), with ``params`` of the module at k points, in one `vmap`.
 
-    Random draws are the same for all points. Also who holds a parameter besides its module, such as a penalty, sees it
-    at the point.
+    Random draws are the same for all points. Anything else that holds a parameter, such as a penalty, also sees its
+    value at each point.
 
     Args:
-        module: Whose parameters ``evaluate`` reads.
-        evaluate: Returns a scalar.
+        module: The module whose parameters ``evaluate`` reads.
+        evaluate: A function that returns a scalar.
         params: Some parameters of the module.
-        candidates: For each of them a stack (k, *shape).
+        candidates: For each of them, a stack (k, *shape).
 
     Raises:
-        RuntimeError: If the module does what `vmap` does not allow, such as ``.item()`` or writing into buffers, or
-            fails by itself: at one point after the other the same error comes again.
+        RuntimeError: If the module does something that `vmap` does not allow, such as ``.item()`` or writing into
+            buffers, or fails on its own: then evaluating one point at a time raises the same error.
     """
     names: dict[Tensor, str] = {param: f"module.{name}" for name, param in module.named_parameters()}
     evaluation = _Evaluation(module, evaluate)
@@ -40,7 +40,7 @@ def stacked_values(
 
 
 class _Evaluation(nn.Module):
-    """A module whose call is ``evaluate()``, as `functional_call` wants it."""
+    """A module whose forward is ``evaluate()``, as `functional_call` requires."""
 
     def __init__(self, module: nn.Module, evaluate: Callable[[], Tensor]) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class _Evaluation(nn.Module):
 
 
 class _Substituted(TorchFunctionMode):
-    """While active, operations on some tensors are made on others in their place."""
+    """A mode in which operations on some tensors use others in their place."""
 
     def __init__(self, tensors: Sequence[Tensor], substitutes: Sequence[Tensor]) -> None:
         super().__init__()
@@ -66,9 +66,9 @@ class _Substituted(TorchFunctionMode):
 
 
 def warn_one_by_one(module: nn.Module, failure: str) -> None:
-    """Warn that a module is evaluated at one point after the other, and how `stacked_values` failed."""
+    """Warn that a module is evaluated at one point at a time, and why `stacked_values` failed."""
     warnings.warn(
-        f"{type(module).__name__} is evaluated at one point after the other, as torch.func.vmap could not take several "
+        f"{type(module).__name__} is evaluated at one point after the other, because torch.func.vmap failed on several "
         f"at once: {failure.strip().partition(chr(10))[0]}",
         RuntimeWarning,
         stacklevel=3,

@@ -1,4 +1,4 @@
-"""What one optimizer step evaluates: f, or f + g, over a group of micro-batches, as often as the optimizer asks."""
+"""What one optimizer step evaluates: f or f + g over a group of micro-batches, as often as the optimizer asks."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from framework.penalties import Penalty
 
 
 class Recorder(Protocol):
-    """Who collects what `training_step` logs."""
+    """A collector of what `training_step` logs."""
 
     def read(self, batch: Any) -> None:
-        """Note the batch that belongs to what is logged from now on."""
+        """Note the batch that the values logged from now on belong to."""
 
     def muted(self) -> AbstractContextManager[None]:
-        """Ignore, within, what is logged: the step is seen again."""
+        """Ignore what is logged within this context, because the step is being evaluated again."""
 
 
 class Unrecorded:
-    """The recorder of a closure whose logs nobody collects."""
+    """The recorder of a closure whose logs are not collected."""
 
     def read(self, batch: Any) -> None: ...
 
@@ -44,13 +44,13 @@ class Unrecorded:
 
 @dataclass(slots=True)
 class Evaluation:
-    """What one evaluation found, detached.
+    """The result of one evaluation, detached.
 
     Attributes:
         loss: f, a 0-d tensor, the mean over the samples.
-        penalty: g; None where there is none, or where neither the optimizer nor a log needs it.
-        value: What the optimizer minimizes by its closure: f + g, or f where it handles the penalty itself.
-        outputs: What `training_step` returned, as a mapping with "loss"; a list of them for several batches.
+        penalty: g; None if there is none, or if neither the optimizer nor a log needs it.
+        value: What the optimizer minimizes through its closure: f + g, or f if it handles the penalty itself.
+        outputs: What `training_step` returned, as a mapping with "loss"; for several batches, a list of mappings.
     """
 
     loss: Tensor
@@ -60,26 +60,26 @@ class Evaluation:
 
     @property
     def objective(self) -> Tensor:
-        """f + g, or f where there is no g."""
+        """f + g, or f if there is no g."""
         return self.loss if self.penalty is None else self.loss + self.penalty
 
 
 class Objective:
-    """f + g over micro-batches, at the current parameters: one evaluation, and nothing of steps.
+    """f + g over micro-batches at the current parameters. It evaluates once when asked, and knows nothing of steps.
 
-    Whether the value is f or f + g is decided by the optimizer's class: ``handles_penalty = True`` means f.
+    The optimizer's class decides whether the value is f or f + g: ``handles_penalty = True`` means f.
 
     Args:
-        module: Whose `training_step` gives f, and whose penalty gives g.
-        optimizer: Whose parameters are differentiated.
-        forward: `training_step` as the device and precision want it called.
+        module: The module: its `training_step` gives f, its penalty gives g.
+        optimizer: The optimizer whose parameters are differentiated.
+        forward: `training_step` wrapped for the device and precision.
         backward: Adds the gradients of a loss to those in the parameters.
-        recorder: Is told the batch under way.
-        evaluations: How many there were before.
+        recorder: Told which batch is being evaluated.
+        evaluations: How many evaluations were made before.
 
     Attributes:
-        evaluations: How many evaluations there were, with gradients, without, and for products with the Hessian.
-        handles_penalty: Whether the optimizer applies g by its prox, and is given f alone.
+        evaluations: How many evaluations were made: with gradients, without, and for products with the Hessian.
+        handles_penalty: Whether the optimizer applies g by its prox and is given f alone.
     """
 
     def __init__(
@@ -102,26 +102,26 @@ class Objective:
 
     @property
     def penalty(self) -> Penalty | None:
-        """The penalty function: the module's, or that of an optimizer that has its own where the module has none."""
+        """The penalty function: the module's, or if it has none, that of an optimizer with its own."""
         if self.module.penalty is None and self.handles_penalty:
             return getattr(self.optimizer, "penalty", None)
         return self.module.penalty
 
     @property
     def groups(self) -> Sequence[Group]:
-        """The groups that say what is penalized, as they are now: loading a state replaces an optimizer's groups."""
+        """The groups that say what is penalized, read anew: loading a state replaces an optimizer's groups."""
         return declared_groups(self.module, self.optimizer)
 
     def evaluate(
         self, batches: Iterable[Any], batch_idx: int, *, differentiate: bool, with_penalty: bool = True
     ) -> Evaluation:
-        """Evaluate once over the batches; ``batch_idx`` is the first one's.
+        """Evaluate once over the batches.
 
         Args:
             batches: The micro-batches; f and g are means over all their samples.
-            batch_idx: The index of the first.
+            batch_idx: The index of the first batch.
             differentiate: Whether to add the gradients of the value to those in the parameters.
-            with_penalty: Whether g is wanted although the optimizer handles it itself.
+            with_penalty: Whether to compute g even if the optimizer handles it itself.
         """
         self.evaluations += 1
         outputs: Any
@@ -134,7 +134,7 @@ class Objective:
     def graph(
         self, batch: Any, batch_idx: int, *, with_penalty: bool = True
     ) -> tuple[Tensor, Tensor, Tensor | None, Mapping[str, Any]]:
-        """Return the value for one batch with its graph, f, g and what else `training_step` returned."""
+        """Return, for one batch, the value with its graph, f, g and whatever else `training_step` returned."""
         self._recorder.read(batch)
         loss, penalty, extras = parse_output(self.module, self._forward(batch, batch_idx))
         if self.evaluations == 1:
@@ -153,7 +153,7 @@ class Objective:
     def _add(
         self, batch: Any, batch_idx: int, weight: float, differentiate: bool, with_penalty: bool
     ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-        """f, g and the outputs for one batch, detached; the gradients of ``weight`` times the value are added."""
+        """Return f, g and the outputs for one batch, detached; add the gradients of ``weight`` times the value."""
         value, loss, penalty, extras = self.graph(batch, batch_idx, with_penalty=with_penalty)
         if differentiate:
             self._backward(value if weight == 1 else value * weight)
@@ -163,11 +163,11 @@ class Objective:
     def _mean(
         self, batches: Iterable[Any], batch_idx: int, differentiate: bool, with_penalty: bool
     ) -> tuple[Tensor, Tensor | None, list[dict[str, Any]]]:
-        """f and g as means over the samples of the group, with their gradients if asked for, and the outputs."""
+        """Return f and g as means over the samples of the group, and the outputs; add gradients if asked to."""
         outputs = []
         first_size, total_weight, f, g = 0, 0.0, None, None
         for index, batch in enumerate(batches, batch_idx):
-            # Weights relative to the first batch, so that equal batches need no scaling before their sum.
+            # Weights are relative to the first batch, so that batches of equal size need no scaling before the sum.
             size = self.module.count_samples(batch)
             first_size = first_size or size
             weight = size / first_size
@@ -199,17 +199,18 @@ class Objective:
 class Closure:
     """The objective of the current step, as ``optimizer.step`` receives it.
 
-    The trainer brackets every step by `step`. In between, each evaluation sees the same function: the same
-    batches, dropout masks, augmentations and buffers. The first one counts: it is logged, and its random draws are
-    those of the step. Batch-norm statistics are those at the point that the optimizer accepts.
+    The trainer wraps every step in `step`. Inside it, each evaluation sees the same function: the same batches, dropout
+    masks, augmentations and buffers. The first evaluation counts: it is logged, and its random draws are those of the
+    step. Batch-norm statistics are those at the point that the optimizer accepts.
 
-    A value always belongs to the current parameters. Gradients that were computed before the optimizer's ``step`` are
-    the answer to `__call__` as long as neither they nor the parameters have changed; else it evaluates.
+    A value always belongs to the current parameters. If gradients were computed before the optimizer's ``step``,
+    `__call__` returns that evaluation as long as neither they nor the parameters have changed; otherwise it evaluates.
 
     Args:
         objective: What is evaluated.
-        recorder: Is muted while a step is seen again.
-        data_generators: Those that the data are drawn from, for a step whose batches are read at every evaluation.
+        recorder: Muted while a step is evaluated again.
+        data_generators: Returns the generators that the data are drawn from, for a step that reads its batches again
+            at every evaluation.
         on_after_backward: Called after each evaluation with gradients.
 
     Attributes:
@@ -238,29 +239,29 @@ class Closure:
 
     @property
     def evaluations(self) -> int:
-        """How many evaluations there were in this run, with gradients, without, and for products with the Hessian."""
+        """How many evaluations this run has made: with gradients, without, and for products with the Hessian."""
         return self.objective.evaluations
 
     # ------------------------------------------------------------------------------------- for the optimizer
 
     def __call__(self) -> Tensor:
-        """Zero the gradients, evaluate, backpropagate; return the value, detached. With gradients also in `no_grad`."""
+        """Zero the gradients, evaluate, backpropagate (even under `no_grad`); return the value, detached."""
         if (value := self._ready_value()) is not None:
             return value
         return self._evaluate(differentiate=True)
 
     def value(self) -> Tensor:
-        """Return the value alone: no backward; gradients and random state stay as they are."""
+        """Return the value alone, without backward; gradients and random state stay as they are."""
         if (value := self._ready_value()) is not None:
             return value
         return self._evaluate(differentiate=False)
 
     def values(self, candidates: Sequence[Tensor]) -> Tensor:
-        """Return the values (k,) at k points: a stack (k, *shape) for each trainable parameter of the groups.
+        """Return the values (k,) at k points, given as a stack (k, *shape) for each trainable parameter of the groups.
 
-        By one `vmap` where the module allows it (`objective/batched_values.py`), else, with a warning that says why, at
-        one point after the other, which moves the parameters. Gradients, logs, buffers and random state stay as they
-        are. Each point counts as an evaluation.
+        Uses one `vmap` if the module allows it (`objective/batched_values.py`). If not, it warns why, and evaluates one
+        point at a time, which moves the parameters. Gradients, logs, buffers and random state stay as they are. Each
+        point counts as an evaluation.
         """
         objective, failure = self.objective, None
         params = ParameterVector(objective.optimizer.param_groups).params
@@ -268,7 +269,7 @@ class Closure:
         if self._vmaps:
             try:
                 with self._aside(), torch.no_grad():
-                    at_once = stacked_values(objective.module, self._value_anew, params, candidates)
+                    at_once = stacked_values(objective.module, self._fresh_value, params, candidates)
                 objective.evaluations = before + len(at_once)
                 return at_once
             except RuntimeError as error:
@@ -278,8 +279,8 @@ class Closure:
             with self._aside(), torch.no_grad():
                 for param, value in zip(params, point, strict=True):
                     param.copy_(value)
-                values.append(self._value_anew())
-        if failure is not None:  # not of the module's own making: it would have come again
+                values.append(self._fresh_value())
+        if failure is not None:  # vmap's fault: an error of the module itself would have been raised again just now
             self._vmaps = False
             warn_one_by_one(objective.module, failure)
         return torch.stack(values)
@@ -287,12 +288,12 @@ class Closure:
     def hvp(self) -> Callable[[Tensor], Tensor]:
         """Return the Hessian at the current point, as a function from a vector (n,) or a stack (k, n) to its products.
 
-        n counts the trainable values of the optimizer's groups, in their order. The Hessian is that of the value:
+        n is the number of trainable values in the optimizer's groups, in their order. The Hessian is that of the value:
         f + g, or f for an optimizer that handles the penalty. Gradients, logs, buffers and random state stay as they
-        are. Valid until the parameters change.
+        are. The function is valid until the parameters change.
 
-        One batch, or a list of them, is evaluated once, and its graphs are kept. Over an epoch every product evaluates
-        the batches again, one at a time, in the memory of one. Each pass counts as an evaluation.
+        A list of batches is evaluated once, and its graphs are kept. Over an epoch, every product evaluates the batches
+        again, one at a time, in the memory of one. Each pass counts as an evaluation.
         """
         step = self._under_way()
         if not isinstance(step.batches, list):
@@ -308,7 +309,7 @@ class Closure:
     # --------------------------------------------------------------------------------------- for the trainer
 
     def evaluate_once(self, batches: Iterable[Any], batch_idx: int, *, log: bool = False) -> None:
-        """Compute the gradients of a step whose optimizer needs no closure: nothing is kept to see it again."""
+        """Compute the gradients of a step whose optimizer needs no closure; keep nothing to evaluate it again."""
         self.objective.zero_gradients()
         self.first = self.objective.evaluate(batches, batch_idx, differentiate=True, with_penalty=log)
         for hook in self._on_after_backward:
@@ -316,15 +317,15 @@ class Closure:
 
     @contextmanager
     def step(self, batches: Iterable[Any], batch_idx: int, *, log: bool = False) -> Iterator[None]:
-        """Within, every evaluation sees the same function; afterwards buffers are those of the point accepted.
+        """Show every evaluation within this context the same function; then set the buffers to the accepted point's.
 
         Args:
-            batches: The micro-batches of the step: a list, or what can be read again at every evaluation.
-            batch_idx: The index of the first.
-            log: Whether g is wanted although the optimizer handles it itself.
+            batches: The micro-batches of the step: a list, or an iterable that can be read again at every evaluation.
+            batch_idx: The index of the first batch.
+            log: Whether to compute g at the first evaluation even if the optimizer handles it itself.
 
         Raises:
-            RuntimeError: If the optimizer has evaluated nothing.
+            RuntimeError: If the optimizer evaluated nothing.
         """
         generators = () if isinstance(batches, list) else self._data_generators()
         self.first = None
@@ -333,7 +334,7 @@ class Closure:
             yield
             if self.first is None:
                 raise RuntimeError(
-                    f"{type(self.objective.optimizer).__name__}.step returned without a call of its closure: it must "
+                    f"{type(self.objective.optimizer).__name__}.step returned without calling its closure: it must "
                     "evaluate the objective, by closure() or closure.value()"
                 )
             self._settle_buffers(step)
@@ -341,15 +342,15 @@ class Closure:
             self._step = None
 
     def keep_ready(self) -> None:
-        """Let the evaluation just made, and the gradients as they are now, answer the optimizer's first call."""
+        """Answer the optimizer's first call with the evaluation just made and the gradients as they are now."""
         assert self.first is not None
         self._under_way().ready = _snapshot(self.objective.optimizer)
 
     @contextmanager
     def smooth_gradient(self, batches: Iterable[Any]) -> Iterator[None]:
-        """Within, the gradient of f alone over the batches lies in the parameters; afterwards all is as it was.
+        """Put the gradient of f alone over the batches into the parameters within this context; then undo everything.
 
-        Counts as an evaluation; neither logs, buffers nor random draws change. To be used between steps.
+        Counts as an evaluation. Logs, buffers and random draws do not change. Use it between steps.
         """
         objective = self.objective
         parameters = list(objective.module.parameters())
@@ -391,20 +392,20 @@ class Closure:
         return evaluation.value
 
     def _ready_value(self) -> Tensor | None:
-        """The value computed before the optimizer's step, where it still is that of the current parameters."""
+        """Return the value computed before the optimizer's step if it still belongs to the current parameters."""
         step = self._under_way()
         if step.ready is None:
             return None
         if _snapshot_holds(step.ready, self.objective.optimizer):
             if self.reevaluates:
-                step.ready = None  # asked again, it evaluates again
+                step.ready = None  # a second call evaluates again
             assert self.first is not None
             return self.first.value
         step.ready = None
         return None
 
     def _settle_buffers(self, step: _Step) -> None:
-        """Leave the module's buffers as an evaluation at the accepted point does."""
+        """Leave the module's buffers as an evaluation at the accepted point would."""
         if not step.changes_buffers or not (self.reevaluates or step.evaluations > 1):
             return
         accepted = all(
@@ -412,13 +413,13 @@ class Closure:
         )
         if accepted and not self._minimizes:
             return
-        # A step that is a whole minimization has one point: its statistics, not an average with those of the start.
+        # A step that is a whole minimization has one result: take its statistics, not their average with the start's.
         average = _averaged_batch_norm(self.objective.module) if self._minimizes else nullcontext()
         with step.start.again(), self._recorder.muted(), average, torch.no_grad():
             self.objective.evaluate(step.batches, step.batch_idx, differentiate=False, with_penalty=False)
 
-    def _value_anew(self) -> Tensor:
-        """The value, whatever was evaluated before."""
+    def _fresh_value(self) -> Tensor:
+        """Compute the value, whatever was evaluated before."""
         step = self._under_way()
         return self.objective.evaluate(step.batches, step.batch_idx, differentiate=False, with_penalty=False).value
 
@@ -433,29 +434,29 @@ class Closure:
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
-        """Evaluations of the step's function that leave no trace but their count."""
+        """Let evaluations of the step's function within this context leave no trace but their count."""
         with self._under_way().start.on_copies(), self._recorder.muted():
             yield
 
     def _under_way(self) -> _Step:
         if self._step is None:
-            raise RuntimeError("a closure evaluates the objective of the step under way, and none is: use it in step()")
+            raise RuntimeError("a closure evaluates the objective of the current step, and there is none: use step()")
         return self._step
 
 
 @dataclass(slots=True)
 class _Step:
-    """What a closure knows of the step under way.
+    """What a closure knows about the current step.
 
     Attributes:
         batches: The micro-batches.
-        batch_idx: The index of the first.
-        log: Whether g is wanted at the first evaluation in any case.
-        start: Random state and buffers at its start.
-        ready: Parameters and gradients for which the first evaluation is the answer.
-        evaluations: How many there were in this step.
+        batch_idx: The index of the first batch.
+        log: Whether the first evaluation computes g in any case.
+        start: Random state and buffers at the start of the step.
+        ready: Parameters and gradients for which the first evaluation is still valid.
+        evaluations: How many evaluations this step has made.
         changes_buffers: Whether an evaluation writes into buffers.
-        point: The parameters at the last evaluation, kept where buffers change.
+        point: The parameters at the last evaluation, kept if buffers change.
     """
 
     batches: Iterable[Any]
@@ -471,7 +472,7 @@ class _Step:
 class _Snapshot(NamedTuple):
     """Copies of parameters and of their gradients, in the optimizer's order.
 
-    Version counters would not do: writing into ``param.data`` leaves them as they are.
+    Version counters are not enough: writing into ``param.data`` does not change them.
     """
 
     parameters: list[Tensor]
@@ -487,7 +488,7 @@ def _snapshot(optimizer: Optimizer) -> _Snapshot:
 
 
 def _snapshot_holds(snapshot: _Snapshot, optimizer: Optimizer) -> bool:
-    """Whether parameters and gradients are what they were; a gradient that was dropped or replaced is not."""
+    """Tell whether parameters and gradients are what they were; a dropped or replaced gradient is not."""
     for param, value, gradient in zip(_parameters(optimizer), *snapshot, strict=True):
         if (param.grad is None) != (gradient is None) or not torch.equal(param, value):
             return False
@@ -502,11 +503,11 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 @contextmanager
 def _averaged_batch_norm(module: Module) -> Iterator[None]:
-    """Let batch norm start anew and average over the batches read within, as `torch.optim.swa_utils.update_bn` does."""
+    """Reset batch norm and average it over the batches read in this context, like `torch.optim.swa_utils.update_bn`."""
     layers = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     momenta = [layer.momentum for layer in layers]
     try:
-        # Within: `Replay.again` has just written the buffers of the step's start.
+        # Inside the context: `Replay.again` has just written the buffers of the step's start.
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None
@@ -517,7 +518,7 @@ def _averaged_batch_norm(module: Module) -> Iterator[None]:
 
 
 def _mean(weighted: Iterable[tuple[int, Tensor]]) -> Tensor:
-    """The mean of vectors with weights."""
+    """Compute the weighted mean of vectors."""
     total, weight = torch.zeros(()), 0
     for size, vector in weighted:
         total, weight = total.to(vector) + size * vector, weight + size
@@ -527,11 +528,11 @@ def _mean(weighted: Iterable[tuple[int, Tensor]]) -> Tensor:
 def reevaluates(optimizer: Optimizer) -> bool:
     """Tell whether an optimizer evaluates more than once per step.
 
-    Its class says so by ``reevaluates``; else its step requires a closure.
+    Its class may say so by ``reevaluates``; otherwise it does if its ``step`` requires a closure.
     """
     cls = type(optimizer)
     if hasattr(cls, "reevaluates"):
         return bool(cls.reevaluates)
-    # The class's own function: schedulers replace the instance's by a wrapper.
+    # Look at the class's own function: schedulers replace the instance's with a wrapper.
     closure = inspect.signature(cls.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty

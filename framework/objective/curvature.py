@@ -1,4 +1,4 @@
-"""Hessian-vector products of whatever loss a closure evaluates.
+"""Hessian-vector products of any loss that a closure evaluates.
 
 The gradient is computed with its own graph, and each product differentiates it once more (Pearlmutter, 1994,
 "Fast exact multiplication by the Hessian"): H v = d(g . v)/dw. The memory is that of a few gradients, and a
@@ -17,13 +17,13 @@ from framework.objective.vector import flatten, unflatten
 
 
 class _KeepGraph(TorchFunctionMode):
-    """While active, `loss.backward()` keeps differentiable gradients of `params` besides accumulating them.
+    """A mode in which `loss.backward()` also keeps differentiable gradients of `params`, besides accumulating them.
 
-    So does `torch.autograd.grad` with respect to them, for closures that assign `.grad` themselves.
+    `torch.autograd.grad` with respect to them does the same, for closures that assign `.grad` themselves.
 
     `backward(create_graph=True)` would tie each parameter to its own graph through `.grad`, a reference cycle; here
     `.grad` gets a plain copy, as without the mode. Parameters other than `params` get no gradient, and hooks that run
-    after accumulation, such as those by which DDP synchronizes gradients, do not run.
+    after accumulation, such as those with which DDP synchronizes gradients, do not run.
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
@@ -60,7 +60,7 @@ class _KeepGraph(TorchFunctionMode):
         return tuple(None if gradient is None else gradient.detach().clone() for gradient in gradients)
 
     def use_assigned(self) -> None:
-        """Where nothing was backpropagated, keep the gradients that were returned and assigned as they were."""
+        """Keep the returned gradients if nothing was backpropagated and they were assigned as they were."""
         if any(gradient is not None for gradient in self.gradients):
             return
         for param, gradient in zip(self.params, self.returned, strict=True):
@@ -74,7 +74,7 @@ def _sum(before: Tensor | None, gradient: Tensor) -> Tensor:
 
 
 class HessianVectorProduct:
-    """The Hessian of one evaluated loss as a function from a vector to its product.
+    """The Hessian of one evaluated loss, as a function from a vector to the product with it.
 
     Valid while the parameters keep the values they were evaluated at. Made by `hessian_vector_product`.
 
@@ -88,7 +88,7 @@ class HessianVectorProduct:
         self._gradients = gradients
 
     def __call__(self, vector: Tensor) -> Tensor:
-        """Compute the product with a vector (n,), or with the rows of a stack (k, n) at once, of its dtype."""
+        """Compute the product with a vector (n,), or with all rows of a stack (k, n) at once, in the vector's dtype."""
         first = self._params[0]
         directions = unflatten(vector.to(first.device, first.dtype), self._params)
         # A gradient without a graph is constant: its rows of the Hessian are zero.
@@ -112,7 +112,7 @@ class HessianVectorProduct:
             if "is not implemented" not in str(error):
                 raise
             raise RuntimeError(
-                f"the loss has no second derivative: {error}. Compute that part by plain operations, or use a method "
+                f"the loss has no second derivative: {error}. Compute that part with plain operations, or use a method "
                 "that needs no curvature, such as L-BFGS-B"
             ) from error
         filled = [torch.zeros_like(d) if p is None else p for p, d in zip(products, directions, strict=True)]
@@ -122,12 +122,12 @@ class HessianVectorProduct:
 
 
 def hessian_vector_product(evaluate: Callable[[], Any], params: Sequence[Tensor]) -> HessianVectorProduct:
-    """Evaluate a loss once and return its Hessian, over `params`, as a function from a vector to their product.
+    """Evaluate a loss once and return its Hessian over `params`, as a function from a vector to the product with it.
 
     Args:
         evaluate: A closure that calls `loss.backward()`, once or for several micro-batches (the Hessian is then that of
-            their sum, and all their graphs are kept); or one that assigns `.grad` from
-            `torch.autograd.grad`; or a function that returns the loss and leaves `.grad` alone.
+            their sum, and all their graphs are kept); or one that assigns `.grad` from `torch.autograd.grad`; or a
+            function that returns the loss and leaves `.grad` alone.
         params: The parameters, in the order of the vector's values.
 
     Returns:
@@ -136,7 +136,7 @@ def hessian_vector_product(evaluate: Callable[[], Any], params: Sequence[Tensor]
     Raises:
         ValueError: If `evaluate` neither calls `backward` nor returns a loss that depends on a parameter.
     """
-    # The fused kernels of attention have no second derivative.
+    # Fused attention kernels have no second derivative.
     with torch.enable_grad(), _KeepGraph(params) as kept, sdpa_kernel(SDPBackend.MATH):
         value = evaluate()
     kept.use_assigned()

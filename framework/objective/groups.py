@@ -1,8 +1,8 @@
-"""What parameter groups say of the penalty: which entries it weighs, and how much.
+"""What parameter groups say about the penalty: which entries it covers, and with what weight.
 
-The only reader of the entries ``"penalized"`` and ``"happy_lambda"`` of groups: ``penalized`` is True, False, or a
-boolean mask of the parameter's shape; ``happy_lambda`` is the group's own weight, and missing or None where the weight
-given beside the groups holds, that of the module.
+This is the only file that reads the entries ``"penalized"`` and ``"happy_lambda"`` of groups. ``penalized`` is True,
+False, or a boolean mask of the parameter's shape. ``happy_lambda`` is the group's own weight; if it is missing or None,
+the weight passed with the groups applies: the module's.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Group = Mapping[str, Any]
 
 
 def declared_groups(module: Module, optimizer: Optimizer) -> Sequence[Group]:
-    """Return the groups that say what is penalized: the optimizer's if all of them do, else the module's."""
+    """Return the groups that say what is penalized: the optimizer's if all of them do, otherwise the module's."""
     if all("penalized" in group for group in optimizer.param_groups):
         return optimizer.param_groups
-    # Like an optimizer, take a single tensor, or a generator, which could be read only once.
+    # Like an optimizer, accept a single tensor, or a generator, which can be read only once.
     return [{**group, "params": _params(group)} for group in module.param_groups()]
 
 
 def is_penalized(group: Group) -> bool:
-    """Tell whether the penalty weighs any entry of a group."""
+    """Tell whether the penalty covers any entry of a group."""
     return group.get("penalized", False) is not False
 
 
@@ -40,10 +40,10 @@ def weight(group: Group, param: Tensor, happy_lambda: float | None = None) -> fl
     Args:
         group: A parameter group.
         param: One of its parameters.
-        happy_lambda: The weight for groups that have none of their own.
+        happy_lambda: The weight for groups without one of their own.
 
     Returns:
-        A number, 0.0 where nothing is penalized; else under a mask a tensor of the parameter's shape.
+        A number, 0.0 if nothing is penalized; under a mask, a tensor of the parameter's shape.
 
     Raises:
         ValueError: If the weight is missing, negative or not finite.
@@ -55,7 +55,7 @@ def weight(group: Group, param: Tensor, happy_lambda: float | None = None) -> fl
     if given is None:
         raise ValueError(
             "a penalized parameter group has no happy_lambda, the weight of its penalty: pass happy_lambda to the "
-            "optimizer or in the group; a Trainer takes it from the module, if that has a penalty"
+            "optimizer or in the group; a Trainer takes it from the module if the module has a penalty"
         )
     lam = check_weight(given, "a penalized parameter group")
     mask = group["penalized"]
@@ -66,7 +66,7 @@ def check_weight(happy_lambda: Any, whose: str) -> float:
     """Return the weight of a penalty as a number.
 
     Raises:
-        ValueError: If it is no number, negative or not finite.
+        ValueError: If it is not a number, negative or not finite.
     """
     try:
         lam = float(happy_lambda)
@@ -83,7 +83,7 @@ def check_weight(happy_lambda: Any, whose: str) -> float:
 def weighted_parameters(
     groups: Iterable[Group], happy_lambda: float | None = None
 ) -> Iterator[tuple[Tensor, float | Tensor]]:
-    """Yield every penalized parameter with its weight, as `weight` gives it."""
+    """Yield every penalized parameter with its weight, as `weight` returns it."""
     for group in groups:
         if is_penalized(group):
             for param in group["params"]:
@@ -102,15 +102,16 @@ def stationarity_gap(
     penalty: Penalty | None = None,
     happy_lambda: float | None = None,
 ) -> Tensor:
-    """Compute how far the current point is from stationarity (KKT) of f + g, a 0-d tensor: 0 at a stationary point.
+    """Compute how far the current point is from a stationary (KKT) point of f + g, a 0-d tensor: 0 at such a point.
 
-    The largest over parameters of the distance of -grad f to the subdifferential of g (`Penalty.subgradient_gap`); of
-    |grad f| where nothing is penalized. Gradients of f must have been computed; parameters without one are left out.
+    The gap is the largest distance, over parameters, from -grad f to the subdifferential of g
+    (`Penalty.subgradient_gap`); for an unpenalized parameter, the largest |grad f|. The gradients of f must have been
+    computed; parameters without one are left out.
 
     Args:
-        optimizer_or_groups: An optimizer, or groups.
-        penalty: Default: the optimizer's own, else `L1()`.
-        happy_lambda: The weight for penalized groups that have none of their own.
+        optimizer_or_groups: An optimizer, or parameter groups.
+        penalty: g. Default: the optimizer's own, or `L1()`.
+        happy_lambda: The weight for penalized groups without one of their own.
     """
     groups = optimizer_or_groups.param_groups if isinstance(optimizer_or_groups, Optimizer) else optimizer_or_groups
     penalty = penalty or getattr(optimizer_or_groups, "penalty", None) or L1()
@@ -128,9 +129,9 @@ def stationarity_gap(
 
 @torch.no_grad()
 def sparsities(groups: Iterable[Group]) -> dict[str, float]:
-    """Compute the share of exact zeros in each penalized group, as ``sparsity/<name or index>``; waits for the device.
+    """Compute the fraction of exact zeros in each penalized group, as ``sparsity/<name or index>``.
 
-    The index counts the penalized groups.
+    The index counts the penalized groups only. Waits for the device.
     """
     shares = {}
     for index, group in enumerate(filter(is_penalized, groups)):
@@ -141,10 +142,10 @@ def sparsities(groups: Iterable[Group]) -> dict[str, float]:
 
 
 def check_groups(groups: Sequence[Group], *, needed: bool) -> None:
-    """Check that every group says whether it is penalized, if one does or it is ``needed``, and how.
+    """Check that every group says in a valid form whether it is penalized, if ``needed`` or if any group says so.
 
     Raises:
-        ValueError: If one does not; it is named, with what to add.
+        ValueError: If a group does not; the message names it and what to add.
     """
     said = ["penalized" in group for group in groups]
     if not all(said) and (needed or any(said)):
@@ -162,13 +163,13 @@ def check_groups(groups: Sequence[Group], *, needed: bool) -> None:
                     f"must be boolean, of the shape of its parameter, one group per shape: {shapes}"
                 )
         elif mask is not None and not isinstance(mask, bool):
-            raise ValueError(f'parameter group {index} has "penalized": {mask!r}; True, False or a mask is allowed')
+            raise ValueError(f'parameter group {index} has "penalized": {mask!r}; pass True, False or a boolean mask')
 
 
 def adopt_penalty(optimizer: Any, module: Module) -> None:
-    """Give an optimizer that handles the penalty the module's penalty and weight, where it was made without them.
+    """Give an optimizer that handles the penalty the module's penalty and weight if it was made without them.
 
-    There is one source: what the optimizer has of its own must not contradict the module. Where the module has no
+    There is one source: what the optimizer was given itself must not contradict the module. If the module has no
     penalty, the optimizer's own is the source.
 
     Raises:
@@ -181,17 +182,17 @@ def adopt_penalty(optimizer: Any, module: Module) -> None:
         for index, group in enumerate(optimizer.param_groups):
             if is_penalized(group) and group.get("happy_lambda", 0.0) is None:
                 raise ValueError(
-                    f"parameter group {index} of {name} is penalized, and neither {name} nor the module says by how "
-                    "much: set the module's penalty and happy_lambda, or pass happy_lambda to "
-                    f'{name}; for no penalty, say "penalized": False'
+                    f"parameter group {index} of {name} is penalized, but neither {name} nor the module gives a "
+                    f"weight: set the module's penalty and happy_lambda, or pass happy_lambda to {name}; for no "
+                    'penalty, set "penalized": False'
                 )
         if own is None:
             optimizer.penalty = L1()
         return
     if own is not None and own != module.penalty:
         raise ValueError(
-            f"{name} was made with the penalty {own}, and the module has {module.penalty}: there is one "
-            f"source. Make {name} without a penalty, and it takes the module's; or set the module's to None"
+            f"{name} was made with the penalty {own}, but the module has {module.penalty}: there must be one source. "
+            f"Make {name} without a penalty, so that it takes the module's, or set the module's to None"
         )
     optimizer.penalty = module.penalty
     declared = {id(p): group.get("happy_lambda") for group in module.param_groups() for p in _params(group)}
@@ -201,8 +202,8 @@ def adopt_penalty(optimizer: Any, module: Module) -> None:
             group["happy_lambda"] = wanted
         elif is_penalized(group) and wanted is not None and group["happy_lambda"] != wanted:
             raise ValueError(
-                f"parameter group {index} of {name} has happy_lambda={group['happy_lambda']!r}, and the module "
-                f"{wanted!r}: there is one source. Make {name} without happy_lambda, and it takes the module's"
+                f"parameter group {index} of {name} has happy_lambda={group['happy_lambda']!r}, but the module has "
+                f"{wanted!r}: there must be one source. Make {name} without happy_lambda, so that it takes the module's"
             )
 
 

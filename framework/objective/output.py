@@ -1,4 +1,4 @@
-"""What `training_step` may return, read at every evaluation: the loss, a penalty, and whatever else."""
+"""What `training_step` may return, parsed at every evaluation: the loss, a penalty, and anything else."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _NO_EXTRAS: Mapping[str, Any] = {}
 
 
 def parse_output(module: Module, output: Any) -> tuple[Tensor, Tensor | None, Mapping[str, Any]]:
-    """Take apart what `training_step` returned; never waits for the device.
+    """Parse what `training_step` returned; never waits for the device.
 
     Args:
-        module: Whose step it is.
+        module: The module whose step it was.
         output: A scalar loss, ``(loss, penalty)``, or a mapping with ``"loss"`` and optionally ``"penalty"``.
 
     Returns:
-        The loss and the penalty (None where there is none), with their graphs, and the entries of a mapping but for the
-        loss, detached.
+        The loss and the penalty (None if there is none), with their graphs, and the other entries of a mapping,
+        detached.
 
     Raises:
         TypeError: If it is none of these.
-        ValueError: If a part is no scalar, the loss has no gradient where one is needed, or the module has a penalty
-            object besides the penalty returned.
+        ValueError: If a part is not a scalar, the loss does not require a gradient although one is needed, or the
+            module has a penalty object in addition to the penalty returned.
     """
     penalty, extras = None, _NO_EXTRAS
     if isinstance(output, Tensor):
@@ -48,21 +48,21 @@ def parse_output(module: Module, output: Any) -> tuple[Tensor, Tensor | None, Ma
         _check_scalar(module, "penalty", penalty, output)
         if module.penalty is not None:
             raise ValueError(
-                f"{_step(module)} returned a penalty, and the module has a penalty object too: it would count twice. "
+                f"{_step(module)} returned a penalty, but the module also has a penalty object: it would count twice. "
                 "Return the loss alone, or set the module's penalty to None"
             )
     if not loss.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            f"{_step(module)} returned a loss that depends on no parameter: is it detached, or made by item()?"
+            f"{_step(module)} returned a loss that depends on no parameter: was it detached, or made with item()?"
         )
     return loss, penalty, extras
 
 
 def check_finite(module: Module, loss: Tensor, penalty: Tensor | None) -> None:
-    """Refuse a first loss or penalty that is NaN or infinite; waits for the device, so ask once per run.
+    """Refuse a first loss or penalty that is NaN or infinite. Waits for the device, so call it once per run.
 
     Raises:
-        ValueError: If one is.
+        ValueError: If either is NaN or infinite.
     """
     for part in (loss, penalty):
         if part is not None and not torch.isfinite(part).all():

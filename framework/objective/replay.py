@@ -1,4 +1,4 @@
-"""What an evaluation depends on besides the parameters, to see the same function again."""
+"""What an evaluation depends on besides the parameters, saved so that the same function can be evaluated again."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from torchmetrics import Metric
 from framework.module import Module
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
-# Where the data side of a run keeps generators of its own: attributes of a loader that lead to further objects.
+# Attributes through which a loader leads to further objects that may hold generators of their own.
 _DATA_PARTS = ("dataset", "datasets", "sampler", "batch_sampler", "transform", "target_transform", "transforms")
 
 
 class Source(NamedTuple):
-    """A stream of random numbers: how to read and how to set its state."""
+    """A stream of random numbers: how to get and how to set its state."""
 
     get: Callable[[], Any]
     set: Callable[[Any], None]
 
 
 def find_generators(*owners: Any) -> list[Generator]:
-    """Find the generators that objects hold as attributes, also within datasets, samplers and transforms they hold."""
+    """Find the generators that objects hold as attributes, including in their datasets, samplers and transforms."""
     found: dict[int, Generator] = {}
     seen: set[int] = set()
     queue = list(owners)
@@ -46,7 +46,7 @@ def find_generators(*owners: Any) -> list[Generator]:
 
 
 def sources(generators: Iterable[Generator] = ()) -> list[Source]:
-    """Return torch's, numpy's and Python's global streams, and those of the generators given."""
+    """Return torch's, numpy's and Python's global streams, then those of the given generators."""
     found = [
         Source(torch.get_rng_state, torch.set_rng_state),
         _source(np.random.mtrand._rand),
@@ -69,7 +69,7 @@ def _source(generator: Generator) -> Source:
 
 
 def rng_state(generators: Iterable[Generator] = ()) -> dict[str, Any]:
-    """Read the state of torch's, numpy's and Python's global generators and of those given, as plain data."""
+    """Return the state of torch's, numpy's and Python's global generators and of the given ones, as plain data."""
     torch_state, numpy_state, python_state, *others = (source.get() for source in sources())
     state = {"torch": torch_state, "numpy": _as_plain(numpy_state), "python": python_state}
     state["generators"] = [_as_plain(_source(generator).get()) for generator in generators]
@@ -79,7 +79,7 @@ def rng_state(generators: Iterable[Generator] = ()) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], generators: Iterable[Generator] = ()) -> None:
-    """Put the global generators, and those given, back into a state that `rng_state` gave."""
+    """Restore the global generators, and the given ones, to a state that `rng_state` returned."""
     for key, source in zip(("torch", "numpy", "python", "cuda"), sources(), strict=False):
         if key in state:
             source.set(_from_plain(state[key], source.get()))
@@ -89,14 +89,14 @@ def set_rng_state(state: dict[str, Any], generators: Iterable[Generator] = ()) -
 
 
 def _as_plain(state: Any) -> Any:
-    """Turn numpy's arrays within a state into tensors, which a checkpoint may hold."""
+    """Turn the numpy arrays within a state into tensors, which a checkpoint may hold."""
     if isinstance(state, np.ndarray):
         return torch.from_numpy(state.astype(np.int64))
     return {key: _as_plain(value) for key, value in state.items()} if isinstance(state, dict) else state
 
 
 def _from_plain(state: Any, like: Any) -> Any:
-    """Undo `_as_plain`, and the lists that a file makes of tuples; ``like`` is a state of the same generator."""
+    """Undo `_as_plain`, and turn lists that were tuples back; ``like`` is a state of the same generator."""
     if isinstance(like, np.ndarray):
         return state.numpy().astype(like.dtype) if isinstance(state, Tensor) else state
     if isinstance(like, dict):
@@ -105,10 +105,10 @@ def _from_plain(state: Any, like: Any) -> Any:
 
 
 class Replay:
-    """Everything besides the parameters that an evaluation depends on or changes, as it is at the start of a step.
+    """Everything besides the parameters that an evaluation depends on or changes, saved at the start of a step.
 
-    That is the random generators (the global ones, those that the module holds and those given), the module's buffers,
-    and the states of torchmetrics in it.
+    These are the random generators (the global ones, those that the module holds, and the given ones), the module's
+    buffers, and the states of the torchmetrics in it.
     """
 
     def __init__(self, module: Module, generators: Iterable[Generator] = ()) -> None:
@@ -126,7 +126,7 @@ class Replay:
         self._narrowed = False
 
     def buffers_changed(self) -> bool:
-        """Tell whether a buffer was written or replaced since, without waiting for the device."""
+        """Tell whether a buffer has been written or replaced since then, without waiting for the device."""
         return any(owner._buffers[name] is not b or b._version != v for owner, name, b, v, _ in self._buffers)
 
     def restore_buffers(self) -> None:
@@ -137,9 +137,9 @@ class Replay:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Evaluate the same function as the first evaluation did, from the same buffers, which stay as it leaves them.
+        """Let an evaluation in this context see the same function as the first one; it starts from the same buffers.
 
-        Random streams and metrics go on afterwards as if this evaluation had not been.
+        The buffers stay as the evaluation leaves them. Random streams and metrics continue as if it had not happened.
         """
         if not self._narrowed:
             self._forget_unused_sources()
@@ -149,9 +149,9 @@ class Replay:
 
     @contextmanager
     def on_copies(self) -> Iterator[None]:
-        """Evaluate the same function on copies of the buffers, and leave everything as it is now.
+        """Let evaluations in this context see the same function on copies of the buffers; leave everything as is.
 
-        A graph made within stays valid: nobody writes into the copies that it holds.
+        A graph made in this context stays valid: nothing writes into the copies that it holds.
         """
         in_use = [(owner, name, owner._buffers[name]) for owner, name, *_ in self._buffers]
         for owner, name, _, _, saved in self._buffers:
@@ -173,7 +173,7 @@ class Replay:
             self._set(now, states)
 
     def _forget_unused_sources(self) -> None:
-        """Keep the streams that the first evaluation drew from, and torch's: reading numpy's takes 60 microseconds."""
+        """Keep only the streams that the first evaluation drew from, and torch's: reading numpy's takes 60 us."""
         drawn = [i for i, source in enumerate(self._sources) if not i or not _equal(source.get(), self._draws[i])]
         self._sources, self._draws = [self._sources[i] for i in drawn], [self._draws[i] for i in drawn]
         self._narrowed = True

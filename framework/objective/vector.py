@@ -1,6 +1,6 @@
-"""Tensors as one vector, as solvers and Hessians want them.
+"""Tensors as one vector, the form that solvers and Hessians need.
 
-Shapes: n is the number of values in all parameters together, k a stack of vectors.
+Shapes: n is the number of values in all parameters together, k the number of vectors in a stack.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Concatenate tensors into one vector (n,), a copy, on the device of the first; sparse ones are made dense."""
+    """Concatenate tensors into one vector (n,), a copy on the device of the first; sparse ones become dense."""
     if not tensors:
         return torch.zeros(0)
     dense = [tensor.to_dense() if tensor.is_sparse else tensor for tensor in tensors]
@@ -23,7 +23,7 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Cut (n,) into the shapes of `like`, or a stack (k, n) into (k, *shape) each."""
+    """Split (n,) into the shapes of `like`, or a stack (k, n) into one (k, *shape) for each."""
     batch = vector.shape[:-1]
     pieces = vector.split([tensor.numel() for tensor in like], dim=-1)
     return [piece.reshape(batch + tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
@@ -35,7 +35,7 @@ class ParameterVector:
     Frozen parameters (`requires_grad=False`) are left out.
 
     Raises:
-        ValueError: If nothing is trainable, or the parameters are not all of one real floating-point dtype.
+        ValueError: If nothing is trainable, or the parameters do not share one real floating-point dtype.
     """
 
     def __init__(self, param_groups: Iterable[dict]) -> None:
@@ -52,7 +52,7 @@ class ParameterVector:
             )
 
     def with_gradient(self) -> ParameterVector:
-        """Return the vector of the parameters that have a gradient now, which may be none."""
+        """Return the vector of only those parameters that have a gradient now; it may be empty."""
         kept = copy.copy(self)
         kept.groups = [(group, [p for p in params if p.grad is not None]) for group, params in self.groups]
         kept.params = [param for param in self.params if param.grad is not None]
@@ -66,7 +66,7 @@ class ParameterVector:
         return flatten([param.detach() for param in self.params])
 
     def read_gradients(self) -> Tensor | None:
-        """Return their gradients (n,), zero for a parameter without one; None if no parameter has one."""
+        """Return the gradients (n,), zero for a parameter without one; None if no parameter has one."""
         if self.params and all(param.grad is None for param in self.params):
             return None
         return flatten([torch.zeros_like(param) if param.grad is None else param.grad for param in self.params])
@@ -82,7 +82,7 @@ class ParameterVector:
             param.copy_(piece)
 
     def expand_option(self, name: str) -> Tensor:
-        """Return a group's numeric option for each value (n,), in the parameters' dtype."""
+        """Return the groups' numeric option for every value (n,), in the parameters' dtype."""
         first = self.params[0]
         values = [group[name] for group, _ in self.groups]
         sizes = [sum(param.numel() for param in params) for _, params in self.groups]
@@ -91,7 +91,7 @@ class ParameterVector:
         )
 
     def bounds(self) -> tuple[Tensor, Tensor] | None:
-        """Return the bounds of groups with `"bounds": (low, high)`, (n,) float64 each; None if none has."""
+        """Return the lower and upper bounds of the groups (`"bounds"`), (n,) float64 each; None if no group has any."""
         if all(group.get("bounds") is None for group, _ in self.groups):
             return None
         sides = [
@@ -104,21 +104,21 @@ class ParameterVector:
 
 
 def expand_bounds(bounds: Any, shape: Sequence[int] | int) -> tuple[Tensor, Tensor]:
-    """Return (low, high), each None, a number or a tensor of the shape, as two float64 tensors of that shape.
+    """Return (low, high), each None, a number or a tensor of the given shape, as two float64 tensors of that shape.
 
     Raises:
-        ValueError: If there are not two, a tensor has another shape, or a lower bound exceeds its upper one.
+        ValueError: If there are not exactly two, a tensor has another shape, or a lower bound exceeds its upper bound.
     """
     shape = torch.Size((shape,)) if isinstance(shape, int) else torch.Size(shape)
     if len(bounds) != 2:
-        raise ValueError(f"bounds={bounds!r}: pass (low, high), None for no bound")
+        raise ValueError(f"bounds={bounds!r}: pass (low, high), with None for no bound")
     sides = []
     for bound, none in zip(bounds, (-math.inf, math.inf), strict=True):
         side = torch.as_tensor(none if bound is None else bound, dtype=torch.float64, device="cpu").detach()
         if side.dim() > 0 and side.shape != shape:
             raise ValueError(
                 f"a bound has shape {tuple(side.shape)} for values of shape {tuple(shape)}: pass a number, or a tensor "
-                "of that shape, in one group for each shape"
+                "of that shape, with one group per shape"
             )
         sides.append(side.expand(shape))
     low, high = sides

@@ -1,4 +1,4 @@
-"""Optimizers that evaluate their closure more than once per step, and those that apply a penalty by its prox."""
+"""Optimizers that evaluate their closure more than once per step, and optimizers that apply a penalty by its prox."""
 
 from framework.objective.groups import stationarity_gap
 from framework.optim.fista import FISTA

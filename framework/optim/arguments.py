@@ -1,4 +1,4 @@
-"""What optimizers check of their options, and of what a closure returns."""
+"""Checks of optimizers' options and of what a closure returns."""
 
 import math
 from typing import Any
@@ -7,18 +7,22 @@ from torch import Tensor
 
 
 def check_positive(**options: float) -> None:
-    """Raises `ValueError` naming the first option that is not a positive finite number."""
+    """Check that every option is a positive finite number.
+
+    Raises:
+        ValueError: If one is not; the message names the first of them.
+    """
     for name, value in options.items():
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name}={value!r} must be positive and finite")
 
 
 def as_number(loss: Any) -> float:
-    """What a closure returned, as a float; a device sync, which every decision on a value needs.
+    """Return the loss that a closure returned as a float. This syncs the device: a decision needs the value.
 
     Raises:
-        TypeError: if the closure returned nothing.
-        ValueError: if it returned several numbers.
+        TypeError: If the closure returned None.
+        ValueError: If it returned several numbers.
     """
     if loss is None:
         raise TypeError("the closure returned None: end it with `return loss`")

@@ -1,4 +1,4 @@
-"""The search for a step that ISTA and FISTA share."""
+"""The backtracking search for a step, shared by ISTA and FISTA."""
 
 import math
 
@@ -16,27 +16,27 @@ from framework.optim.proximal import (
 )
 from framework.penalties import Penalty
 
-TOO_SHORT = 1e-8  # a step shrunk by this much and still refused has failed
+TOO_SHORT = 1e-8  # a search whose step has shrunk by this factor and is still rejected has failed
 
 
 class BacktrackingOptimizer(ProximalOptimizer):
-    """The base of proximal gradient methods whose step t is found by backtracking.
+    """The base class of proximal gradient methods that find their step t by backtracking.
 
     A step t from y to x+ = prox_{t g}(y - t grad f(y)) is accepted when the quadratic model majorizes f (Beck &
     Teboulle 2009, "ISTA with backtracking", eq. 2.5):
 
         f(x+) <= f(y) + <grad f(y), d> + ||d||^2 / (2 t),   d = x+ - y,
 
-    which, for y = x and convex g, makes f + g decrease by at least ||d||^2 / (2 t). Every tensor moves at once.
+    which, for y = x and convex g, makes f + g decrease by at least ||d||^2 / (2 t). All tensors move together.
 
     Args:
         params: Tensors, all penalized, or groups that each carry `penalized`.
         happy_lambda: Weight of the penalty; also a per-group option. Default: the module's, in a trainer.
-        penalty: g. Default: the module's in a trainer, else `L1()`.
-        lr: First step tried, also a per-group option: groups keep the ratio of their steps.
+        penalty: g. Default: the module's in a trainer, otherwise `L1()`.
+        lr: First step tried; also a per-group option: the ratio of the groups' steps stays fixed.
         growth: Each step first tries the last accepted t times `growth`; with 1, the paper's rule, t never grows.
-        shrink: Factor of t after a rejection.
-        max_backtracks: Rejections after which the search has failed: the accepted point stays, with a warning.
+        shrink: Factor applied to t after a rejection.
+        max_backtracks: Number of rejections after which the search fails: the point stays, with a warning.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class BacktrackingOptimizer(ProximalOptimizer):
     ) -> tuple[Tensor, float, float] | None:
         """Take a proximal gradient step from y; return the new point, f + g there and the scale of the step.
 
-        None if there is nothing to train, if f or its gradient is not finite at y, or if the search fails.
+        Returns None if there is nothing to train, if f or its gradient is not finite at y, or if the search fails.
         """
         if not (function.blocks and math.isfinite(f) and function.is_finite(grad)):
             return None
@@ -71,7 +71,7 @@ class BacktrackingOptimizer(ProximalOptimizer):
             x = function.forward_backward(y, grad, steps)
             d = x - y
             if scale < TOO_SHORT * first and not d.any():
-                return None  # y is not stationary: no step but one too short to move was left
+                return None  # y is not stationary: every step long enough to move was rejected
             f_x = _majorized(function, x, d, steps, f, grad)
             if f_x is not None:
                 return x, f_x + function.penalty(x), scale
@@ -79,7 +79,7 @@ class BacktrackingOptimizer(ProximalOptimizer):
         return None
 
     def _warn(self, function: PenalizedFunction, F: float, grad: Tensor) -> None:
-        """Say why there was no step."""
+        """Warn why no step was taken."""
         if function.blocks:
             finite = math.isfinite(F) and function.is_finite(grad)
             warn_no_step(self, NO_DESCENT if finite else NOT_FINITE)
@@ -88,10 +88,10 @@ class BacktrackingOptimizer(ProximalOptimizer):
 def _majorized(
     function: PenalizedFunction, x: Tensor, d: Tensor, steps: list[float], f: float, grad: Tensor
 ) -> float | None:
-    """Compute f at x = y + d if the quadratic model at y, with value f and gradient grad, majorizes it; else None.
+    """Compute f at x = y + d if the quadratic model at y, with value f and gradient grad, majorizes it, or return None.
 
-    Where the step is so short that rounding hides the change of f, the gradients decide instead: for a quadratic f,
-    <grad f(x) - grad f(y), d> <= ||d||^2 / t is the same condition without its cancellation.
+    If the step is so short that rounding hides the change in f, the gradients decide instead: for a quadratic f,
+    <grad f(x) - grad f(y), d> <= ||d||^2 / t is the same condition without the cancellation.
     """
     quadratic = sum(dd / (2 * t) for dd, t in zip(function.dots(d, d), steps, strict=True))
     if not math.isfinite(quadratic):

@@ -11,23 +11,23 @@ from framework.optim.proximal import Closure, PenalizedFunction
 
 
 class FISTA(BacktrackingOptimizer):
-    """Minimizes f + g by proximal gradient steps from an extrapolated point y (Beck & Teboulle 2009, eq. 4.1-4.3):
+    """FISTA: proximal gradient steps on f + g from an extrapolated point y (Beck & Teboulle 2009, eq. 4.1-4.3):
 
         x_k = prox_{t g}(y_k - t grad f(y_k)),   theta+ = (1 + sqrt(1 + 4 theta^2)) / 2,
         y+ = x_k + (theta - 1) / theta+ (x_k - x_{k-1}),
 
     with backtracking. The momentum is dropped when it points uphill, <y - x_k, x_k - x_{k-1}> > 0, and when
     f + g increases: then the step is taken again from x_{k-1} (O'Donoghue & Candes 2015, sec. 3.2). So the returned
-    values never increase while the closure and the weights stay the same, also for a t that grows and for f not convex.
+    values never increase while the closure and the weights stay the same, even if t grows or f is not convex.
 
     The first evaluation of a step is at y; between steps the parameters hold x.
 
-    Arguments as of `BacktrackingOptimizer`.
+    The arguments are those of `BacktrackingOptimizer`.
     """
 
     @torch.no_grad()
     def step(self, closure: Closure) -> float:  # type: ignore[override]
-        """Move to the next accepted point and return f + g there. The closure evaluates f and its gradient."""
+        """Move to the next accepted point and return f + g there; the closure evaluates f and its gradient."""
         with PenalizedFunction(self, closure) as function:
             return self._step(function)
 
@@ -51,7 +51,7 @@ class FISTA(BacktrackingOptimizer):
         return F
 
     def _extrapolate(self, x: Tensor) -> Tensor:
-        """Compute y = x + beta (x - x_old) over all parameters; those that have not moved yet stay."""
+        """Compute y = x + beta (x - x_old) over all parameters; those that have not moved yet stay in place."""
         params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         moves = [self.state[p]["move"] if "move" in self.state[p] else torch.zeros_like(p) for p in params]
         theta = self.search_state["theta"]

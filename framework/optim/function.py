@@ -1,6 +1,6 @@
-"""A closure as a function of one vector: what every optimizer here that evaluates more than once per step calls.
+"""A closure as a function of one vector, used by every optimizer here that evaluates more than once per step.
 
-Shapes: n is the number of values in all parameters together, k a stack of points.
+Shapes: n is the number of values in all parameters together, k the number of points in a stack.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from framework.optim.arguments import as_number
 
 
 class ClosureFunction:
-    """Computes the value, the gradient and the Hessian of what a closure evaluates, at any point x (n,).
+    """The value, the gradient and the Hessian of what a closure evaluates, at any point x (n,).
 
-    Asking for a value at a point moves the parameters there. Used as a context, the function leaves them at the
-    accepted point in the end, whatever happens within::
+    Asking for a value at a point moves the parameters there. Used as a context manager, the function leaves them at
+    the accepted point on exit, whatever happens inside::
 
         with ClosureFunction(closure, vector) as function:
             if function.value(point) < function.value(function.x):
                 function.accept(point)
 
     Args:
-        closure: Zeroes the gradients, evaluates, backpropagates and returns the loss. It is asked for less where it
-            offers less: `value()`, the loss alone; `values(points)`, the losses (k,) at points given as one stack
-            (k, *shape) for each parameter; `hvp()`, at the current point a function from (n,) or (k, n) to products
-            with the Hessian. A closure that is only asked for values need not backpropagate.
+        closure: Zeroes the gradients, evaluates, backpropagates and returns the loss. It may offer cheaper calls, which
+            are then used: `value()`, the loss alone; `values(points)`, the losses (k,) at points given as one stack
+            (k, *shape) for each parameter; `hvp()`, which returns a function from (n,) or (k, n) to products with the
+            Hessian at the current point. A closure that is only asked for values need not backpropagate.
         vector: The parameters.
-        keep_graph: Whether products with the Hessian will be asked for, so that an evaluation keeps its graph.
+        keep_graph: Whether products with the Hessian will be needed, so that an evaluation keeps its graph.
 
     Attributes:
-        x: The accepted point; the start until `accept` is called.
-        loss: What the closure returned last, detached.
-        num_evaluations: How often the closure was evaluated.
+        x: The accepted point; the starting point until `accept` is called.
+        loss: What the closure last returned, detached.
+        num_evaluations: How many times the closure was evaluated.
     """
 
     def __init__(self, closure: Callable[[], Any], vector: ParameterVector, *, keep_graph: bool = False) -> None:
@@ -47,7 +47,7 @@ class ClosureFunction:
         self.x = vector.read()
         self.loss: Any = None
         self.num_evaluations = 0
-        self._at: Tensor | None = self.x  # where the parameters are; None where that is not certain
+        self._at: Tensor | None = self.x  # where the parameters are; None if that is not certain
         self._product: Callable[[Tensor], Tensor] | None = None
 
     def __enter__(self) -> Self:
@@ -57,9 +57,9 @@ class ClosureFunction:
         self.restore()
 
     def evaluate(self, x: Tensor) -> float:
-        """Compute the value at x; the closure leaves the gradient there in the parameters."""
+        """Compute the value at x; the closure leaves the gradient at x in the parameters."""
         self.move(x)
-        self._product = None  # frees the previous graph before the next is built
+        self._product = None  # free the previous graph before the next one is built
         with torch.enable_grad():
             if not self.keep_graph:
                 return self._number(self.closure())
@@ -89,7 +89,7 @@ class ClosureFunction:
         return self._number(self.closure.value())
 
     def values(self, points: Tensor) -> Tensor:
-        """Compute the values (k,) at points (k, n), float64 on the CPU; all at once if the closure can."""
+        """Compute the values (k,), float64 on the CPU, at points (k, n); all at once if the closure can."""
         if not hasattr(self.closure, "values"):
             return torch.tensor([self.value(point) for point in points], dtype=torch.float64)
         self._at = None  # the closure may move the parameters
@@ -97,7 +97,7 @@ class ClosureFunction:
         return self.closure.values(unflatten(points, self.vector.params)).detach().to("cpu", torch.float64)
 
     def hessian_product(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return the Hessian at x, as a function from a vector (n,) or a stack (k, n) to its products."""
+        """Return the Hessian at x, as a function from a vector (n,) or a stack (k, n) to the products with it."""
         self.move(x)
         if self._product is None and hasattr(self.closure, "hvp"):
             self._product = self.closure.hvp()
@@ -107,7 +107,7 @@ class ClosureFunction:
         return self._product
 
     def accept(self, x: Tensor) -> None:
-        """Make x the point to which `restore` returns."""
+        """Make x the point that `restore` returns to."""
         self.x = x
 
     def restore(self) -> None:
@@ -117,7 +117,7 @@ class ClosureFunction:
     def move(self, x: Tensor) -> None:
         """Put the parameters at x."""
         if x is not self._at:
-            self._at = self._product = None  # an interrupt may come in the middle
+            self._at = self._product = None  # an interrupt may arrive in the middle of the write
             self.vector.write(x)
             self._at = x
 

@@ -1,4 +1,4 @@
-"""ISTA: the proximal gradient method with backtracking, the reference of this package."""
+"""ISTA: the proximal gradient method with backtracking, the reference method of this package."""
 
 import torch
 from torch import Tensor
@@ -8,17 +8,17 @@ from framework.optim.proximal import Closure, PenalizedFunction
 
 
 class ISTA(BacktrackingOptimizer):
-    """Minimizes f + g by x+ = prox_{t g}(x - t grad f(x)), with backtracking (Beck & Teboulle 2009, sec. 2).
+    """ISTA on f + g: x+ = prox_{t g}(x - t grad f(x)), with backtracking (Beck & Teboulle 2009, sec. 2).
 
-    f + g decreases at every step for convex g.
+    For convex g, f + g decreases at every step.
 
-    `step` understands two closures and tells them apart by what they do, never by what they return:
+    `step` accepts two kinds of closure and tells them apart by what they do, never by what they return:
 
-    - the closure of this package zeroes the gradients, evaluates f, backpropagates and returns f;
+    - the usual closure of this package zeroes the gradients, evaluates f, backpropagates and returns f;
     - a closure that writes no gradient returns the total objective f + g, and the caller has computed the gradients
-      of f beforehand. With `initial_loss` given this is assumed at once.
+      of f beforehand. If `initial_loss` is given, this kind is assumed.
 
-    Arguments as of `BacktrackingOptimizer`.
+    The arguments are those of `BacktrackingOptimizer`.
     """
 
     @torch.no_grad()
@@ -26,8 +26,8 @@ class ISTA(BacktrackingOptimizer):
         """Move to the next accepted point and return f + g there.
 
         Args:
-            closure: Either protocol above.
-            initial_loss: f + g at the current point, for the closure that returns the total objective.
+            closure: A closure of either kind above.
+            initial_loss: f + g at the current point, for a closure that returns the total objective.
         """
         function, f, grad = self._start(closure, initial_loss)
         with function:
@@ -60,7 +60,7 @@ class ISTA(BacktrackingOptimizer):
 
 
 class TotalFunction(PenalizedFunction):
-    """The function whose closure returns f + g and computes no gradient."""
+    """A function whose closure returns f + g and computes no gradient."""
 
     has_gradient = False
 

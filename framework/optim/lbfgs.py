@@ -7,19 +7,19 @@ from torch import Tensor
 
 
 def inverse_hessian_product(q: Tensor, s: Sequence[Tensor], y: Sequence[Tensor], free: Tensor) -> Tensor:
-    """Computes H q, with H the BFGS inverse Hessian of the pairs (s, y), oldest first, restricted to the free entries.
+    """Compute H q, with H the BFGS inverse Hessian of the pairs (s, y), oldest first, restricted to the free entries.
 
     Byrd, Nocedal & Schnabel 1994, eq. 3.1, with R the upper triangle of S'Y, D its diagonal and H_0 = gamma I:
 
         H = gamma I + [S, gamma Y] [[R^-T (D + gamma Y'Y) R^-1, -R^-T], [-R^-1, 0]] [S, gamma Y]'
 
-    Pairs without positive curvature on the free entries are left out; without any, H is 0.
+    Pairs without positive curvature on the free entries are left out; if none remain, H is 0.
 
     Args:
-        q: Vector (N), zero outside the free entries; so is the result.
-        s: Moves (N).
-        y: Changes of gradient (N).
-        free: Boolean (N).
+        q: A vector (N,), zero outside the free entries; so is the result.
+        s: Moves, each (N,).
+        y: Changes in the gradient, each (N,).
+        free: Which entries are free, boolean (N,).
     """
     S, Y = torch.stack(tuple(s)) * free, torch.stack(tuple(y)) * free
     curvature = (S * Y).sum(1)

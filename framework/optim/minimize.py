@@ -21,8 +21,8 @@ from framework.optim import scipy_methods
 from framework.optim.scipy_function import ScipyFunction
 
 
-class _Stop(Exception):  # noqa: N818 (like StopIteration, no error)
-    """Unwinds scipy, whatever the method's own callback understands."""
+class _Stop(Exception):  # noqa: N818 (like StopIteration, not an error)
+    """Raised to leave scipy, whatever the method's own callback protocol is."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class _Stop(Exception):  # noqa: N818 (like StopIteration, no error)
 
 
 class MinimizeWrapper(Optimizer):
-    """Minimizes a full-batch objective by `scipy.optimize`, one whole minimization per step.
+    """scipy's minimizers for full-batch objectives: one step is one whole minimization by `scipy.optimize`.
 
     - with gradients: CG, BFGS, L-BFGS-B, TNC, SLSQP;
     - with Hessian-vector products, in linear memory: Newton-CG, trust-ncg, trust-krylov, trust-constr;
@@ -39,33 +39,33 @@ class MinimizeWrapper(Optimizer):
     - global: basinhopping, differential_evolution, dual_annealing, shgo, brute; `options` are then the keyword
       arguments of `scipy.optimize.<method>`, and all but the first need finite bounds.
 
-    scipy works on a float64 vector; the closure runs in the parameters' own dtype, on their device. Any closure will
-    do, also for curvature, which is taken from the loss whose `backward()` it calls (`objective/curvature.py`). The
-    parameters end at the best point seen, also after an exception or Ctrl-C; under `constraints`, where the lowest
-    value may be infeasible, at scipy's result or last iterate.
+    scipy works on a float64 vector; the closure runs in the parameters' own dtype, on their device. Any closure works,
+    even for curvature, which is derived from the loss whose `backward()` it calls (`objective/curvature.py`). The
+    parameters end at the best point seen, even after an exception or Ctrl-C; under `constraints`, where the lowest
+    value may be infeasible, they end at scipy's result or last iterate.
 
     The objective must be smooth: an L1 penalty stalls a quasi-Newton line search at its first kink and yields no exact
     zeros. Its smooth reformulation w = u - v with u, v >= 0 doubles the variables, and closure and parameters would no
-    longer be the user's; `ISTA`, `FISTA` and `SpaRSA` handle the penalty itself, so a trainer refuses it here
-    (`requires_smooth`). And one step is a whole minimization (`minimizes`): a trainer warns where it would be one per
+    longer be the user's. `ISTA`, `FISTA` and `SpaRSA` handle the penalty itself, so a trainer refuses a penalty here
+    (`requires_smooth`). Since one step is a whole minimization (`minimizes`), a trainer warns if it would make one per
     mini-batch.
 
-    Defaults that differ from scipy's, by measurement (scripts/benchmark_minimize.py): L-BFGS-B remembers 50 corrections
-    (`maxcor`) instead of 10, which halves the evaluations on images of 784 pixels; TNC takes its differences of
-    gradients at the parameters' precision (`accuracy`), without which float32 stalls; and scipy's own linear algebra
-    runs on one thread, as its pool fights torch's.
+    Defaults that differ from scipy's, based on measurements (scripts/benchmark_minimize.py): L-BFGS-B keeps 50
+    corrections (`maxcor`) instead of 10, which halves the evaluations on images of 784 pixels; TNC takes its
+    differences of gradients at the parameters' precision (`accuracy`), without which float32 stalls; and scipy's own
+    linear algebra runs on one thread, because its thread pool competes with torch's.
 
     Args:
-        params: Parameters or groups; a group may have `"bounds": (low, high)`, None for no bound, each a number or a
+        params: Parameters or groups. A group may have `"bounds": (low, high)`, each None for no bound, a number, or a
             tensor of its parameter's shape. Frozen parameters are skipped.
         minimizer_args: `method`, and optionally `options`, `tol`, `bounds` and `constraints`, as for
             `scipy.optimize.minimize`. `bounds` may also be one `(low, high)` for all values, or two tensors (n,).
 
     Attributes:
-        result: scipy's `OptimizeResult` of the last step; None before. Also as `res`, as in pytorch-minimize.
-        on_iteration: Called as `on_iteration(iteration, best_value)` after every iteration of scipy (of `brute`: every
+        result: scipy's `OptimizeResult` of the last step; None before. Also available as `res`, as in pytorch-minimize.
+        on_iteration: Called as `on_iteration(iteration, best_value)` after every iteration of scipy (for `brute`, every
             evaluation), with the parameters at the best point. It may raise `StopIteration`, which ends the
-            minimization with `result.status` 99; any other exception passes on to the caller of `step`.
+            minimization with `result.status` 99; any other exception propagates to the caller of `step`.
 
     Raises:
         ValueError: If the method is unknown or does not take an argument or option, nothing is trainable, or the
@@ -116,7 +116,7 @@ class MinimizeWrapper(Optimizer):
         report = _Report(self.method, objective, self.on_iteration, ours.get("maxiter"))
         with objective.function:
             try:
-                # Where the loss is infinite, scipy's own arithmetic makes NaN, which it steps back from.
+                # Where the loss is infinite, scipy's own arithmetic produces NaN, and scipy backs off.
                 with _linear_algebra().limit(limits=1), np.errstate(invalid="ignore"):
                     self.result = self._minimize(objective, arguments, report)
                 if not objective.track_best:
@@ -137,17 +137,17 @@ class MinimizeWrapper(Optimizer):
 
     @property
     def res(self) -> OptimizeResult | None:
-        """The `result`, by its name in pytorch-minimize."""
+        """The `result`, under its name in pytorch-minimize."""
         return self.result
 
     def _arguments(self, vector: ParameterVector) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the arguments for scipy, and the options that it lacks and that are handled here."""
+        """Return the arguments for scipy, and the options that scipy lacks and that are handled here."""
         arguments = {name: value for name, value in self.minimizer_args.items() if name != "method"}
         options = _default_options(self.method, vector) | (arguments.get("options") or {})
         lacking = {"TNC": ["maxiter"], "L-BFGS-B": ["disp"]}.get(self.method, [])
         ours = {name: options.pop(name) for name in lacking if name in options}
         if self.method == "TNC" and ours.get("maxiter") is not None:
-            options.setdefault("maxfun", np.iinfo(np.int32).max)  # else scipy's default would end it before
+            options.setdefault("maxfun", np.iinfo(np.int32).max)  # otherwise scipy's default might end it earlier
         bounds = _bounds(vector, arguments.pop("bounds", None))
         return {**arguments, "options": options} | ({} if bounds is None else {"bounds": bounds}), ours
 
@@ -166,7 +166,7 @@ class MinimizeWrapper(Optimizer):
 
 
 class _Report:
-    """scipy's callback: counts iterations and passes them on, with the parameters at the best point."""
+    """scipy's callback, which counts iterations and reports them with the parameters at the best point."""
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ class _Report:
             raise _Stop(1, "Maximum number of iterations has been exceeded.")
 
     def stopped(self, stop: _Stop) -> OptimizeResult:
-        """The result of a minimization that was stopped at the best point."""
+        """Return the result of a minimization that was stopped, at its best point."""
         return OptimizeResult(
             x=self.objective.best_x,
             fun=self.objective.best_value,
@@ -211,9 +211,9 @@ class _Report:
 
 
 def _cobyqa_iteration() -> int:
-    """Return the number of COBYQA's iteration under way, 0 while it builds its first model.
+    """Return the number of COBYQA's current iteration, 0 while it builds its first model.
 
-    scipy calls back after each of its evaluations, of which an iteration may make several, and passes no count.
+    scipy calls back after each evaluation, of which one iteration may make several, and passes no count.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None and not (frame.f_code.co_name == "minimize" and "n_iter" in frame.f_locals):
@@ -223,7 +223,7 @@ def _cobyqa_iteration() -> int:
 
 @functools.cache
 def _linear_algebra() -> ThreadpoolController:
-    """The threads of scipy's linear algebra. Found once: the search takes milliseconds, like several small products."""
+    """Return the controller of scipy's linear-algebra threads; cached, because finding it takes milliseconds."""
     return ThreadpoolController().select(prefix="libscipy_openblas")
 
 
@@ -254,7 +254,7 @@ def _bounds(vector: ParameterVector, given: Any) -> Bounds | None:
     pairs = list(given)
     if len(pairs) != len(vector):
         raise ValueError(
-            f"minimizer_args has {len(pairs)} bounds for {len(vector)} values: give one (low, high) for all, one for "
+            f"minimizer_args has {len(pairs)} bounds for {len(vector)} values: pass one (low, high) for all, one for "
             'each, or {"bounds": (low, high)} in a parameter group'
         )
     return Bounds(

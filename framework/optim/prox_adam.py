@@ -1,4 +1,4 @@
-"""ProxAdam: Adam for f and the prox of g in Adam's own metric, for mini-batches."""
+"""ProxAdam: Adam on f, then the prox of g in Adam's own metric, for mini-batches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,25 +14,25 @@ from framework.penalties import Penalty
 
 
 class ProxAdam(ProximalOptimizer):
-    """Minimizes f + g by Adam's step followed by the prox of g in the diagonal metric of that step.
+    """Adam's step on f followed by the prox of g in the diagonal metric of that step.
 
-    With m and v Adam's averages after bias correction (Kingma & Ba 2015, alg. 1) and D = sqrt(v) + eps,
+    With m and v Adam's bias-corrected averages (Kingma & Ba 2015, alg. 1) and D = sqrt(v) + eps,
 
         w+ = argmin_w <m, w> + ||w - w_k||_D^2 / (2 lr) + g(w) = prox_{(lr / D) g}(w_k - lr m / D),
 
-    elementwise: entries with large gradients move less and are thresholded less. A threshold lr * lam for all entries
-    instead has other stationary points than f + g. (Duchi, Hazan & Singer 2011, sec. 5, for Adagrad.)
+    elementwise: entries with large gradients move less and are thresholded less. With a threshold lr * lam for all
+    entries, the stationary points would not be those of f + g. (Duchi, Hazan & Singer 2011, sec. 5, for Adagrad.)
 
-    Evaluates once per step, so closures, clipping and gradient scaling that suit Adam suit it. A step whose gradients
+    It evaluates once per step, so closures, clipping and gradient scaling work as with Adam. A step whose gradients
     are not all finite changes nothing; such steps are counted in the state of each parameter as `skipped`, without
     waiting for the device.
 
     Args:
         params: Tensors, all penalized, or groups that each carry `penalized`.
         happy_lambda: Weight of the penalty; also a per-group option. Default: the module's, in a trainer.
-        penalty: g. Default: the module's in a trainer, else `L1()`.
+        penalty: g. Default: the module's in a trainer, otherwise `L1()`.
         lr: Learning rate; also a per-group option, as are `betas` and `eps`.
-        betas: Decay of the two averages.
+        betas: Decay rates of the two averages.
         eps: Added to sqrt(v).
     """
 
@@ -56,7 +56,7 @@ class ProxAdam(ProximalOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make one step; return what the closure returned, as Adam does: f at the point before the step."""
+        """Take one step; return what the closure returned, as Adam does: f at the point before the step."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -84,7 +84,7 @@ class ProxAdam(ProximalOptimizer):
         state["skipped"].add_(~finite)
         m.copy_(torch.where(finite, m.lerp(grad, 1 - beta1), m))
         v.copy_(torch.where(finite, v * beta2 + (1 - beta2) * grad * grad, v))
-        # Until the first finite gradient `step` is 0, and what is divided by it is not used.
+        # Until the first finite gradient `step` is 0, so the corrections are 0, and quotients by them are not used.
         correction1, correction2 = 1 - beta1 ** step.double(), 1 - beta2 ** step.double()
         t = group["lr"] / ((v / correction2.to(v)).sqrt() + group["eps"])
         w = p - t * m / correction1.to(m)

@@ -1,4 +1,4 @@
-"""What every proximal optimizer shares: groups that say what is penalized, and f + g as a function of one vector."""
+"""What all proximal optimizers share: groups that say what is penalized, and f + g as a function of one vector."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,19 +21,19 @@ Group = dict[str, Any]
 
 
 class ProximalOptimizer(Optimizer):
-    """Minimizes f + g: the closure gives f and its gradient, the optimizer applies g by its proximal map.
+    """The base class of optimizers of f + g: the closure gives f and its gradient, the optimizer applies g by its prox.
 
     Plain tensors are all penalized. Parameter groups must each carry `"penalized"`: True, False, or a boolean mask of
     the parameter's shape. `happy_lambda`, the weight of the penalty, is an option of each group and may be changed
-    between steps through `param_groups`. The penalty itself is no option: it stays out of `state_dict()`, which holds
-    only numbers and tensors and loads with `weights_only=True`.
+    between steps through `param_groups`. The penalty itself is not an option: it stays out of `state_dict()`, which
+    holds only numbers and tensors and loads with `weights_only=True`.
 
     In a trainer the penalty and its weight have one source: an optimizer made without them takes the module's at `fit`.
-    In a loop by hand the weight must be given before the first step, and the penalty is `L1()` where none is given.
+    In a hand-written loop the weight must be set before the first step, and the penalty defaults to `L1()`.
 
-    The trainer reads from the class: `handles_penalty`, it is given f alone; `reevaluates`, whether `step` evaluates
-    its closure more than once; `expects_gradients`, whether the gradients must be ready before it calls its closure,
-    and not only after.
+    The trainer reads from the class: `handles_penalty`, whether it is given f alone; `reevaluates`, whether `step`
+    evaluates its closure more than once; `expects_gradients`, whether the gradients must be ready before `step` first
+    calls its closure.
 
     Raises:
         ValueError: If a group lacks `penalized`, its mask does not fit, or `happy_lambda` is negative or not finite.
@@ -74,7 +74,7 @@ class ProximalOptimizer(Optimizer):
             check_positive(lr=float(group["lr"]))
 
     def step(self, closure: Any = None) -> Any:
-        """Make one step."""
+        """Take one step."""
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class ProximalOptimizer(Optimizer):
 
     @property
     def penalty_in_force(self) -> Penalty:
-        """The penalty, `L1()` where none was given."""
+        """The penalty, `L1()` if none was given."""
         return L1() if self.penalty is None else self.penalty
 
     @torch.no_grad()
@@ -93,13 +93,13 @@ class ProximalOptimizer(Optimizer):
 
     @property
     def search_state(self) -> dict[str, Any]:
-        """What the search remembers as a whole, kept with the first parameter, as in `torch.optim.LBFGS`."""
+        """The state of the search as a whole, kept with the first parameter, as in `torch.optim.LBFGS`."""
         return self.state[self.param_groups[0]["params"][0]]
 
 
 @dataclass(slots=True)
 class Block:
-    """One parameter as a part of the vector x; `lam` is 0.0 where nothing is penalized."""
+    """One parameter as a part of the vector x; `lam` is 0.0 if nothing in it is penalized."""
 
     param: Tensor
     lam: float | Tensor
@@ -115,12 +115,12 @@ class Block:
     def prox(self, penalty: Penalty, part: Tensor, step: float) -> Tensor:
         if not self.penalized:
             return part
-        # Adding zero turns the negative zeros that a penalty may return into positive ones.
+        # Adding zero makes the negative zeros that a penalty may return positive.
         return penalty.prox(part.view(self.param.shape), step, self.lam).reshape(-1) + 0.0
 
 
 class PenalizedFunction(ClosureFunction):
-    """f of a closure and g, the penalty, as functions of the vector x of all parameters that have a gradient."""
+    """A closure's f and the penalty g, as functions of the vector x of all parameters that have a gradient."""
 
     has_gradient = True
 
@@ -135,7 +135,7 @@ class PenalizedFunction(ClosureFunction):
         self.sizes = [b.param.numel() for b in self.blocks]
 
     def start(self, y: Tensor | None = None) -> tuple[float, Tensor, Tensor]:
-        """Evaluate f at the vector y, by default at the current point x; return f, y and the gradient.
+        """Evaluate f at the vector y, by default the current point x; return f, y and the gradient.
 
         Afterwards `x`, y and the gradient hold only the parameters that have a gradient; the others have not moved.
         """
@@ -143,7 +143,7 @@ class PenalizedFunction(ClosureFunction):
         return f, *self.bind(y)
 
     def bind(self, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Drop the parameters without gradient from `x` and y; return y and the gradient."""
+        """Drop the parameters without a gradient from `x` and y; return y and the gradient."""
         kept = [b.param.grad is not None for b in self.blocks]
         if not all(kept):
             self.restore()
@@ -171,7 +171,7 @@ class PenalizedFunction(ClosureFunction):
         return torch.cat([b.prox(self.penalty_fn, xi.sub(gi, alpha=t), t) for b, xi, gi, t in parts])
 
     def dots(self, a: Tensor, b: Tensor) -> list[float]:
-        """Compute the inner product of each tensor's part of two vectors."""
+        """Compute the inner product of two vectors, separately for each tensor's part."""
         return torch.stack([ai @ bi for ai, bi in zip(a.split(self.sizes), b.split(self.sizes), strict=True)]).tolist()
 
     def is_finite(self, x: Tensor) -> bool:
@@ -179,12 +179,12 @@ class PenalizedFunction(ClosureFunction):
         return bool(x.isfinite().all())
 
     def expand(self, numbers: Sequence[float]) -> Tensor:
-        """Compute the vector that holds one number per tensor in all of that tensor's entries."""
+        """Return the vector that repeats one number per tensor over all of that tensor's entries."""
         return torch.cat([self.x.new_full((n,), v) for n, v in zip(self.sizes, numbers, strict=True)])
 
     @property
     def penalized(self) -> Tensor:
-        """Tell which entries of x the penalty weighs."""
+        """Which entries of x are penalized, boolean (n,)."""
         return flatten([torch.as_tensor(b.lam, device=b.param.device).expand(b.param.shape) > 0 for b in self.blocks])
 
 

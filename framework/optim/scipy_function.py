@@ -1,4 +1,4 @@
-"""A closure over parameters as the functions of a float64 numpy vector that scipy calls."""
+"""A closure over parameters as functions of a float64 numpy vector, which scipy calls."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from framework.optim.function import ClosureFunction
 
 
 class ScipyFunction:
-    """Value, gradient, Hessian and its products at any point x (n,), and the best point seen.
+    """The value, gradient, Hessian and Hessian products at any point x (n,), and the best point seen.
 
-    The closure runs in the parameters' own dtype and on their device; x and what is returned are numpy float64. One
-    evaluation serves the value and the gradient at the same x, and with `keep_graph` the products too.
+    The closure runs in the parameters' own dtype, on their device; x and the results are numpy float64. One evaluation
+    serves both the value and the gradient at the same x, and with `keep_graph` the products as well.
 
     Args:
         closure: As for `ClosureFunction`.
         vector: The parameters.
-        keep_graph: Whether products will be asked for, so that an evaluation keeps its graph.
+        keep_graph: Whether products will be needed, so that an evaluation keeps its graph.
         bounds: Lower and upper bounds (n,) that the best point must respect.
-        track_best: False where the lowest value may be infeasible (constraints): then only `accept` moves the best
+        track_best: False if the lowest value may be infeasible (constraints): then only `accept` changes the best
             point.
     """
 
@@ -55,7 +55,7 @@ class ScipyFunction:
 
     @property
     def num_evaluations(self) -> int:
-        """How often the closure was evaluated."""
+        """How many times the closure was evaluated."""
         return self.function.num_evaluations
 
     def evaluate(self, x: np.ndarray) -> float:
@@ -69,9 +69,9 @@ class ScipyFunction:
         return value
 
     def value(self, x: np.ndarray) -> float:
-        """Compute the value at x alone: by `closure.value()` where there is one, else by a call of the closure.
+        """Compute the value alone at x: by `closure.value()` if there is one, otherwise by calling the closure.
 
-        Gradients that a call computes anyway are kept for `gradient`.
+        Gradients that the call computes anyway are kept for `gradient`.
         """
         self.move(x)
         value = self._finish(self.function.value(self._point))
@@ -82,7 +82,7 @@ class ScipyFunction:
 
     @property
     def has_gradient(self) -> bool:
-        """Whether the closure can be asked for gradients: it says so by its `value`, or has left some."""
+        """Whether the closure computes gradients: it does if it has a `value` method, or has left some."""
         return hasattr(self.function.closure, "value") or self.function.vector.read_gradients() is not None
 
     def gradient(self, x: np.ndarray) -> np.ndarray:
@@ -110,12 +110,12 @@ class ScipyFunction:
     def _checked(self, curvature: Tensor) -> np.ndarray:
         if not curvature.isfinite().all():
             if self._value == math.inf:
-                return np.zeros(curvature.shape)  # of a trial point that is refused anyway
+                return np.zeros(curvature.shape)  # at a trial point that is rejected anyway
             raise ValueError(f"the Hessian is not finite{self._where()}")
         return curvature.numpy()
 
     def move(self, x: np.ndarray) -> None:
-        """Put the parameters at x; what was computed elsewhere is forgotten."""
+        """Put the parameters at x; forget what was computed elsewhere."""
         if not np.array_equal(x, self._x):
             self._x = np.array(x, dtype=np.float64)  # scipy reuses its arrays
             self._point = torch.from_numpy(self._x)
@@ -134,12 +134,12 @@ class ScipyFunction:
         self.function.accept(self._point)
 
     def _finish(self, value: float) -> float:
-        """Check a value, and remember the best point."""
+        """Check a value and remember the best point."""
         at_start = self.num_evaluations == 1 and np.array_equal(self._x, self.start)
         if value == -math.inf or (at_start and not math.isfinite(value)):
             raise ValueError(f"the loss is {value}{self._where()}")
         if math.isnan(value):
-            value = math.inf  # scipy steps back from inf, but NaN poisons it silently
+            value = math.inf  # scipy backs off from inf, but NaN poisons it silently
         self._loss, self._value = self.function.loss, value
         if self.track_best and value < self.best_value and self._is_within_bounds():
             self._accept(value)

@@ -1,4 +1,4 @@
-"""scipy's minimizers by name: what each needs, whether its arguments are right, and how the global ones are called."""
+"""scipy's minimizers by name: what each needs, whether its arguments are valid, and how the global ones are called."""
 
 import difflib
 import inspect
@@ -25,10 +25,10 @@ Arguments = dict[str, Any]
 
 
 def canonical_method(name: str) -> str:
-    """Return the method's name as scipy's documentation spells it, whatever its case.
+    """Return the method's name as scipy's documentation spells it, whatever the case.
 
     Raises:
-        ValueError: If there is no such method; with the list and the nearest name.
+        ValueError: If there is no such method; the message lists the methods and suggests the nearest name.
     """
     for method in METHODS:
         if method.lower() == str(name).lower():
@@ -47,14 +47,14 @@ def local_method(method: str, options: Mapping[str, Any]) -> str:
 
 
 def _refinement(method: str, arguments: Arguments) -> Arguments:
-    """Return the arguments, derivatives left out, of the local minimizations within a global method.
+    """Return the arguments, without derivatives, of the local minimizations within a global method.
 
     Raises:
-        ValueError: If `minimizer_kwargs` has something that could not have its effect.
+        ValueError: If `minimizer_kwargs` has an entry that would have no effect.
     """
     given = dict(arguments["options"].get("minimizer_kwargs") or {})
     local = local_method(method, arguments["options"])
-    # What shgo would drop without a word; it passes its box itself.
+    # shgo would silently drop anything else; it passes its box itself.
     taken = {"method", "options", "constraints"} if method == "shgo" else _LOCAL_ARGUMENTS
     unknown = set(given) - taken
     dropped = set(given.get("options") or {}) - {"ftol"} if method == "shgo" else set()
@@ -69,7 +69,7 @@ def _refinement(method: str, arguments: Arguments) -> Arguments:
         if local in BOUNDED:
             given.setdefault("bounds", bounds)
         elif method == "basinhopping":
-            raise ValueError(f"basinhopping with {local}, which takes no bounds: choose one of {', '.join(BOUNDED)}")
+            raise ValueError(f"basinhopping with {local}, which takes no bounds: use one of {', '.join(BOUNDED)}")
     return {**given, "method": local, "options": dict(given.get("options") or {})}
 
 
@@ -77,7 +77,7 @@ _LOCAL_ARGUMENTS = {"method", "options", "constraints", "tol", "bounds"}
 
 
 def derivatives(objective: Any, method: str) -> Arguments:
-    """Return the derivatives that `method` takes, as arguments of `scipy.optimize.minimize`."""
+    """Return the derivatives that `method` uses, as arguments for `scipy.optimize.minimize`."""
     if method in DERIVATIVE_FREE:
         return {}
     arguments = {"jac": objective.gradient}
@@ -88,12 +88,12 @@ def derivatives(objective: Any, method: str) -> Arguments:
     return arguments
 
 
-class _Evaluated(Exception):  # noqa: N818 (no error)
-    """scipy has accepted its arguments and asks for a first value."""
+class _Evaluated(Exception):  # noqa: N818 (not an error)
+    """Raised when scipy has accepted its arguments and asks for a first value."""
 
 
 class _Probe:
-    """An objective that only says that it was asked."""
+    """An objective that only reports that it was called."""
 
     def value(self, *_: Any) -> Any:
         raise _Evaluated
@@ -102,10 +102,10 @@ class _Probe:
 
 
 def check_arguments(method: str, x0: np.ndarray, arguments: Arguments) -> None:
-    """Let scipy check its own arguments: a run that ends before the first evaluation.
+    """Let scipy check its own arguments, in a run that ends before the first evaluation.
 
-    scipy warns of what a method ignores (bounds, constraints, options); here that is an error, and one that comes when
-    the optimizer is built.
+    scipy warns about what a method ignores (bounds, constraints, options); here that is an error, raised when the
+    optimizer is built.
 
     Raises:
         ValueError: If the method does not take one of the arguments or options.
@@ -149,7 +149,7 @@ def minimize_globally(
 ) -> OptimizeResult:
     """Run one of scipy's global minimizers; `arguments["options"]` are its keyword arguments.
 
-    Local refinements use gradients. Random draws follow torch's seed, unless `rng` is given.
+    Local refinements use gradients. Random draws follow torch's seed unless `rng` is given.
     """
     function = getattr(scipy.optimize, method)
     bounds: Any = arguments.get("bounds")
@@ -182,7 +182,7 @@ class _StepWithin:
     """Basin hopping's own random step, kept within bounds."""
 
     def __init__(self, bounds: Bounds, options: Arguments) -> None:
-        self.stepsize = options.get("stepsize", 0.5)  # which basin hopping adapts
+        self.stepsize = options.get("stepsize", 0.5)  # basin hopping adapts this attribute
         self.bounds = bounds
         self.rng = np.random.default_rng(options.get("rng", options.get("seed")))
 
@@ -192,14 +192,14 @@ class _StepWithin:
 
 
 def _evolve(objective: ScipyFunction, box: list, refine: Arguments, options: Arguments) -> OptimizeResult:
-    """Run differential evolution, polished with gradients, if there are some, instead of scipy's differences."""
+    """Run differential evolution; polish with gradients, if there are any, instead of scipy's finite differences."""
     polish = options.pop("polish", True)
     try:
         result = scipy.optimize.differential_evolution(
             objective.value, box, x0=objective.start, polish=False, **options
         )
     except RuntimeError as error:
-        # scipy takes a ValueError of the objective for a wrong `workers`.
+        # scipy mistakes a ValueError raised by the objective for an invalid `workers`.
         raise (error.__cause__ or error) from None
     if polish and not options.get("constraints"):
         if not objective.has_gradient:
@@ -213,7 +213,7 @@ def _evolve(objective: ScipyFunction, box: list, refine: Arguments, options: Arg
 
 
 def _each(value: Callable[[np.ndarray], float], callback: Callable[..., None]) -> Callable[[np.ndarray], float]:
-    """`value`, reported after every call: brute force has no iterations."""
+    """Wrap `value` so that every call is reported, because brute force has no iterations."""
 
     def reported(x: np.ndarray) -> float:
         result = value(x)

@@ -1,6 +1,6 @@
-"""Searches that only compare values: random neighbours, and every move of one coordinate.
+"""Searches that only compare values: random neighbors, and every move of one coordinate.
 
-Shapes: n values in all parameters together, k candidate points.
+Shapes: n is the number of values in all parameters together, k the number of candidate points.
 """
 
 import math
@@ -18,13 +18,13 @@ from framework.optim.function import ClosureFunction
 
 
 class _Search(Optimizer):
-    """Moves to the best of some candidate points if it is better than the current one.
+    """The base class of searches that move to the best candidate point if it is better than the current one.
 
     A closure may offer `value()`, the loss alone; and `values(candidates)`, the losses (k,) at k points at once, given
     as one stacked tensor (k, *shape) for each trainable parameter (`torch.func.functional_call` under `vmap`). Without
-    them it is called, at one point after the other; it need not compute gradients.
+    them it is called, one point at a time; it need not compute gradients.
 
-    The trainer reads `expects_gradients` from the class: the closure is asked for all that is needed.
+    The trainer reads `expects_gradients` from the class: no gradients need to be ready before the closure is called.
     """
 
     reevaluates = True
@@ -34,7 +34,7 @@ class _Search(Optimizer):
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
         """Make one move, or none if no candidate is strictly better; return the loss at the point kept.
 
-        After an exception the parameters are as before the step.
+        After an exception the parameters are where they were before the step.
 
         Raises:
             ValueError: If neither the current point nor a candidate has a finite loss.
@@ -46,7 +46,7 @@ class _Search(Optimizer):
             point, loss = self._search(function, start_loss if math.isfinite(start_loss) else math.inf)
             function.accept(point)
         if math.isinf(loss):
-            raise ValueError(f"the loss is {start_loss} here and finite at no candidate: start from another point")
+            raise ValueError(f"the loss is {start_loss} here and not finite at any candidate: start from another point")
         return torch.tensor(loss, dtype=torch.float64)
 
     def _search(self, function: ClosureFunction, start_loss: float) -> tuple[Tensor, float]:
@@ -55,22 +55,22 @@ class _Search(Optimizer):
 
 
 def _losses(function: ClosureFunction, points: Tensor) -> Tensor:
-    """Compute the losses (k,) at points (k, n), inf for one that is not finite."""
+    """Compute the losses (k,) at points (k, n), inf where a loss is not finite."""
     losses = function.values(points)
     return torch.where(losses.isfinite(), losses, math.inf)
 
 
 class RandomSearch(_Search):
-    """Samples neighbours of the current point and moves to the best one if it is better.
+    """Random search: sample neighbors of the current point and move to the best one if it is better.
 
     Each candidate is w + scale * z with z standard normal in every coordinate (Rastrigin, 1963, with normal steps).
     The draws are the same on every device.
 
     Args:
-        params: parameters or groups; frozen ones are skipped.
-        scale: standard deviation of a step; also a group's option.
-        candidates: neighbours sampled in one step.
-        seed: of the draws; by default that of torch.
+        params: Parameters or groups; frozen ones are skipped.
+        scale: Standard deviation of a step; also a per-group option.
+        candidates: Number of neighbors sampled in one step.
+        seed: Seed of the draws. Default: torch's.
     """
 
     def __init__(self, params: ParamsT, scale: float = 0.01, *, candidates: int = 1, seed: int | None = None) -> None:
@@ -81,7 +81,7 @@ class RandomSearch(_Search):
         ParameterVector(self.param_groups)
         self.candidates = candidates
         generator = torch.Generator().manual_seed(torch.initial_seed() if seed is None else seed)
-        # A name instead of a parameter: torch would cast a parameter's state to its dtype on load.
+        # Keyed by a name instead of a parameter: torch would cast a parameter's state to its dtype on load.
         self._memory()["generator"] = generator.get_state()
 
     def _memory(self) -> dict[Any, Any]:
@@ -100,16 +100,16 @@ class RandomSearch(_Search):
 
 
 class ExhaustiveSearch(_Search):
-    """Tries a smaller and a larger value of every coordinate and keeps the best.
+    """Exhaustive search: try a smaller and a larger value of every coordinate and keep the best.
 
     One step evaluates the 2 n points that differ from the current one by `step` in one coordinate, then the point that
-    makes every improving move at once, and moves to the best of all. With one coordinate this is the textbook's search
-    of one number; with a separable loss every coordinate moves in every step.
+    makes every improving move at once, and moves to the best of all. With one coordinate this is the textbook search
+    over one number; with a separable loss every coordinate moves in every step.
 
     Args:
-        params: parameters or groups; frozen ones are skipped.
-        step: size of a move; also a group's option.
-        chunk_size: candidates evaluated at a time where the closure offers `values`.
+        params: Parameters or groups; frozen ones are skipped.
+        step: Size of a move; also a per-group option.
+        chunk_size: Number of candidates evaluated at a time if the closure offers `values`.
     """
 
     def __init__(self, params: ParamsT, step: float = 0.01, *, chunk_size: int = 64) -> None:
@@ -147,7 +147,7 @@ class ExhaustiveSearch(_Search):
 
 
 def _moved(start: Tensor, moves: Tensor, chunk: Tensor) -> Tensor:
-    """Points (k, n): `start` with one move each, those whose indices are in `chunk` (k,)."""
+    """Return points (k, n), each of them `start` with one move, whose index is in `chunk` (k,)."""
     points = start.repeat(len(chunk), 1)
     points[torch.arange(len(chunk), device=start.device), chunk % len(start)] += moves[chunk]
     return points

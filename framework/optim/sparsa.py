@@ -19,36 +19,36 @@ from framework.optim.proximal import (
 from framework.penalties import Penalty
 
 SUFFICIENT_DECREASE = 0.01  # sigma in Wright et al. 2009
-MAX_GROWTH = 2.0  # of a tensor's step from one iteration to the next
-MIN_STEP = 1e-30  # 1 / alpha_max there
-STEP_SPREAD = 1e5  # how far a tensor's step may lie from the one for all tensors together
+MAX_GROWTH = 2.0  # how much a tensor's step may grow from one iteration to the next
+MIN_STEP = 1e-30  # 1 / alpha_max in Wright et al. 2009
+STEP_SPREAD = 1e5  # by what factor a tensor's step may differ from the one for all tensors together
 
 
 class SpaRSA(ProximalOptimizer):
-    """Minimizes f + g by x+ = prox_{t g}(x - t grad f(x)) with Barzilai-Borwein steps and a non-monotone search.
+    """SpaRSA on f + g: x+ = prox_{t g}(x - t grad f(x)) with Barzilai-Borwein steps and a non-monotone search.
 
     Each tensor has its own step, t = <s, s> / <s, y> of its last move s and change of gradient y (Wright, Nowak &
     Figueiredo 2009, eq. 8; their alpha is 1 / t). A point is accepted when (their eq. 22)
 
-        F(x+) <= max of F at the last `memory` points - sigma / 2 ||x+ - x||^2 / t,   else t shrinks.
+        F(x+) <= max of F at the last `memory` points - sigma / 2 ||x+ - x||^2 / t;   otherwise t shrinks.
 
     With `history_size > 0` an iteration first tries a better point: on the entries that the proximal step leaves
     non-zero and of one sign, g is smooth, and a quasi-Newton step (limited-memory BFGS over those entries) replaces the
     proximal one; entries that would change sign stop at zero. It is held to the same test, and when it fails the
     proximal step follows. (As in FPC_AS, Wen, Yin, Goldfarb & Zhang 2010, but within each iteration.)
 
-    The objective must be the same within one `step`, which makes `max_iter` iterations, as `torch.optim.LBFGS` does:
+    The objective must stay the same within one `step`, which makes `max_iter` iterations, as in `torch.optim.LBFGS`:
     after the first evaluation each costs one, since the gradient at an accepted point serves the next iteration.
 
     Args:
         params: Tensors, all penalized, or groups that each carry `penalized`.
         happy_lambda: Weight of the penalty; also a per-group option. Default: the module's, in a trainer.
-        penalty: g. Default: the module's in a trainer, else `L1()`.
-        lr: The very first step tried, also a per-group option. Short is safe: steps may double each time.
-        max_iter: Iterations in each call of `step`.
-        memory: Number of past values that the search looks back on; 1 makes it monotone.
+        penalty: g. Default: the module's in a trainer, otherwise `L1()`.
+        lr: The very first step tried; also a per-group option. Small values are safe: steps may double each time.
+        max_iter: Number of iterations per call to `step`.
+        memory: Number of past values that the search looks back at; 1 makes it monotone.
         history_size: Number of pairs (s, y) for the quasi-Newton steps; 0 is the method of the paper.
-        max_backtracks: Rejections after which the search has failed: the accepted point stays, with a warning.
+        max_backtracks: Number of rejections after which the search fails: the point stays, with a warning.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class SpaRSA(ProximalOptimizer):
         return F
 
     def _refresh(self, function: PenalizedFunction, F: float) -> None:
-        """Forget what belongs to another objective (batch, weight of the penalty) or to other tensors."""
+        """Forget what belongs to another objective (another batch or penalty weight) or to other tensors."""
         state = self.search_state
         values = state.get("values", [])
         state["eps"] = eps = torch.finfo(function.x.dtype).eps
@@ -109,7 +109,7 @@ class SpaRSA(ProximalOptimizer):
             state.update(sizes=function.sizes, steps=steps, s=[], y=[])
 
     def _search(self, function: PenalizedFunction, x: Tensor, grad: Tensor) -> tuple[Tensor, float, Tensor] | None:
-        """Find the next point; return it with F and grad f there; x itself if it is stationary, None on failure."""
+        """Return the next point with F and grad f there; x itself if it is stationary, None if the search fails."""
         state, options = self.search_state, self.param_groups[0]
         steps, shrunk = state["steps"], 1.0
         for _ in range(options["max_backtracks"]):
@@ -117,7 +117,7 @@ class SpaRSA(ProximalOptimizer):
             d = p - x
             dd = function.dots(d, d)
             if sum(dd) == 0:
-                # Either x is stationary, or no step but one too short to move was left.
+                # Either x is stationary, or every step long enough to move was rejected.
                 state["steps"] = [b.lr for b in function.blocks]
                 return (x, 0.0, grad) if shrunk > 1e-8 else None
             if shrunk == 1 and state["s"]:
@@ -130,7 +130,7 @@ class SpaRSA(ProximalOptimizer):
             if self._sufficient(F, decrease):
                 state["steps"] = steps
                 return p, F, grad_p
-            # A step that is far too long jumps to the one that the curvature along d allows.
+            # If the step is far too long, jump to the one that the curvature along d allows.
             curvature = float(d @ (grad_p - grad))
             ratio = decrease / curvature if 0 < curvature < math.inf else 0.1
             shrink = max(ratio, 1e-6) if ratio < 0.1 else 0.5
@@ -140,7 +140,7 @@ class SpaRSA(ProximalOptimizer):
         return None
 
     def _evaluate(self, function: PenalizedFunction, x: Tensor) -> tuple[float, Tensor]:
-        """Compute f + g at x, infinite where it or the gradient is not finite, and the gradient of f."""
+        """Compute f + g at x, infinite if it or the gradient is not finite, and the gradient of f."""
         f, grad = function.gradient(x)
         F = f + function.penalty(x)
         return (F if math.isfinite(F) and function.is_finite(grad) else math.inf), grad
@@ -152,10 +152,10 @@ class SpaRSA(ProximalOptimizer):
     def _subspace_point(
         self, function: PenalizedFunction, x: Tensor, p: Tensor, steps: list[float]
     ) -> tuple[Tensor, float]:
-        """Make the step from x to p quasi-Newton on the free entries; return its end and the decrease to expect.
+        """Make the step from x to p quasi-Newton on the free entries; return its endpoint and the expected decrease.
 
-        Only on a face of x: where p has an entry that was zero or of the other sign the decrease returned is 0. Without
-        that condition networks end in worse minima: neurons die before the support is found.
+        This applies only within a face of x: if an entry of p was zero or had the other sign, the returned decrease is
+        0. Without that condition networks end in worse minima: neurons die before the support is found.
         """
         penalized = function.penalized
         free = (x * p > 0) | ~penalized
@@ -182,9 +182,9 @@ class SpaRSA(ProximalOptimizer):
         """Set each tensor's step to <s, s> / <s, y>, within bounds.
 
         A step grows at most by `MAX_GROWTH`: one sudden long step can carry a network into the null model, from which
-        nothing returns. And it stays within `STEP_SPREAD` of the step for all tensors
-        together: a tensor's y also holds what the other tensors' moves did to its gradient, which dominates when its
-        own move is small; then the step shrinks, and the move with it.
+        nothing returns. It also stays within `STEP_SPREAD` of the step for all tensors together: a tensor's y also
+        holds what the other tensors' moves did to its gradient, which dominates when its own move is small; then the
+        step shrinks, and the move with it.
         """
         state, ss, sy = self.search_state, function.dots(s, s), function.dots(s, y)
         together = sum(ss) / sum(sy) if sum(sy) > 0 else None

@@ -1,4 +1,4 @@
-"""The square-root lasso and its non-convex relatives: many responses on one design, all at once."""
+"""The square-root lasso and its non-convex relatives, for many responses on one design at once."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from framework.penalties import L1, GroupL1, Penalty
 
 
 class SquareRootLassoFits(NamedTuple):
-    """What `square_root_lasso` found.
+    """The result of `square_root_lasso`.
 
     Attributes:
         weights: W, shape (R, P).
-        converged: Whether each row is stationary to the tolerance, shape (R,).
+        converged: Whether each row is stationary within the tolerance, shape (R,).
         num_gradients: How many gradients all rows took together.
     """
 
@@ -41,27 +41,27 @@ def square_root_lasso(
         w+ = prox_{t g}(v + X^T r / L),   t = ||r|| / L,   L = ||X||_2^2,   r = y - X v,
 
     never increases the objective and needs no search. v is FISTA's extrapolated point (Beck & Teboulle 2009, eq.
-    4.1-4.3), the momentum dropped where it points uphill (O'Donoghue & Candes 2015, sec. 3.2). A row is done as soon as
-    no entry of (w+ - v) / t exceeds ``tolerance * happy_lambda``: so near is -grad to the subdifferential of g, up to
-    the change of grad between v and w+. It then takes no more time.
+    4.1-4.3), with the momentum dropped where it points uphill (O'Donoghue & Candes 2015, sec. 3.2). A row is done as
+    soon as no entry of (w+ - v) / t exceeds ``tolerance * happy_lambda``, which bounds the distance from -grad to the
+    subdifferential of g, up to the change in grad between v and w+. It then takes no more time.
 
-    There is no intercept: center the columns of X and the rows of Y for an unpenalized one. With a penalty that is not
-    convex the result is a stationary point that depends on the start. A row that is fitted without a residual, such as
-    one of zeros, stays where that happened: the norm has no gradient there.
+    There is no intercept: for an unpenalized one, center the columns of X and the rows of Y. With a non-convex penalty
+    the result is a stationary point that depends on the start. A row that is fitted without a residual, such as a row
+    of zeros, stays at the point where that happened: the norm has no gradient there.
 
     Sources: Belloni et al. 2011 (the square-root lasso); Hunter & Lange 2004 (majorization).
 
     Args:
-        X: The design, shape (N, P). float64 is advised: float32 does not reach the default tolerance.
+        X: The design, shape (N, P). Prefer float64: float32 does not reach the default tolerance.
         Y: One response per row, shape (R, N), of X's dtype.
         happy_lambda: The weight lam of the penalty.
-        penalty: g, by default `L1`. It must treat the entries of w one by one: `GroupL1` does not.
+        penalty: g, by default `L1`. It must act on each entry of w separately: `GroupL1` does not.
         start: Where each row starts, shape (R, P); zeros by default.
-        tolerance: How far from stationary a row may end, as a share of the weight.
-        max_iterations: The most gradients per row.
+        tolerance: How far from stationary a row may end, as a fraction of the weight.
+        max_iterations: The maximum number of gradients per row.
 
     Raises:
-        ValueError: If shapes or dtypes do not fit, the data are not finite, or an argument is out of range.
+        ValueError: If shapes or dtypes do not match, the data are not finite, or an argument is out of range.
     """
     penalty = penalty or L1()
     start = X.new_zeros(len(Y), X.shape[1]) if start is None else start
@@ -91,7 +91,7 @@ def square_root_lasso(
 
         weights[rows] = W
         going = ~(moved <= tolerance * happy_lambda * step).squeeze(1)
-        if not going.all():  # Only the rows that are not done go on.
+        if not going.all():  # Only the rows that are not done continue.
             rows, Y, W, V, theta = rows[going], Y[going], W[going], V[going], theta[going]
             if not len(rows):
                 break
@@ -110,7 +110,7 @@ def _check_data(X: Tensor, Y: Tensor, start: Tensor) -> None:
     if not X.is_floating_point() or {Y.dtype, start.dtype} != {X.dtype}:
         raise ValueError(
             f"square_root_lasso: X, Y and start are {X.dtype}, {Y.dtype} and {start.dtype}; pass one floating-point "
-            "type, float64 if the default tolerance is to be reached"
+            "type, float64 to reach the default tolerance"
         )
     if not (X.any() and all(tensor.isfinite().all() for tensor in (X, Y, start))):
-        raise ValueError("square_root_lasso: X has only zeros, or the data have NaN or infinite entries; check them")
+        raise ValueError("square_root_lasso: X is all zeros, or the data have NaN or infinite entries; check them")

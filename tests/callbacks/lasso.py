@@ -1,4 +1,4 @@
-"""A lasso of eight features, two of which count, for callbacks that watch a penalty."""
+"""A lasso with eight features, two of which matter, for callbacks that watch a penalty."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.modules import make_trainer
 
 
 def data(batch_size: int = 30) -> TensorLoader:
-    """y depends on features 0 and 3 of 8; 30 samples."""
+    """Data in which y depends on features 0 and 3 of 8; 30 samples."""
     generator = torch.Generator().manual_seed(2)
     X = torch.randn(30, 8, generator=generator, dtype=torch.float64)
     y = 2 * X[:, [0]] - 3 * X[:, [3]] + 0.5 * torch.randn(30, 1, generator=generator, dtype=torch.float64)

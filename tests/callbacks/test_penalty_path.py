@@ -28,7 +28,7 @@ def make_path(**options: Any) -> PenaltyPath:
 
 
 def in_force(trainer: Trainer, module: SupervisedModule) -> tuple[str, float, Any, Any]:
-    """The optimizer, the module's weight, the optimizer's, and the penalty."""
+    """Return the optimizer, the module's weight, the optimizer's, and the penalty."""
     lam = trainer.optimizer.param_groups[0].get("happy_lambda")
     return type(trainer.optimizer).__name__, module.happy_lambda, lam, module.penalty
 
@@ -47,8 +47,8 @@ def test_every_stage_trains_with_its_own_weight_and_the_last_phase_with_the_modu
     assert [record["happy_lambda"] for record in path.history] == [0.0, 0.6, 1.2]
     assert all(8 <= record["epochs"] <= 20 for record in path.history)
     assert path.is_final
-    assert trainer.stopped_because == "penalty_path: the objective decreases no more"
-    # Three batches make three steps of an epoch on the path, and one step of it in the final phase.
+    assert trainer.stopped_because == "penalty_path: the objective no longer decreases"
+    # With three batches, an epoch has three steps on the path, and one step in the final phase.
     epochs = sum(record["epochs"] for record in path.history)
     assert counts.seen[epochs] == (3 * epochs, 3 * epochs)
     assert trainer.global_step == 3 * epochs + trainer.current_epoch - epochs
@@ -75,19 +75,19 @@ def test_an_optimizer_without_prox_follows_the_path_by_the_modules_weight(tmp_pa
 
 
 def test_a_settled_stage_does_not_end_the_next_one(tmp_path):
-    """From the optimum of an unpenalized stage, equal stages after it have nothing to do: each lasts two windows."""
+    """After the optimum of an unpenalized stage, equal stages have nothing to do: each lasts two windows."""
     path = make_path(stages=[Stage(0.5)] * 4, tol=0.5)
     fit(tmp_path, make_module(), path)
     assert [record["epochs"] for record in path.history] == [8, 8, 8, 8]
 
 
-def test_a_stage_that_goes_on_improving_ends_at_max_epochs(tmp_path):
+def test_a_stage_that_keeps_improving_ends_at_max_epochs(tmp_path):
     path = make_path(tol=-1.0, max_epochs=11)
     fit(tmp_path, make_module(), path)
     assert [record["epochs"] for record in path.history] == [11, 11, 11]
 
 
-def test_groups_with_weights_of_their_own_are_scaled_alike(tmp_path):
+def test_groups_with_their_own_weights_are_scaled_alike(tmp_path):
     class TwoWeights(SupervisedModule):
         def param_groups(self):
             first, second = self.network
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_another_path_is_refused(tmp_path):
         ({"window": 0}, "window=0; it must be at least 1"),
         ({"max_epochs": 7}, "max_epochs=7 is less than two windows of 4 epochs"),
         ({"stages": [{"share": -0.1}]}, r"share=-0\.1 of the full weight; it must be a finite"),
-        ({"stages": [Stage(0.5, nu=0.3)]}, r"a stage gives nu, which L1\(\) does not have"),
+        ({"stages": [Stage(0.5, nu=0.3)]}, r"a stage sets nu, which L1\(\) does not have"),
     ],
 )
 def test_a_path_out_of_range_is_refused(tmp_path, options, message):
@@ -177,7 +177,7 @@ def test_a_path_out_of_range_is_refused(tmp_path, options, message):
         fit(tmp_path, make_module(), make_path(**options))
 
 
-def test_a_path_without_penalty_is_refused(tmp_path):
+def test_a_path_without_a_penalty_is_refused(tmp_path):
     module = make_module()
     module.penalty = None
     with pytest.raises(ValueError, match=r"PenaltyPath needs a penalty to follow: set module\.penalty, or drop"):

@@ -36,7 +36,7 @@ def test_the_gap_is_that_of_f_and_g_at_the_current_point_whatever_the_optimizer(
     assert trainer.callback_metrics["stationarity_gap"] == pytest.approx(float(gap_by_hand(module)), rel=1e-6)
 
 
-def test_the_gap_is_the_same_where_a_group_is_a_tensor_and_no_list(tmp_path):
+def test_the_gap_is_the_same_if_a_group_is_a_tensor_instead_of_a_list(tmp_path):
     module = make_module(partial(LBFGS, lr=0.1))
     listed = fit(tmp_path, module, Stationarity(0.0), max_epochs=3).callback_metrics["stationarity_gap"]
     module = make_module(partial(LBFGS, lr=0.1))

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: the real files where they are, and what happens where they are not."""
+"""Fashion-MNIST: the real files if they are there, and what happens if they are not."""
 
 import gzip
 import hashlib
@@ -48,7 +48,7 @@ def test_class_names_are_those_of_torchvision() -> None:
     assert list(CLASSES) == FashionMNIST.classes
 
 
-def test_absent_files_without_download_are_named_with_the_folder_and_the_setting(tmp_path: Path) -> None:
+def test_missing_files_without_download_are_named_with_the_folder_and_the_setting(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         fashion_mnist(tmp_path, True, download=False)
     message = str(caught.value)
@@ -104,7 +104,7 @@ def small_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[di
         thread.join()
 
 
-def test_absent_files_are_downloaded_once(small_mirror: dict[str, bytes], tmp_path: Path) -> None:
+def test_missing_files_are_downloaded_once(small_mirror: dict[str, bytes], tmp_path: Path) -> None:
     root = tmp_path / "data"
     images, labels = fashion_mnist(root, True)
     assert images.shape == (3, 1, 28, 28)
@@ -123,11 +123,11 @@ def test_a_download_that_breaks_off_leaves_no_files(small_mirror: dict[str, byte
     assert not [path for path in root.rglob("*") if path.is_file()]
 
 
-def test_a_file_cut_short_is_not_taken_for_a_good_one(small_mirror: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_truncated_file_is_not_mistaken_for_a_good_one(small_mirror: dict[str, bytes], tmp_path: Path) -> None:
     root = tmp_path / "data"
     fashion_mnist(root, True)
     name = "train-images-idx3-ubyte"
     (root / "FashionMNIST" / "raw" / name).write_bytes(small_mirror[name][:-1])
-    with pytest.raises(FileNotFoundError, match=f"{name} absent or cut short"):
+    with pytest.raises(FileNotFoundError, match=f"{name} missing or truncated"):
         fashion_mnist(root, True, download=False)
     assert fashion_mnist(root, True)[0].shape == (3, 1, 28, 28)

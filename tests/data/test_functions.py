@@ -1,4 +1,4 @@
-"""The toy functions: values known by heart, scipy's Rosenbrock, and minima that are minima."""
+"""The toy functions: well-known values, scipy's Rosenbrock, and minima that are minima."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from framework.data import FUNCTIONS
 from framework.data.functions import rastrigin, rosenbrock, square, squared_sum
 
 
-def test_values_known_by_heart() -> None:
+def test_well_known_values() -> None:
     assert square(torch.tensor([2.0])) == 4
     assert squared_sum(torch.tensor([1.0, 2, 3, 4, 5])) == 225
     assert rosenbrock(torch.tensor([-1.2, 1.0])).item() == pytest.approx(24.2)
@@ -22,7 +22,7 @@ def test_rosenbrock_is_scipys_at_every_point_of_a_grid() -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_minimizer_has_the_value_0_and_no_neighbour_less(name: str) -> None:
+def test_the_minimizer_has_the_value_0_and_no_neighbor_has_less(name: str) -> None:
     function = FUNCTIONS[name]
     minimum = torch.full((len(function.start),), function.minimizer, dtype=torch.float64)
     directions = torch.randn(1000, len(minimum), generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""TensorLoader: what it yields, in which order, and how that order is saved and replayed."""
+"""TensorLoader: what it yields, in what order, and how that order is saved and replayed."""
 
 import copy
 import itertools
@@ -14,7 +14,7 @@ from framework.data.loader import CHUNK_BYTES
 
 
 def samples(num_samples: int) -> tuple[Tensor, Tensor]:
-    """Distinct rows whose label says which row they are."""
+    """Return distinct rows whose label says which row they are."""
     return torch.randn(num_samples, 3), torch.arange(num_samples)
 
 
@@ -74,7 +74,7 @@ def test_each_epoch_has_its_own_order_and_equal_seeds_have_equal_orders() -> Non
     assert all(a != b for a, b in itertools.combinations(epochs + others, 2))
 
 
-def test_the_order_ignores_and_spares_the_global_generator() -> None:
+def test_the_order_neither_reads_nor_advances_the_global_generator() -> None:
     loader = TensorLoader(*samples(20), batch_size=6, shuffle=True)
     state = torch.get_rng_state()
     first = labels(copy.deepcopy(loader))
@@ -186,7 +186,7 @@ def test_input_that_gives_no_batches_is_refused(tensors: list[Tensor], options: 
         TensorLoader(*tensors, **options)
 
 
-def test_something_else_than_tensors_is_refused() -> None:
+def test_anything_but_tensors_is_refused() -> None:
     with pytest.raises(TypeError, match=r"Tensor 1 is of type list.*as_tensor"):
         TensorLoader(torch.ones(2), [1, 2], batch_size=1)  # type: ignore[arg-type]
 
@@ -199,7 +199,7 @@ def test_something_else_than_tensors_is_refused() -> None:
         ({"seed": 0, "epoch": -1, "batch": 0}, "epoch -1"),
     ],
 )
-def test_a_state_of_another_loader_is_refused_and_changes_nothing(state: dict[str, int], message: str) -> None:
+def test_the_state_of_another_loader_is_refused_and_changes_nothing(state: dict[str, int], message: str) -> None:
     loader = TensorLoader(torch.arange(6), batch_size=2, seed=5)
     with pytest.raises(ValueError, match=message):
         loader.load_state_dict(state)

@@ -83,7 +83,7 @@ def test_draws_depend_on_the_seed_alone():
         ({"num_replicates": 0}, "1 replicate"),
     ],
 )
-def test_sizes_that_make_no_simulation_are_refused(options, message):
+def test_invalid_sizes_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         linear_recovery(**options)
 

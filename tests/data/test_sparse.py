@@ -1,4 +1,4 @@
-"""Simulated sparse problems: y depends on the active features alone, in the way that is documented."""
+"""Simulated sparse problems: y depends only on the active features, as documented."""
 
 import pytest
 import torch
@@ -42,6 +42,6 @@ def test_arguments_out_of_range_are_refused(draw, options):
         draw(**options)
 
 
-def test_an_odd_number_of_features_makes_no_pairs():
+def test_an_odd_number_of_features_is_refused_because_it_makes_no_pairs():
     with pytest.raises(ValueError, match="num_active=3: the active features come in pairs; pass an even number"):
         sparse_mlp(num_active=3)

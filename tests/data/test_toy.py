@@ -52,7 +52,7 @@ def test_sine_without_noise_is_the_sine_on_one_period() -> None:
     assert 3 < x.max() <= math.pi
 
 
-def test_sine_noise_has_the_standard_deviation_asked_for_and_follows_the_seed() -> None:
+def test_sine_noise_has_the_requested_standard_deviation_and_follows_the_seed() -> None:
     x, y = sine(num_samples=10_000, noise=0.3, seed=1)
     assert (y - torch.sin(x)).std().item() == pytest.approx(0.3, rel=0.05)
     assert torch.equal(y, sine(num_samples=10_000, noise=0.3, seed=1)[1])

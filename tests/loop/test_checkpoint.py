@@ -66,7 +66,7 @@ def stochastic(optimize: Any = one_cycle) -> Regressor:
 
 
 def run(root: Path, loader: Any, optimize: Any, *callbacks: Callback, ckpt_path: Any = None, **options: Any) -> Trainer:
-    """A run in a process of its own, as far as that is possible: everything is made anew."""
+    """Run as if in a new process, as far as possible: everything is made from scratch."""
     # A resumed run starts from another seed, which the checkpoint must override.
     seed_all(0 if ckpt_path is None else 99)
     stopping = EarlyStopping("val/loss", patience=3)
@@ -90,7 +90,7 @@ def assert_same_runs(resumed: Trainer, whole: Trainer) -> None:
 # --------------------------------------------------------------------------------------------------------- resume
 
 
-# Three steps an epoch: 6 is the end of the second, and 7 and 8 are in the middle of the third.
+# Three steps per epoch: 6 is the end of the second, and 7 and 8 are in the middle of the third.
 @pytest.mark.parametrize("step", [6, 7, 8])
 @pytest.mark.parametrize("loader", LOADERS)
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, loader, step):
@@ -111,7 +111,7 @@ def test_a_resumed_lbfgs_run_is_bitwise_the_uninterrupted_one(tmp_path, loader, 
 
 
 @pytest.mark.parametrize("step", [3, 4, 6, 9])
-def test_a_resumed_plateau_scheduler_misses_no_value(tmp_path, step):
+def test_a_resumed_plateau_scheduler_does_not_miss_a_value(tmp_path, step):
     path = tmp_path / "some.ckpt"
     whole = run(tmp_path, "global_generator", plateau)
     assert whole.optimizer.param_groups[0]["lr"] < 0.05
@@ -157,7 +157,7 @@ def test_resuming_twice_is_bitwise_the_uninterrupted_run(tmp_path):
     assert_same_runs(run(tmp_path, "own_generator", one_cycle, ckpt_path=paths[1]), whole)
 
 
-def test_a_callback_that_joins_or_leaves_between_runs_is_no_obstacle(tmp_path):
+def test_callbacks_may_be_added_or_removed_between_runs(tmp_path):
     run(tmp_path, "tensor_loader", plateau, ModelCheckpoint(tmp_path, monitor="val/loss"), max_epochs=1)
     trainer = make_trainer(tmp_path, max_epochs=2)
     trainer.fit(stochastic(plateau), make_loader(), make_loader(), ckpt_path=tmp_path / "last.ckpt")
@@ -228,7 +228,7 @@ def test_an_interrupted_full_batch_run_does_not_train_its_epoch_again(tmp_path):
 
 
 @pytest.mark.parametrize("has_length", [True, False])
-def test_an_interrupted_validation_decides_nothing_and_is_made_again(tmp_path, has_length):
+def test_an_interrupted_validation_decides_nothing_and_is_repeated(tmp_path, has_length):
     def kill_in_epoch_1(trainer, module, outputs, batch, batch_idx):
         if trainer.current_epoch == 1 and batch_idx == 0:
             os.kill(os.getpid(), signal.SIGINT)
@@ -246,7 +246,7 @@ def test_an_interrupted_validation_decides_nothing_and_is_made_again(tmp_path, h
 
 
 @pytest.mark.parametrize("hook", ["setup", "on_fit_start", "on_sanity_check_start", "on_train_start", "on_train_end"])
-def test_a_signal_before_or_after_training_ends_the_run_too(tmp_path, hook):
+def test_a_signal_before_or_after_training_also_ends_the_run(tmp_path, hook):
     killer = callback_of(**{hook: kill(signal.SIGTERM)})
     trainer = make_trainer(tmp_path, callbacks=[killer, ModelCheckpoint(tmp_path)])
     trainer.fit(Regressor(), make_loader(), make_loader())
@@ -273,7 +273,7 @@ def test_the_second_ctrl_c_raises_at_once(tmp_path):
 
 
 class ScriptedByHook(Scripted):
-    """Logs its scores at the end of the validation."""
+    """A module that logs its scores at the end of validation."""
 
     validation_step = Regressor.validation_step
 
@@ -310,7 +310,7 @@ def test_checkpoints_are_on_by_default_and_can_be_thinned(tmp_path):
     assert not (tmp_path / "dev").exists()
 
 
-def test_last_is_written_every_so_many_steps(tmp_path):
+def test_last_is_written_every_n_steps(tmp_path):
     def crash(trainer, *_):
         if trainer.global_step == 5:
             raise OSError("power cut")
@@ -391,13 +391,13 @@ class Malicious:
 
 @pytest.fixture
 def good(tmp_path) -> Path:
-    """A checkpoint of a `Regressor` with SGD."""
+    """Return a checkpoint of a `Regressor` with SGD."""
     make_trainer(tmp_path, callbacks=ModelCheckpoint(tmp_path)).fit(Regressor(), make_loader())
     return tmp_path / "last.ckpt"
 
 
 def refuse(path: Path, module: Regressor, message: str, error: type[Exception] = ValueError) -> None:
-    """The file is refused with this message by fit and by test, and the module stays as it was."""
+    """Check that fit and test refuse the file with this message, and that the module stays as it was."""
     trainer = make_trainer(path.parent, max_epochs=3)
     for call in (trainer.fit, trainer.test):
         with assert_unchanged(module), pytest.raises(error, match=message):
@@ -426,15 +426,15 @@ def test_a_truncated_checkpoint_is_refused(good):
 )
 def test_a_foreign_file_is_refused(tmp_path, content):
     (tmp_path / "foreign.ckpt").write_bytes(content)
-    refuse(tmp_path / "foreign.ckpt", Regressor(), r"foreign\.ckpt .*no checkpoint")
+    refuse(tmp_path / "foreign.ckpt", Regressor(), r"foreign\.ckpt .*not a checkpoint")
 
 
 def test_a_checkpoint_of_something_else_is_refused_by_what_it_lacks(tmp_path):
     path = tmp_path / "weights.ckpt"
     torch.save(Regressor().state_dict(), path)
-    refuse(path, Regressor(), r"weights\.ckpt is no checkpoint of a Trainer: it lacks progress")
+    refuse(path, Regressor(), r"weights\.ckpt is not a checkpoint of a Trainer: it lacks progress")
     torch.save(torch.ones(3), path)
-    refuse(path, Regressor(), "is no checkpoint of a Trainer")
+    refuse(path, Regressor(), "is not a checkpoint of a Trainer")
 
 
 def test_a_checkpoint_that_would_run_code_is_refused_and_does_not(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Minimization by scipy as one step of a run: what shows of its iterations, and what ends it at the best point."""
+"""Minimization by scipy as one step of a run: how its iterations show, and what ends it at the best point."""
 
 import csv
 import itertools
@@ -28,12 +28,12 @@ from tests.modules import (
 
 
 def minimizing(method: str = "BFGS", **options: Any) -> Regressor:
-    """Least squares by one of scipy's methods."""
+    """Least squares, minimized by one of scipy's methods."""
     return Regressor(lambda module: MinimizeWrapper(module.param_groups(), {"method": method, "options": options}))
 
 
 class Iterations(Callback):
-    """Writes every iteration down, and does something at one of them."""
+    """A callback that records every iteration, and does something at one of them."""
 
     def __init__(self, at: int = 0, do: Any = None) -> None:
         self.at, self.do = at, do
@@ -81,7 +81,7 @@ def test_a_minimization_evaluates_what_is_counted(tmp_path):
 # ---------------------------------------------------------------------------------------- what shows of an iteration
 
 
-def test_iterations_are_logged_shown_and_heard_as_they_happen(tmp_path, capsys):
+def test_iterations_are_logged_shown_and_passed_to_callbacks_as_they_happen(tmp_path, capsys):
     def read_rows():
         with (tmp_path / "metrics.csv").open() as file:
             return list(csv.DictReader(file))
@@ -107,7 +107,7 @@ def test_iterations_are_logged_shown_and_heard_as_they_happen(tmp_path, capsys):
     assert "0/2 [00:00<?, ?step/s, iteration=1, iteration/objective=" in printed
 
 
-def test_a_module_hears_its_own_hook_and_may_log_in_it(tmp_path):
+def test_a_modules_own_hook_is_called_and_may_log(tmp_path):
     class Own(Regressor):
         def on_optimizer_iteration(self, iteration, value):
             self.log("iterations", float(iteration))
@@ -215,7 +215,7 @@ def test_early_stopping_on_validation_waits_for_its_end(tmp_path):
     assert "val/loss" in trainer.stopped_because
 
 
-def test_an_interrupted_minimization_goes_on_from_the_best_point(tmp_path):
+def test_an_interrupted_minimization_continues_from_the_best_point(tmp_path):
     interrupted, whole = minimizing("L-BFGS-B"), minimizing("L-BFGS-B")
     callbacks = [Iterations(5, lambda trainer: trainer.stop("enough")), ModelCheckpoint(tmp_path)]
     trainer = make_trainer(tmp_path, callbacks=callbacks, max_epochs=1, accumulate_grad_batches="epoch")
@@ -237,7 +237,7 @@ def test_a_long_minimization_is_saved_as_often_as_a_long_run(tmp_path):
     saved = []
 
     def load(*_):
-        checkpoint.__dict__["_due"] = 0.0  # a minute has gone by
+        checkpoint.__dict__["_due"] = 0.0  # as if a minute had passed
         if (tmp_path / "last.ckpt").exists():
             saved.append(torch.load(tmp_path / "last.ckpt", weights_only=True))
 
@@ -292,7 +292,7 @@ def test_a_penalty_is_refused_for_scipy(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["BFGS", "trust-ncg", "Nelder-Mead"])
-def test_a_loss_that_turns_nan_leaves_the_best_point_and_is_refused_from_there_on(tmp_path, method):
+def test_a_loss_that_turns_nan_leaves_the_best_point_and_is_refused_from_then_on(tmp_path, method):
     class Diverging(Regressor):
         def loss(self, batch):
             return super().loss(batch) * (float("nan") if len(self.losses) >= 5 else 1)

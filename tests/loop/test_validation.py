@@ -45,10 +45,10 @@ def refuse(tmp_path, module: Any, message: str, error: Any = ValueError, loader:
         ({"gradient_clip_val": float("nan")}, "gradient_clip_val=nan"),
         ({"gradient_clip_algorithm": "max"}, "gradient_clip_algorithm='max'; it must be 'norm' or 'value'"),
         ({"max_time": "1:30"}, "max_time='1:30'; as a string it must be 'DD:HH:MM:SS'"),
-        ({"gradient_clip_val": "0.5"}, "gradient_clip_val='0.5'; it must be a finite number from 0 on, or None"),
+        ({"gradient_clip_val": "0.5"}, "gradient_clip_val='0.5'; it must be a finite number >= 0, or None"),
         ({"gradient_clip_val": True}, "gradient_clip_val=True"),
         ({"gradient_clip_algorithm": None}, "gradient_clip_algorithm=None"),
-        ({"max_epochs": "3"}, r"max_epochs='3'; it must be -1 \(no limit\) or an integer from 0 on, or None"),
+        ({"max_epochs": "3"}, r"max_epochs='3'; it must be -1 \(no limit\) or an integer >= 0, or None"),
         ({"max_steps": None}, "max_steps=None; it must be -1"),
         ({"max_steps": float("nan")}, "max_steps=nan"),
         ({"num_nodes": "two"}, "num_nodes='two'; it must be a positive integer"),
@@ -69,7 +69,10 @@ def refuse(tmp_path, module: Any, message: str, error: Any = ValueError, loader:
         ({"strategy": "dpp"}, "invalid strategy name: `strategy='dpp'`"),
         ({"devices": True}, "devices=True; it must be 'auto', a number of devices"),
         *[
-            ({f"limit_{stage}_batches": value}, rf"limit_{stage}_batches={value!r}; .*a share of them \(a float from 0")
+            (
+                {f"limit_{stage}_batches": value},
+                rf"limit_{stage}_batches={value!r}; .*a fraction of them \(a float from 0",
+            )
             for stage in ("train", "val", "test", "predict")
             for value in ("0.5", 1.5, -2, True, float("nan"), -0.5)
         ],
@@ -91,16 +94,16 @@ def test_a_time_limit_of_another_type_is_refused(tmp_path):
     [
         (0, "limit_train_batches=0 leaves nothing to train on: use None .*validate"),
         (0.0, r"limit_train_batches=0\.0 leaves nothing to train on"),
-        (0.1, r"0\.1 of the 3 batches of train_dataloaders is none: use at least 0\.33"),
+        (0.1, r"0\.1 of the 3 batches of train_dataloaders is less than one: use at least 0\.33"),
     ],
 )
 def test_a_limit_that_makes_no_sense_is_refused(tmp_path, limit, message):
     refuse(tmp_path, Regressor(), message, limit_train_batches=limit)
 
 
-def test_a_share_of_a_stream_without_length_is_refused(tmp_path):
+def test_a_fraction_of_a_stream_without_length_is_refused(tmp_path):
     stream = DataLoader(Numbers())
-    refuse(tmp_path, Regressor(), r"share 0\.5, but it has no length", loader=stream, limit_train_batches=0.5)
+    refuse(tmp_path, Regressor(), r"fraction 0\.5, but its length is unknown", loader=stream, limit_train_batches=0.5)
 
 
 def test_clipping_with_an_optimizer_that_reevaluates_is_refused_by_both_settings(tmp_path):
@@ -116,18 +119,18 @@ def test_clipping_with_an_optimizer_that_reevaluates_is_refused_by_both_settings
 @pytest.mark.parametrize(
     ("callbacks", "message"),
     [
-        ([3], r"callbacks has int \(3\), which is no framework\.Callback; subclass that"),
+        ([3], r"callbacks has int \(3\), which is not a framework\.Callback; subclass that"),
         (3, "callbacks has int"),
         ("early_stopping", "callbacks has str"),
         (EarlyStopping, r"callbacks has the class EarlyStopping; pass an instance, EarlyStopping\(\.\.\.\)"),
         ([EarlyStopping], "callbacks has the class EarlyStopping"),
         (
             pl.callbacks.EarlyStopping("val/loss"),
-            r"callbacks has EarlyStopping .*no framework\.Callback; take EarlyStopping from framework\.callbacks",
+            r"callbacks has EarlyStopping .*not a framework\.Callback; import EarlyStopping from framework\.callbacks",
         ),
     ],
 )
-def test_something_else_than_a_callback_is_refused(tmp_path, callbacks, message):
+def test_anything_but_a_callback_is_refused(tmp_path, callbacks, message):
     with pytest.raises(TypeError, match=message):
         make_trainer(tmp_path, callbacks=callbacks)
 
@@ -139,7 +142,7 @@ def test_every_argument_of_the_trainer_refuses_what_makes_no_sense(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [None, 0, 1, -1, 0.0, 0.5, 1.0])
-def test_every_limit_that_makes_sense_is_taken(tmp_path, limit):
+def test_every_limit_that_makes_sense_is_accepted(tmp_path, limit):
     trainer = make_trainer(tmp_path, limit_val_batches=limit, limit_test_batches=limit)
     assert trainer.limit_val_batches is limit
 
@@ -152,7 +155,7 @@ class Lit(pl.LightningModule):
 
 
 @pytest.mark.parametrize("model", [None, nn.Linear(3, 1), Regressor, "model"])
-def test_a_model_that_is_no_module_is_refused(tmp_path, model):
+def test_a_model_that_is_not_a_module_is_refused(tmp_path, model):
     refuse(tmp_path, model, r"model is .*; pass a framework\.Module: subclass it and define training_step", TypeError)
 
 
@@ -180,14 +183,14 @@ def test_a_misspelled_hook_is_refused_with_the_nearest_name(tmp_path):
     refuse(
         tmp_path,
         Regressor(),
-        r"Typo\.on_train_epoch_ended is no hook .*did you mean 'on_train_epoch_end'",
+        r"Typo\.on_train_epoch_ended is not a hook .*did you mean 'on_train_epoch_end'",
         callbacks=Typo(),
     )
     refuse(tmp_path, ModuleTypo(), r"ModuleTypo\.on_validation_epoch_finish .*did you mean 'on_validation_epoch_")
-    refuse(tmp_path, Strange(), r"Strange\.on_xyzzy is no hook")
+    refuse(tmp_path, Strange(), r"Strange\.on_xyzzy is not a hook")
 
 
-def test_a_lightning_module_is_refused_with_the_base_class_to_take(tmp_path):
+def test_a_lightning_module_is_refused_with_the_base_class_to_use(tmp_path):
     refuse(tmp_path, Lit(), r"model is Lit, a LightningModule; make framework\.Module its base class", TypeError)
     with pytest.raises(TypeError, match="model is Lit"):
         make_trainer(tmp_path).test(Lit(), make_loader())
@@ -197,7 +200,7 @@ def with_method(name: str, base: type = Regressor, method: Any = lambda self, *a
     return type("Mine", (base,), {name: method})
 
 
-# What a trainer gives Lightning's meaning, and what is a helper that only its user calls or reads.
+# What has Lightning's meaning here too, and what is a helper that only users call or read.
 HELPERS = {
     *("all_gather", "current_epoch", "device_mesh", "dtype", "fabric", "freeze", "global_rank", "global_step"),
     *("hparams", "hparams_initial", "load_from_checkpoint", "local_rank", "logger", "loggers", "lr_schedulers"),
@@ -208,11 +211,11 @@ HELPERS = {
 FLAGS = {"automatic_optimization", "strict_loading", "example_input_array"}
 
 
-def test_everything_of_lightnings_is_ours_or_a_helper_or_refused_with_what_to_do_instead(tmp_path):
+def test_everything_in_lightning_is_ours_or_a_helper_or_refused_with_what_to_do_instead(tmp_path):
     ours = set(dir(Module)) | set(dir(Callback))
     of_modules = {name for name in dir(pl.LightningModule) if not name.startswith("_")} - set(dir(nn.Module))
     for name in of_modules - ours - HELPERS - FLAGS:
-        message = rf"Mine\.{name} (would never be called: \w+|is no hook and would never be called: rename it)"
+        message = rf"Mine\.{name} (would never be called: \w+|is not a hook and would never be called: rename it)"
         refuse(tmp_path, with_method(name)(), message)
     for name in {name for name in dir(pl.Callback) if not name.startswith("_")} - ours:
         refuse(tmp_path, Regressor(), rf"Mine\.{name} would never", callbacks=with_method(name, Callback)())
@@ -222,7 +225,7 @@ def test_everything_of_lightnings_is_ours_or_a_helper_or_refused_with_what_to_do
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("optimizer_step", r"write it as the step\(\) of an optimizer of your own"),
+        ("optimizer_step", r"write it as the step\(\) of your own optimizer"),
         ("backward", "change the loss in training_step"),
         ("configure_gradient_clipping", "gradient_clip_val"),
         ("lr_scheduler_step", r"return a scheduler whose step\(\) does it"),
@@ -231,8 +234,8 @@ def test_everything_of_lightnings_is_ours_or_a_helper_or_refused_with_what_to_do
         ("validation_epoch_end", "define on_validation_epoch_end instead"),
         ("training_step_end", "at the end of the step"),
         ("tbptt_split_batch", "cut the sequences in the loader"),
-        ("on_validation_model_eval", "a trainer switches every part to evaluation mode"),
-        ("on_epoch_end", "is no hook"),
+        ("on_validation_model_eval", "a trainer switches the module to eval mode"),
+        ("on_epoch_end", "is not a hook"),
     ],
 )
 def test_a_method_that_lightning_would_call_is_refused_with_what_to_do_instead(tmp_path, name, remedy):
@@ -322,13 +325,13 @@ def test_an_example_input_is_warned_about(tmp_path):
 
 
 @pytest.mark.parametrize("owner", ["module", "callback"])
-def test_skipping_the_rest_of_an_epoch_by_a_returned_number_is_refused(tmp_path, owner):
+def test_skipping_the_rest_of_an_epoch_by_returning_a_number_is_refused(tmp_path, owner):
     def skip(self, *args):
         return -1 if args[-1] == 1 else None
 
     module = with_method("on_train_batch_start", method=skip if owner == "module" else lambda self, *args: "fine")()
     callback = with_method("on_train_batch_start", Callback, skip if owner == "callback" else lambda self, *args: 0)()
-    refuse(tmp_path, module, "returned -1, which in Lightning skips the rest of the epoch", callbacks=callback)
+    refuse(tmp_path, module, "returned -1, which skips the rest of the epoch in Lightning", callbacks=callback)
 
 
 @pytest.mark.parametrize(
@@ -339,22 +342,22 @@ def test_skipping_the_rest_of_an_epoch_by_a_returned_number_is_refused(tmp_path,
         (Callback, "on_exception", lambda self, trainer, module, exception, more: None, "exception"),
         (Callback, "setup", lambda self, trainer, module: None, r"def setup\(self, trainer, module, stage\)"),
         (Callback, "load_state_dict", lambda self: None, r"def load_state_dict\(self, state_dict\)"),
-        (Regressor, "on_train_epoch_end", lambda self, outputs: None, r"\(outputs\), and is called with \(\)"),
+        (Regressor, "on_train_epoch_end", lambda self, outputs: None, r"\(outputs\), but is called with \(\)"),
         (Regressor, "setup", lambda self: None, r"def setup\(self, stage\)"),
-        (Regressor, "training_step", lambda self, batch: None, r"\(batch\), and is called with \(batch, batch_idx\)"),
+        (Regressor, "training_step", lambda self, batch: None, r"\(batch\), but is called with \(batch, batch_idx\)"),
         (Regressor, "validation_step", lambda self: None, "def validation_step"),
         (Regressor, "test_step", lambda self, batch, batch_idx, dataloader_idx: None, "def test_step"),
         (Regressor, "configure_optimizers", lambda self, lr: None, r"def configure_optimizers\(self\)"),
         (Regressor, "param_groups", lambda self, lr: None, r"def param_groups\(self\)"),
     ],
 )
-def test_a_hook_or_a_step_of_other_arguments_is_refused(tmp_path, base, name, method, message):
+def test_a_hook_or_a_step_with_other_arguments_is_refused(tmp_path, base, name, method, message):
     owner = with_method(name, base, method)()
     module, options = (Regressor(), {"callbacks": owner}) if base is Callback else (owner, {})
     refuse(tmp_path, module, rf"Mine\.{name} takes .*{message}", TypeError, **options)
 
 
-def test_more_arguments_with_defaults_are_no_other_arguments(tmp_path):
+def test_additional_arguments_with_defaults_are_allowed(tmp_path):
     class Wide(Regressor):
         def training_step(self, *args, **kwargs):
             return self.loss(args[0])
@@ -388,7 +391,7 @@ def test_a_forgotten_init_of_the_base_class_is_refused(tmp_path):
     )
 
 
-def test_lazy_layers_without_shape_are_refused_by_name(tmp_path):
+def test_lazy_layers_without_a_shape_are_refused_by_name(tmp_path):
     module = Regressor(lambda module: SGD(module.parameters(), lr=0.1), net=nn.Sequential(nn.LazyLinear(1)))
     message = r"net\.0\.weight, net\.0\.bias of Regressor have no shape yet: run one batch through the module"
     refuse(tmp_path, module, message, enable_model_summary=True)
@@ -397,7 +400,7 @@ def test_lazy_layers_without_shape_are_refused_by_name(tmp_path):
     make_trainer(tmp_path, enable_model_summary=True).fit(module, make_loader())
 
 
-def test_a_step_that_is_no_method_is_refused(tmp_path):
+def test_a_step_that_is_not_a_method_is_refused(tmp_path):
     module = Regressor()
     module.training_step = 3
     refuse(tmp_path, module, r"Regressor\.training_step is int \(3\); it must be a method", TypeError)
@@ -446,14 +449,14 @@ def test_two_checkpoints_that_write_one_file_are_refused(tmp_path):
 
 
 def monitored_fit(tmp_path: Path, monitor: str, module: Module, *others: Callback, **options: Any) -> list[int]:
-    """Fit with early stopping on a metric; return the epochs that were started."""
+    """Fit with early stopping on a metric; return the indices of the epochs started."""
     epochs: list[int] = []
 
     class Count(Callback):
         def on_train_epoch_start(self, trainer, module):
             epochs.append(trainer.current_epoch)
 
-    Count.__module__ = "framework.tests"  # not a callback of the user's, which might log
+    Count.__module__ = "framework.tests"  # not a user's callback, which might log
     trainer = make_trainer(tmp_path, callbacks=[EarlyStopping(monitor), Count(), *others], **options)
     with pytest.raises(ValueError, match=f"EarlyStopping monitors '{monitor}', which .*logged.*: .*val/loss"):
         trainer.fit(module, make_loader(), make_loader())
@@ -474,7 +477,7 @@ def test_a_scheduler_of_a_validation_metric_that_is_not_logged_is_refused_before
         make_trainer(tmp_path).fit(Regressor(optimize), make_loader(), make_loader())
 
 
-def test_a_metric_that_may_be_logged_later_is_waited_for(tmp_path):
+def test_a_metric_that_may_be_logged_later_is_not_refused(tmp_path):
     class Later(Regressor):
         def on_train_epoch_end(self):
             self.log("val/late", 1.0)
@@ -531,11 +534,11 @@ def test_a_stream_of_validation_data_that_yields_nothing_is_refused(tmp_path, sa
             getattr(make_trainer(tmp_path), run)(Regressor(), DataLoader(Nothing()))
 
 
-ONE_SHOT = r"_dataloaders is a \w+, which can be read only once, and the run reads it again: pass a list of batches"
+ONE_SHOT = r"_dataloaders is a \w+, which can be read only once, but the run reads it again: pass a list of batches"
 
 
 @pytest.mark.parametrize("make", [iter, lambda loader: (batch for batch in loader)])
-def test_a_generator_is_refused_where_it_would_be_read_again(tmp_path, make):
+def test_a_generator_is_refused_if_it_would_be_read_again(tmp_path, make):
     def stream() -> Any:
         return make(make_loader())
 
@@ -547,7 +550,7 @@ def test_a_generator_is_refused_where_it_would_be_read_again(tmp_path, make):
 
 
 @pytest.mark.parametrize("options", [{"max_epochs": 1}, {"max_epochs": -1, "max_steps": 3}, {"overfit_batches": 2}])
-def test_a_generator_is_read_once_where_that_is_enough(tmp_path, options):
+def test_a_generator_is_read_once_if_that_is_enough(tmp_path, options):
     module, reference = Regressor(), Regressor()
     make_trainer(tmp_path, **options).fit(module, iter(make_loader()))
     make_trainer(tmp_path, **options).fit(reference, make_loader())
@@ -568,14 +571,14 @@ def test_a_generator_that_ends_before_the_last_step_is_refused_in_the_second_epo
     ("loader", "message"),
     [
         (TensorDataset(*regression_data()), r"TensorDataset, a dataset; pass DataLoader\(dataset, batch_size=32\)"),
-        (Numbers(), r"Numbers, a dataset; pass DataLoader\(dataset, batch_size=None\) if it yields batches, else"),
+        (Numbers(), r"Numbers, a dataset; pass DataLoader\(dataset, batch_size=None\) if it yields batches, otherwise"),
         (regression_data()[0], r"a tensor; pass framework\.data\.TensorLoader\(X, y, batch_size=\.\.\.\)"),
         ({"x": regression_data()[0]}, r"dict .*; pass a DataLoader"),
         ("data.csv", r"str \('data\.csv'\); pass a DataLoader"),
         (DataLoader, r"type .*; pass a DataLoader"),
     ],
 )
-def test_data_that_are_no_batches_are_refused(tmp_path, loader, message):
+def test_data_that_are_not_batches_are_refused(tmp_path, loader, message):
     refuse(tmp_path, Regressor(), f"train_dataloaders is {message}", TypeError, loader)
     with pytest.raises(TypeError, match=f"val_dataloaders is {message}"):
         make_trainer(tmp_path).fit(Regressor(), make_loader(), loader)
@@ -625,11 +628,11 @@ def returning(make: Any) -> Regressor:
         (lambda loss: loss * float("nan"), ValueError, r"returned nan at the first step: are there NaNs in the data"),
         (lambda loss: loss + float("inf"), ValueError, r"returned inf at the first step"),
         (lambda loss: (loss, loss * float("nan")), ValueError, r"returned nan at the first step"),
-        (lambda loss: loss.detach(), ValueError, r"depends on no parameter: is it detached, or made by item"),
+        (lambda loss: loss.detach(), ValueError, r"depends on no parameter: was it detached, or made with item"),
         (lambda loss: {"loss": loss.detach()}, ValueError, r"depends on no parameter"),
     ],
 )
-def test_an_objective_that_is_no_finite_scalar_with_a_gradient_is_refused(tmp_path, make, error, message, optimizer):
+def test_an_objective_that_is_not_a_finite_scalar_with_a_gradient_is_refused(tmp_path, make, error, message, optimizer):
     module = returning(make)
     module.optimize = lambda module: optimizer(module.parameters(), lr=0.1)
     before = module.net[0].weight.clone()
@@ -647,7 +650,7 @@ def test_an_objective_that_is_no_finite_scalar_with_a_gradient_is_refused(tmp_pa
         (lambda loss: loss.detach(), ValueError, "training_step returned a loss that depends on no parameter"),
     ],
 )
-def test_a_later_output_that_is_no_loss_is_refused_too(tmp_path, make, error, message, optimizer):
+def test_a_later_output_that_is_not_a_loss_is_also_refused(tmp_path, make, error, message, optimizer):
     class Later(Regressor):
         def training_step(self, batch, batch_idx):
             return self.loss(batch) if batch_idx < 2 else make(self.loss(batch))
@@ -709,7 +712,7 @@ def test_a_mask_of_another_shape_or_type_is_refused(tmp_path, mask):
 @pytest.mark.parametrize("value", ["yes", 0, 1, [True]])
 def test_another_value_of_penalized_is_refused(tmp_path, value):
     module = grouped(lambda net: [{"params": net.parameters(), "penalized": value}])
-    refuse(tmp_path, module, r'parameter group 0 has "penalized": .*; True, False or a mask is allowed')
+    refuse(tmp_path, module, r'parameter group 0 has "penalized": .*; pass True, False or a boolean mask')
 
 
 def test_a_penalty_that_would_count_twice_is_refused(tmp_path):
@@ -753,7 +756,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
-def test_a_weight_of_the_penalty_that_is_none_is_refused(tmp_path, optimizer, weight):
+def test_an_invalid_weight_of_the_penalty_is_refused(tmp_path, optimizer, weight):
     module = grouped(lambda net: [{"params": list(net.parameters()), "penalized": True}], OPTIMIZERS[optimizer])
     module.penalty, module.happy_lambda = L1(), weight
     before = module.net[0].weight.clone()
@@ -761,7 +764,7 @@ def test_a_weight_of_the_penalty_that_is_none_is_refused(tmp_path, optimizer, we
     assert torch.equal(module.net[0].weight, before)
 
 
-def test_a_groups_own_weight_and_auto_are_refused_too(tmp_path):
+def test_a_groups_own_invalid_weight_and_auto_are_also_refused(tmp_path):
     group = {"penalized": True, "happy_lambda": -1.0}
     module = grouped(lambda net: [{"params": list(net.parameters()), **group}])
     module.penalty = L1()
@@ -791,11 +794,11 @@ def test_a_nan_in_the_data_is_refused_and_nothing_is_trained(tmp_path, optimizer
 # ---------------------------------------------------------------------------------------------------- minimizations
 
 
-def test_a_whole_minimization_of_every_batch_is_warned_about_by_name(tmp_path):
+def test_a_whole_minimization_for_every_batch_is_warned_about_by_name(tmp_path):
     def minimizing() -> Regressor:
         return Regressor(lambda m: MinimizeWrapper(m.parameters(), {"method": "CG", "options": {"maxiter": 1}}))
 
-    remedy = r'MinimizeWrapper makes a whole minimization of every mini-batch, 3 in an epoch.*="epoch"'
+    remedy = r'MinimizeWrapper makes a whole minimization for every mini-batch, 3 per epoch.*="epoch"'
     with pytest.warns(RuntimeWarning, match=remedy) as seen:
         make_trainer(tmp_path, max_epochs=2).fit(minimizing(), make_loader())
     assert len(seen) == 1
@@ -811,7 +814,7 @@ def test_a_whole_minimization_of_every_batch_is_warned_about_by_name(tmp_path):
         (lambda w: w.abs().sum(), r"penalty=<function .* has no value to call"),
     ],
 )
-def test_a_penalty_that_is_none_is_refused(tmp_path, penalty, message):
+def test_a_penalty_that_is_not_a_penalty_is_refused(tmp_path, penalty, message):
     module = grouped(lambda net: [{"params": list(net.parameters()), "penalized": True}])
     module.penalty = penalty
     refuse(tmp_path, module, message, TypeError)
@@ -826,7 +829,7 @@ def test_a_penalty_without_prox_is_refused_for_a_proximal_optimizer(tmp_path):
     refuse(tmp_path, module, "has no prox to call", TypeError)
 
 
-def test_a_forgotten_weight_of_the_penalty_is_refused_and_a_zero_is_none(tmp_path):
+def test_a_forgotten_weight_of_the_penalty_is_refused_but_zero_is_not(tmp_path):
     def module(**group: Any) -> Regressor:
         made = grouped(lambda net: [{"params": list(net.parameters()), "penalized": True, **group}])
         made.penalty, made.happy_lambda = L1(), Module.happy_lambda

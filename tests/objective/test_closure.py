@@ -34,13 +34,13 @@ from tests.modules import (
 
 
 class Proximal(SGD):
-    """Given f alone, as our proximal optimizers will be."""
+    """An optimizer that is given f alone, like our proximal optimizers."""
 
     handles_penalty = True
 
 
 class Drawing(Regressor):
-    """Draws from every global generator in each evaluation and keeps what it drew."""
+    """A module that draws from every global generator in each evaluation and keeps what it drew."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -60,7 +60,7 @@ def ask_thrice(closure):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, "epoch"])
-def test_every_evaluation_of_a_step_draws_the_same_and_every_step_anew(tmp_path, accumulate):
+def test_every_evaluation_of_a_step_draws_the_same_and_every_step_draws_new(tmp_path, accumulate):
     module = Drawing(evaluating(ask_thrice))
     trainer = make_trainer(tmp_path, accumulate_grad_batches=accumulate, max_epochs=2)
     trainer.fit(module, make_loader(5))
@@ -126,7 +126,7 @@ def test_a_transforming_tensor_loader_is_replayed_over_the_epoch(tmp_path):
 
 
 def statistics_at(module, batches, momentum=0.1, start=None):
-    """The buffers of a network's batch norm after a pass over the batches in train mode, from those at ``start``."""
+    """Return a network's batch-norm buffers after a pass over the batches in train mode, starting from ``start``."""
     net = copy.deepcopy(module.net)
     if start is not None:
         net[2].load_state_dict(start)
@@ -361,7 +361,7 @@ class AsksTwice(SGD):
 
 
 class ZeroesFirst(SGD):
-    """Relies on its closure for the gradients, as if nothing had been computed before."""
+    """An optimizer that relies on its closure for the gradients, as if nothing had been computed before."""
 
     def step(self, closure=None):
         self.zero_grad()
@@ -369,7 +369,7 @@ class ZeroesFirst(SGD):
         return super().step()
 
 
-def test_a_closure_called_where_nothing_has_changed_is_answered_from_what_was_computed(tmp_path):
+def test_a_closure_called_when_nothing_has_changed_returns_what_was_computed(tmp_path):
     ours, theirs = Regressor(lambda m: AsksTwice(m.parameters(), lr=0.05)), Regressor()
     trainer = make_trainer(tmp_path)
     trainer.fit(ours, make_loader())
@@ -379,7 +379,7 @@ def test_a_closure_called_where_nothing_has_changed_is_answered_from_what_was_co
 
 
 @pytest.mark.parametrize("declared", [None, True, False])
-def test_an_optimizer_that_drops_the_gradients_gets_them_again(tmp_path, declared):
+def test_an_optimizer_that_drops_the_gradients_gets_new_ones(tmp_path, declared):
     cls = ZeroesFirst if declared is None else type("Declared", (ZeroesFirst,), {"reevaluates": declared})
     ours, theirs = (
         Regressor(lambda m, cls=cls: cls(m.parameters(), lr=0.05), net=make_net(nn.Dropout(0.5))) for cls in (cls, SGD)
@@ -417,7 +417,7 @@ class RequiringSAM(SAM):
 
 
 def sam_by_hand(module, loader, epochs):
-    """Two evaluations of the same function a step: the same dropout masks."""
+    """A hand-written loop with two evaluations of the same function per step: the same dropout masks."""
     params = list(module.parameters())
     for _ in range(epochs):
         for batch in loader:
@@ -437,7 +437,7 @@ def sam_by_hand(module, loader, epochs):
 @pytest.mark.parametrize("declared", [None, True])
 @pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("base", [SAM, RequiringSAM])
-def test_sam_is_that_of_a_loop_by_hand(tmp_path, declared, raw, base):
+def test_sam_equals_a_hand_written_loop(tmp_path, declared, raw, base):
     cls = type("Own", (base,), {"raw": raw} | ({} if declared is None else {"reevaluates": declared}))
     ours, theirs = (Regressor(lambda m: cls(m.parameters(), lr=0.05), net=make_net(nn.Dropout(0.5))) for _ in range(2))
     torch.manual_seed(3)
@@ -463,7 +463,7 @@ def test_an_optimizer_may_draw_between_evaluations(tmp_path):
     assert len({draw for draw, *_ in module.draws}) == 3
 
 
-def test_a_required_closure_that_is_never_called_is_no_mistake_where_gradients_are_ready(tmp_path):
+def test_a_required_closure_may_go_uncalled_if_gradients_are_ready(tmp_path):
     class Ignores(SGD):
         def step(self, closure):
             return super().step()
@@ -476,7 +476,7 @@ def test_a_required_closure_that_is_never_called_is_no_mistake_where_gradients_a
 
 def test_an_optimizer_that_evaluates_nothing_at_all_is_refused(tmp_path):
     module = Regressor(evaluating(lambda closure: None))
-    with pytest.raises(RuntimeError, match=r"Evaluator.step returned without a call of its closure"):
+    with pytest.raises(RuntimeError, match=r"Evaluator.step returned without calling its closure"):
         make_trainer(tmp_path).fit(module, make_loader())
 
 
@@ -525,7 +525,7 @@ def test_lbfgs_evaluates_an_accumulated_group_like_one_big_batch(tmp_path):
 
 
 def penalty_by_hand(module):
-    """The penalty of `Penalized`."""
+    """Compute the penalty of `Penalized`."""
     return 0.3 * sum(p.abs().sum() for p in module.parameters() if p.ndim == 2)
 
 
@@ -579,7 +579,7 @@ def test_a_penalty_that_the_step_returns_counts_like_the_modules_own(tmp_path, f
             assert trainers[0].callback_metrics[name] == pytest.approx(trainers[1].callback_metrics[name], rel=1e-12)
 
 
-def test_a_groups_own_happy_lambda_goes_before_the_modules(tmp_path):
+def test_a_groups_own_happy_lambda_takes_precedence_over_the_modules(tmp_path):
     class Grouped(Penalized):
         def param_groups(self):
             first, second = self.net[0], self.net[2]
@@ -640,7 +640,7 @@ def test_groups_given_as_generators_or_single_tensors_keep_their_penalty(tmp_pat
     assert_close(ours, theirs, 1e-12)
 
 
-def test_the_share_of_exact_zeros_of_penalized_groups_is_logged(tmp_path):
+def test_the_fraction_of_exact_zeros_in_penalized_groups_is_logged(tmp_path):
     module = Penalized(lambda module: SGD(module.param_groups(), lr=0.0))
     with torch.no_grad():
         module.net[0].weight[:, 0] = 0

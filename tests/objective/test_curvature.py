@@ -64,7 +64,7 @@ def test_products_are_those_of_the_hessian(make_closure):
     torch.testing.assert_close(torch.as_tensor(product.value), F.cross_entropy(model(data), target).detach())
 
 
-def test_products_take_and_give_float64_for_a_float32_model():
+def test_products_accept_and_return_float64_for_a_float32_model():
     model, data, target = problem(torch.float32)
     product = hessian_vector_product(backward_closure(model, data, target), list(model.parameters()))
     vector = torch.randn(43, dtype=torch.float64)
@@ -94,7 +94,7 @@ def test_clipping_the_gradients_in_place_leaves_the_products_alone():
     torch.testing.assert_close(hessian(product, len(expected)), expected)
 
 
-def test_the_graph_goes_with_the_product_without_garbage_collection():
+def test_the_graph_is_freed_with_the_product_without_garbage_collection():
     model, data, target = problem()
     tokens: weakref.WeakSet[Token] = weakref.WeakSet()
     tagged = Tagged.apply
@@ -162,7 +162,7 @@ def test_attention_has_curvature(layer):
     torch.testing.assert_close(product(direction), differences, rtol=1e-5, atol=1e-7)
 
 
-def test_an_operation_without_second_derivative_is_named_with_what_to_do():
+def test_an_operation_without_a_second_derivative_is_named_with_what_to_do():
     param = nn.Parameter(torch.rand(1, 1, 4, dtype=torch.float64))
 
     class Once(torch.autograd.Function):

@@ -25,7 +25,7 @@ from tests.modules import (
 
 
 class Elastic(Penalized):
-    """Its weights have a penalty with curvature of its own."""
+    """A module whose weights have a penalty with its own curvature."""
 
     penalty = ElasticNet()
 
@@ -35,7 +35,7 @@ class ProximalEvaluator(Evaluator):
 
 
 def whole_hessian(module: Regressor, params: list[Tensor], loader, *, penalized: bool) -> Tensor:
-    """The Hessian (n, n) of the mean loss over all samples, and of the penalty, with the draws that come next."""
+    """Compute the Hessian (n, n) of the mean loss over all samples and of the penalty, with the next random draws."""
     names = {param: name for name, param in module.named_parameters()}
     draws = torch.get_rng_state()
 

@@ -1,4 +1,4 @@
-"""What training_step may return, and what is made of it; what it may not is in tests/loop/test_validation.py."""
+"""What training_step may return, and how it is read; what it may not return is in tests/loop/test_validation.py."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_every_allowed_form_gives_the_loss_the_penalty_and_the_rest():
     assert g.requires_grad
 
 
-def test_the_rest_of_a_mapping_lets_its_graph_go():
+def test_the_rest_of_a_mapping_does_not_keep_its_graph():
     hidden = loss((3,))
     _, _, extras = parse_output(Module(), {"loss": loss(), "hidden": hidden, "nested": [{"y": hidden}, 3]})
     assert not extras["hidden"].requires_grad
@@ -42,7 +42,7 @@ def test_reading_an_output_never_waits_for_the_device():
         check_finite(Module(), f, None)
 
 
-def test_a_loss_without_gradient_is_taken_where_none_is_needed():
+def test_a_loss_without_a_gradient_is_accepted_if_none_is_needed():
     with torch.no_grad():
         assert parse_output(Module(), loss().detach())[0] == 2
 

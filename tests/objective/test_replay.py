@@ -29,7 +29,7 @@ def draw(generator) -> float:
 
 
 class Noisy(Dataset):
-    """`regression_data` with noise from a generator of its own."""
+    """`regression_data` with noise from its own generator."""
 
     def __init__(self, generator) -> None:
         self.generator = generator
@@ -72,7 +72,7 @@ def test_a_generator_that_a_module_holds_is_replayed(tmp_path, make, accumulate)
     make_trainer(tmp_path, accumulate_grad_batches=accumulate).fit(module, make_loader())
     assert all(a == b == c for a, b, c in values)
     assert len({a for a, _, _ in values}) == len(values)
-    # As many draws as one evaluation of each step makes.
+    # As many draws as one evaluation per step makes.
     reference = make()
     for _ in range(6):
         draw(reference)

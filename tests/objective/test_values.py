@@ -1,4 +1,4 @@
-"""The objective of one step at several points at once: as at one after the other, also where it cannot be at once."""
+"""The objective of one step at several points at once: as at one point at a time, even if `vmap` fails."""
 
 from contextlib import nullcontext
 
@@ -13,7 +13,7 @@ from tests.modules import Evaluator, Regressor, assert_close, assert_unchanged, 
 
 
 class Silent(Regressor):
-    """Keeps nothing of its evaluations but their number."""
+    """A module that keeps nothing of its evaluations but their number."""
 
     calls = 0
 
@@ -31,7 +31,7 @@ class Penalized(Silent):
 
 
 class HoldsParameters(Silent):
-    """Its loss reads the parameters from a list of its own."""
+    """A module whose loss reads the parameters from its own list."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
@@ -43,7 +43,7 @@ class HoldsParameters(Silent):
 
 
 class Reading(Silent):
-    """Reads a number of every evaluation."""
+    """A module that calls `item()` in every evaluation."""
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
@@ -52,7 +52,7 @@ class Reading(Silent):
 
 
 def ask(closure):
-    """Compare the values at five points with those at one after the other."""
+    """Compare the values at five points with those at one point at a time."""
     params = [param for group in closure.objective.optimizer.param_groups for param in group["params"]]
     start = [param.clone() for param in params]
     generator = torch.Generator().manual_seed(0)
@@ -91,10 +91,10 @@ def ask(closure):
     ],
     ids=["plain", "dropout", "layer norm", "batch norm", "penalty", "holds parameters", "reads a number"],
 )
-def test_values_are_those_at_one_point_after_the_other(tmp_path, accumulate, kind, layer, at_once):
+def test_values_are_those_at_one_point_at_a_time(tmp_path, accumulate, kind, layer, at_once):
     module = kind(lambda m: Evaluator(m.param_groups(), ask), net=make_net(layer()))
     trainer = make_trainer(tmp_path, accumulate_grad_batches=accumulate, max_epochs=1)
-    message = rf"{kind.__name__} is evaluated at one point after the other, .* at once: .*(Batch norm|vmap)"
+    message = rf"{kind.__name__} is evaluated at one point after the other, because .* at once: .*(Batch norm|vmap)"
     told = pytest.warns(RuntimeWarning, match=message)
     with nullcontext() if at_once else told as seen:
         trainer.fit(module, make_loader(shuffle=True))
@@ -105,21 +105,21 @@ def test_values_are_those_at_one_point_after_the_other(tmp_path, accumulate, kin
 
 
 @pytest.mark.parametrize("search", [RandomSearch, ExhaustiveSearch])
-def test_a_search_takes_the_same_path_at_once_as_one_after_the_other(tmp_path, search):
+def test_a_search_takes_the_same_path_at_once_as_one_at_a_time(tmp_path, search):
     def optimize(module: Regressor) -> torch.optim.Optimizer:
         options = {"candidates": 8, "seed": 1} if search is RandomSearch else {}
         return search(module.param_groups(), 0.1, **options)
 
     modules = [Silent(optimize), Reading(optimize)]
     for module in modules:
-        with pytest.warns(RuntimeWarning, match="one point after") if module is modules[1] else nullcontext():
+        with pytest.warns(RuntimeWarning, match="one point after the other") if module is modules[1] else nullcontext():
             make_trainer(tmp_path, accumulate_grad_batches="epoch", max_epochs=5).fit(module, make_loader())
     assert_close(*modules, 1e-12)
     assert modules[0].calls < modules[1].calls / 2
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError])
-def test_an_error_of_the_module_passes(tmp_path, error):
+def test_an_error_raised_by_the_module_propagates(tmp_path, error):
     class Broken(Silent):
         def loss(self, batch):
             if self.calls > 1:

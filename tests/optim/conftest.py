@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass
 class Linear:
-    """f(w) = ||y - X w - b||^2 / 2, or its root; a closure of the package's kind, counting its evaluations."""
+    """f(w) = ||y - X w - b||^2 / 2, or its root: a closure of this package's kind that counts its evaluations."""
 
     X: Tensor
     y: Tensor
@@ -46,7 +46,7 @@ class Linear:
 
 @pytest.fixture
 def linear() -> Callable[..., Linear]:
-    """Makes a design of 40 x 60 with five non-zero coefficients and an intercept."""
+    """Make a 40 x 60 design with five non-zero coefficients and an intercept."""
 
     def make(root: bool = False, dtype: torch.dtype = torch.float64) -> Linear:
         generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What an optimizer does in a trainer that meets bad values: an error, or the last good point; no worse model."""
+"""What an optimizer does in a trainer when it meets bad values: an error or the last good point, no worse model."""
 
 import math
 from contextlib import nullcontext
@@ -37,7 +37,7 @@ class Weights(Module):
 
 
 def barrier(w, x):
-    return (w - torch.log(w)).sum() * x.mean()  # NaN where a weight is negative; least at 1 / 1.5 with the penalty
+    return (w - torch.log(w)).sum() * x.mean()  # NaN where a weight is negative; minimal at 1 / 1.5 with the penalty
 
 
 def fit(module, root, batches=(1.0,), **options):
@@ -48,14 +48,14 @@ def fit(module, root, batches=(1.0,), **options):
 
 
 @pytest.mark.parametrize("optimizer", SEARCHING)
-def test_candidates_that_are_not_finite_are_passed_over(optimizer, tmp_path):
+def test_candidates_that_are_not_finite_are_skipped(optimizer, tmp_path):
     module = Weights(barrier, optimizer, lr=100.0)
     fit(module, tmp_path, max_epochs=100)
     torch.testing.assert_close(module.w.detach(), torch.full((3,), 1 / 1.5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("optimizer", SEARCHING)
-def test_a_search_that_fails_leaves_the_point_and_says_so(optimizer, tmp_path):
+def test_a_search_that_fails_keeps_the_point_and_says_so(optimizer, tmp_path):
     def only_here_finite(w, x):
         loss = barrier(w, x)
         return loss if (w == 2).all() else loss * math.nan
@@ -110,7 +110,7 @@ def test_a_loss_that_fails_within_a_search_leaves_the_last_good_point(optimizer,
         (lambda loss: None, TypeError, "the closure returned None: end it with `return loss`"),
     ],
 )
-def test_a_closure_that_returns_no_number_is_refused(optimizer, make, error, message):
+def test_a_closure_that_does_not_return_a_number_is_refused(optimizer, make, error, message):
     w = torch.full((3,), 2.0, requires_grad=True)
     built = optimizer([w], 0.5)
     closure = plain_closure(built, lambda: barrier(w, torch.ones(1)))

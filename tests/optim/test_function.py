@@ -9,7 +9,7 @@ from framework.optim.function import ClosureFunction
 
 
 class Cubic:
-    """sum x^3 over two parameters; says what it was asked."""
+    """sum x^3 over two parameters; records what it was asked for."""
 
     def __init__(self) -> None:
         self.params = [torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in range(2)]
@@ -31,7 +31,7 @@ class Cubic:
 
 
 class Offering(Cubic):
-    """Offers the value alone, several values, and products."""
+    """A closure that also offers the value alone, several values, and products."""
 
     def value(self) -> Tensor:
         self.asked.append("value")

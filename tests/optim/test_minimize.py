@@ -205,7 +205,7 @@ def test_bounds_may_differ_from_element_to_element():
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 0.5), (None, 0.5), [(0.0, 0.5)] * 3])
-def test_one_pair_of_bounds_is_for_every_value(bounds):
+def test_one_pair_of_bounds_applies_to_every_value(bounds):
     x = point(0.1, 0.2, 0.3)
     optimizer = MinimizeWrapper([x], {"method": "L-BFGS-B", "bounds": bounds})
     optimizer.step(plain_closure(optimizer, lambda: ((x - 1) ** 2).sum()))
@@ -345,7 +345,7 @@ def test_methods_that_compare_values_need_no_gradients(method):
     assert x.grad is None
 
 
-def test_maxiter_limits_tnc_where_scipy_would_end_it_by_evaluations():
+def test_maxiter_limits_tnc_even_beyond_scipys_limit_on_evaluations():
     limits = []
     for options in ({}, {"maxiter": 1000}):
         x = point(*[2.1, 3.0] * 5)
@@ -384,7 +384,7 @@ def test_maxiter_counts_iterations(method):
 
 @pytest.mark.parametrize("method", ["CG", "L-BFGS-B", "TNC", "trust-ncg", "COBYLA", "COBYQA", "differential_evolution"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, RuntimeError])
-def test_an_exception_in_the_closure_passes_and_leaves_the_best_point(method, error):
+def test_an_exception_in_the_closure_propagates_and_leaves_the_best_point(method, error):
     x = point(1.3, -0.9)
     optimizer = MinimizeWrapper([{"params": [x], "bounds": _box(method)}], {"method": method})
     values: list[float] = []
@@ -419,7 +419,7 @@ def test_a_loss_that_turns_nan_ends_at_the_best_point(method):
 
 
 def log_barrier(x: Tensor) -> Tensor:
-    """NaN where a coordinate is negative; 100 at its minimum (1, 1)."""
+    """A function that is NaN where a coordinate is negative, and 100 at its minimum (1, 1)."""
     return 50 * (x - x.log()).sum() + 100 * (x[0] * x[1] - 1) ** 2
 
 
@@ -465,7 +465,7 @@ def test_a_hessian_that_is_nan_is_refused(method):
 
 
 @pytest.mark.parametrize("method", ["BFGS", "CG", "trust-ncg", "Nelder-Mead"])
-def test_a_line_search_steps_back_from_infinity(method):
+def test_a_line_search_backs_off_from_infinity(method):
     x = point(0.5)
     optimizer = MinimizeWrapper([x], {"method": method})
 
@@ -476,7 +476,7 @@ def test_a_line_search_steps_back_from_infinity(method):
     assert x.item() == pytest.approx(0.95, abs=1e-3)
 
 
-def test_a_closure_with_value_and_products_of_its_own_is_asked_for_them():
+def test_a_closure_with_its_own_value_and_products_is_asked_for_them():
     x = point(1.3, -0.9)
     calls: list[str] = []
 
@@ -604,7 +604,7 @@ def test_a_closure_without_gradients_is_refused(method):
     assert x.item() == 1.0
 
 
-def test_parameters_that_make_no_vector_are_refused():
+def test_parameters_that_do_not_form_one_vector_are_refused():
     with pytest.raises(ValueError, match=r"torch.float32, torch.float64.*one real floating-point type"):
         MinimizeWrapper([point(1.0), point(1.0, dtype=torch.float32)], {"method": "CG"})
     with pytest.raises(ValueError, match="no parameter requires a gradient"):

@@ -1,4 +1,4 @@
-"""How the optimizers are called: groups, closures, state, and what they do when something goes wrong."""
+"""How optimizers are called: groups, closures, state, and what they do when something goes wrong."""
 
 import copy
 import io
@@ -93,7 +93,7 @@ def test_a_copy_keeps_its_penalty(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", SEARCHING)
-def test_candidates_that_are_not_finite_are_passed_over(optimizer):
+def test_candidates_that_are_not_finite_are_skipped(optimizer):
     w = torch.full((3,), 2.0, dtype=torch.float64, requires_grad=True)
     built = optimizer([{"params": [w], "penalized": True}], 0.5, lr=100.0)
     closure = plain_closure(built, lambda: (w - torch.log(w)).sum())  # nan beyond 0, where a long step ends
@@ -151,7 +151,7 @@ def test_an_error_in_the_closure_leaves_the_accepted_point(optimizer, linear):
 
 
 @pytest.mark.parametrize("optimizer", EVERY)
-def test_parameters_without_gradient_are_left_alone(optimizer, linear):
+def test_parameters_without_a_gradient_are_left_alone(optimizer, linear):
     problem = linear()
     unused = torch.ones(4, dtype=torch.float64, requires_grad=True)
     frozen = torch.ones(4, dtype=torch.float64)
@@ -214,7 +214,7 @@ def test_ista_takes_the_same_steps_under_both_protocols(pass_initial_loss, linea
     torch.testing.assert_close(w, reference.w.detach(), rtol=1e-9, atol=1e-9)
 
 
-def test_ista_knows_a_closure_that_returns_a_number_but_computes_gradients(linear):
+def test_ista_recognizes_a_closure_that_returns_a_number_but_computes_gradients(linear):
     problem, other = linear(), linear()
     for each in (problem, other):
         each.b.requires_grad_(False)

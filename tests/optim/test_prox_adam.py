@@ -1,4 +1,4 @@
-"""ProxAdam: Adam without a penalty, and with one stationary points of f + g whatever the scales of the parameters."""
+"""ProxAdam: without a penalty it is Adam; with one it finds stationary points of f + g at any parameter scale."""
 
 import torch
 
@@ -49,7 +49,7 @@ def test_the_mask_and_the_groups_decide_what_is_thresholded():
     assert (w[:10] != 0).all()
 
 
-def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
+def test_a_step_with_a_non_finite_gradient_changes_nothing_and_is_counted():
     w = torch.ones(3, requires_grad=True)
     v = torch.ones(2, requires_grad=True)
     optimizer = ProxAdam([w, v], 0.1, lr=0.1)

@@ -1,4 +1,4 @@
-"""One source of the penalty and its weight: the optimizer's own, or the module's where it was made without them."""
+"""One source of the penalty and its weight: the optimizer's own, or the module's if it was made without them."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def fit(module, root):
 
 @pytest.mark.parametrize("optimizer", EVERY)
 @pytest.mark.parametrize("given", [(), (3.0,), (None, Harder())])
-def test_what_an_optimizer_is_not_given_is_the_modules(optimizer, given, tmp_path):
+def test_an_optimizer_takes_from_the_module_what_it_was_not_given(optimizer, given, tmp_path):
     adopting = fit(Lasso(lambda groups: optimizer(groups, *given), Harder(), 3.0), tmp_path)
     explicit = fit(Lasso(lambda groups: optimizer(groups, 3.0, Harder()), Harder(), 3.0), tmp_path)
     unpenalized = fit(Lasso(lambda groups: optimizer(groups, 0.0)), tmp_path)
@@ -55,7 +55,7 @@ def test_what_an_optimizer_is_not_given_is_the_modules(optimizer, given, tmp_pat
 
 
 @pytest.mark.parametrize("optimizer", EVERY)
-def test_where_the_module_has_no_penalty_the_optimizers_is_the_source(optimizer, tmp_path):
+def test_if_the_module_has_no_penalty_the_optimizers_is_the_source(optimizer, tmp_path):
     own = fit(Lasso(lambda groups: optimizer(groups, 3.0)), tmp_path)
     assert_same(own, fit(Lasso(lambda groups: optimizer(groups, 3.0, L1()), L1(), 3.0), tmp_path))
 
@@ -75,18 +75,18 @@ def test_a_group_keeps_the_weight_that_it_declares(tmp_path):
 @pytest.mark.parametrize(
     ("make", "penalty", "happy_lambda", "message"),
     [
-        (lambda groups: SpaRSA(groups, 2.0), L1(), 3.0, r"happy_lambda=2.0, and the module 3.0: there is one source"),
-        (lambda groups: ProxAdam(groups, 3.0, L1()), Harder(), 3.0, r"penalty L1\(\), and the module has Harder"),
-        (FISTA, None, 3.0, "group 0 of FISTA is penalized, and neither FISTA nor the module says by how much"),
+        (lambda groups: SpaRSA(groups, 2.0), L1(), 3.0, "=2.0, but the module has 3.0: there must be one source"),
+        (lambda groups: ProxAdam(groups, 3.0, L1()), Harder(), 3.0, r"penalty L1\(\), but the module has Harder"),
+        (FISTA, None, 3.0, "group 0 of FISTA is penalized, but neither FISTA nor the module gives a weight"),
     ],
 )
-def test_two_sources_that_contradict_and_none_at_all_are_refused(make, penalty, happy_lambda, message, tmp_path):
+def test_contradicting_sources_and_a_missing_source_are_refused(make, penalty, happy_lambda, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         fit(Lasso(make, penalty, happy_lambda), tmp_path)
 
 
 @pytest.mark.parametrize("optimizer", EVERY)
-def test_alone_an_optimizer_without_a_weight_refuses_its_first_step(optimizer, linear):
+def test_outside_a_trainer_an_optimizer_without_a_weight_refuses_its_first_step(optimizer, linear):
     problem = linear()
     built = optimizer([problem.b, problem.w])
     with pytest.raises(ValueError, match="penalized parameter group has no happy_lambda"):

@@ -44,7 +44,7 @@ def regression() -> tuple[torch.nn.Module, Tensor, Tensor]:
     return model, data, data @ torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64)
 
 
-def test_exhaustive_search_of_one_number_is_the_textbook_loop():
+def test_exhaustive_search_over_one_number_is_the_textbook_loop():
     x = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     optimizer = ExhaustiveSearch([x], step=0.01)
     expected = 2.0
@@ -56,7 +56,7 @@ def test_exhaustive_search_of_one_number_is_the_textbook_loop():
     assert abs(x.item()) < 0.01
 
 
-def test_random_search_of_one_number_is_the_textbook_loop():
+def test_random_search_over_one_number_is_the_textbook_loop():
     x = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     optimizer = RandomSearch([x], scale=0.01, seed=3)
     generator = torch.Generator().manual_seed(3)
@@ -78,7 +78,7 @@ def test_exhaustive_search_moves_every_coordinate_of_the_five_number_function():
 
 
 @pytest.mark.parametrize("search", [RandomSearch, ExhaustiveSearch])
-def test_stacked_candidates_give_the_same_path_as_one_after_the_other(search):
+def test_stacked_candidates_give_the_same_path_as_one_at_a_time(search):
     options = {"candidates": 8, "seed": 0} if search is RandomSearch else {"chunk_size": 3}
     losses = []
     for stacked in (False, True):
@@ -121,7 +121,7 @@ def test_no_value_that_is_not_finite_is_accepted(search):
         loss = optimizer.step(lambda bad=bad: torch.tensor(2.0 if x.tolist() == [1.0, -1.0] else bad))
         assert loss == 2.0
         assert x.tolist() == [1.0, -1.0]
-        with pytest.raises(ValueError, match="finite at no candidate"):
+        with pytest.raises(ValueError, match="not finite at any candidate"):
             optimizer.step(lambda bad=bad: torch.tensor(bad))
         assert x.tolist() == [1.0, -1.0]
 
@@ -134,7 +134,7 @@ def test_a_search_leaves_a_point_that_is_not_finite(search):
 
 
 @pytest.mark.parametrize("search", [RandomSearch, ExhaustiveSearch])
-def test_an_exception_leaves_the_parameters_as_before_the_step(search):
+def test_an_exception_leaves_the_parameters_as_they_were_before_the_step(search):
     x = torch.tensor([1.0, -1.0], requires_grad=True)
     calls = []
 
@@ -206,7 +206,7 @@ def test_bad_arguments_are_refused_by_name(build, message):
 
 
 @pytest.mark.parametrize("search", [RandomSearch, ExhaustiveSearch])
-def test_a_closure_that_only_returns_a_value_will_do(search):
+def test_a_closure_that_only_returns_a_value_is_enough(search):
     x = torch.tensor([1.0, -1.0], requires_grad=True)
     assert search([x], 0.1).step(lambda: (x.detach() ** 2).sum().item()) <= 2.0
     assert x.grad is None

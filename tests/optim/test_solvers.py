@@ -157,7 +157,7 @@ def test_float32_reaches_the_float64_minimum_to_its_precision(solver, linear):
         problem.b.requires_grad_(False)
     minimize(solver([exact.w], lam), exact)
     optimizer = solver([single.w], lam)
-    for _ in range(100 if solver is SpaRSA else 2000):  # SpaRSA makes ten iterations a step
+    for _ in range(100 if solver is SpaRSA else 2000):  # SpaRSA makes ten iterations per step
         optimizer.step(single)
     torch.testing.assert_close(single.w.detach().double(), exact.w.detach(), atol=2e-4, rtol=0)
 

@@ -9,7 +9,7 @@ from framework.penalties import L1, ElasticNet, GroupL1, Harder, Penalty
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """40 samples of 60 features, three of them true, and five responses."""
+    """Make 40 samples of 60 features, three of them true, with five responses."""
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(40, 60, generator=generator, dtype=torch.float64)
     Y = X[:, :3] @ torch.tensor([3.0, -2.0, 1.0], dtype=torch.float64) + torch.randn(
@@ -54,7 +54,7 @@ def test_the_penalty_is_the_lasso_by_default() -> None:
 
 
 @pytest.mark.parametrize("nu", [0.1, 0.5, 0.9])
-def test_a_penalty_that_is_not_convex_ends_at_a_stationary_point_below_its_start(nu: float) -> None:
+def test_a_non_convex_penalty_ends_at_a_stationary_point_below_its_start(nu: float) -> None:
     X, Y = problem()
     start, penalty = square_root_lasso(X, Y, 3.0).weights, Harder(nu)
     W, converged, _ = square_root_lasso(X, Y, 3.0, penalty, start=start, tolerance=1e-8)
@@ -82,7 +82,7 @@ def test_a_weight_above_the_largest_gradient_gives_zeros_and_a_row_of_zeros_is_d
     assert fits.num_gradients == len(Y)
 
 
-def test_rows_that_run_out_of_iterations_are_told_apart() -> None:
+def test_rows_that_run_out_of_iterations_are_marked() -> None:
     X, Y = problem()
     Y[2] = 0
     assert square_root_lasso(X, Y, 3.0, max_iterations=2).converged.tolist() == [False, False, True, False, False]
@@ -103,14 +103,14 @@ def test_the_result_has_the_type_of_the_data(dtype: torch.dtype) -> None:
         ({"start": torch.zeros(2, 60).double()}, "and .responses, features."),
         ({"Y": torch.ones(1, 40)}, r"are torch\.float64, torch\.float32 and torch\.float64; pass one floating-point"),
         ({"Y": torch.full((1, 40), torch.nan).double()}, "NaN or infinite"),
-        ({"X": torch.zeros(40, 60).double()}, "X has only zeros"),
+        ({"X": torch.zeros(40, 60).double()}, "X is all zeros"),
         ({"happy_lambda": 0.0}, "happy_lambda=0.0 must be positive"),
         ({"tolerance": 0.0}, "tolerance=0.0 must be positive"),
         ({"max_iterations": 0}, "max_iterations=0 must be positive"),
         ({"penalty": GroupL1()}, "GroupL1.* would group entries of different rows"),
     ],
 )
-def test_what_makes_no_problem_is_refused(change: dict[str, object], message: str) -> None:
+def test_invalid_problems_are_refused(change: dict[str, object], message: str) -> None:
     X, Y = problem()
     options = {"X": X, "Y": Y[:1], "happy_lambda": 3.0, "start": torch.zeros(1, 60).double(), **change}
     with pytest.raises(ValueError, match=message):

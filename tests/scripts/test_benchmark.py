@@ -26,7 +26,7 @@ def test_every_contender_is_timed_in_every_round(tmp_path: Path) -> None:
 
 @needs_data
 @pytest.mark.parametrize("make_task", [fashion_mlp, fashion_cnn])
-def test_trainer_and_tight_loop_come_to_the_same_weights_on_images(tmp_path: Path, make_task) -> None:
+def test_trainer_and_tight_loop_reach_the_same_weights_on_images(tmp_path: Path, make_task) -> None:
     task = make_task(Path(os.environ["DATA_ROOT"]), num_batches=3)
     check_same_work(proxtrain(task, 1, tmp_path), tight_loop(task, 1, tmp_path))
 
