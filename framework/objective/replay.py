@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.fabric.utilities.seed import seed_everything as seed_everything
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from framework.module import Module
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+_ATTRIBUTES_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 # Attributes through which a loader leads to further objects that may hold generators of their own.
 _DATA_PARTS = ("dataset", "datasets", "sampler", "batch_sampler", "transform", "target_transform", "transforms")
 
@@ -38,6 +39,8 @@ def find_generators(*owners: Any) -> list[Generator]:
             continue
         seen.add(id(owner))
         for name, value in vars(owner).items():
+            if name in _ATTRIBUTES_OF_EVERY_MODULE:
+                continue
             if isinstance(value, Generator):
                 found.setdefault(id(value), value)
             elif name in _DATA_PARTS:
