@@ -275,7 +275,7 @@ class PenaltyPath(Callback):
         for group, weight in zip(trainer.optimizer.param_groups, self._weights, strict=True):
             if weight is not None:
                 group["happy_lambda"] = stage.share * weight
-        if trainer.closure.objective.handles_penalty:
+        if getattr(trainer.optimizer, "penalty", None) is not None:
             trainer.optimizer.penalty = module.penalty  # type: ignore[attr-defined]
 
     def _described_stages(self) -> list[list[float | None]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.fabric import Fabric
-from lightning.fabric.plugins import Precision
+from lightning.fabric.plugins import MixedPrecision, Precision
 from lightning.fabric.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
@@ -44,12 +44,18 @@ class Engine:
         """Return a step method of the module, such as "training_step"."""
         if self._plain:
             return getattr(self._module, name)
-        self._wrapped.mark_forward_method(name)
-        method, precision = getattr(self._wrapped, name), self._precision
+        precision = self._precision
+        if type(self._fabric.strategy) is SingleDeviceStrategy:
+            method = getattr(self._module, name)
+            # Autocast decides per operation; Fabric would round all floats of a batch, targets too, to half precision.
+            convert = (lambda batch: batch) if isinstance(precision, MixedPrecision) else precision.convert_input
+        else:
+            self._wrapped.mark_forward_method(name)
+            method, convert = getattr(self._wrapped, name), precision.convert_input
 
         def forward(batch: Any, batch_idx: int) -> Any:
             with precision.forward_context():
-                return method(precision.convert_input(batch), batch_idx)
+                return method(convert(batch), batch_idx)
 
         return forward
 

@@ -104,7 +104,7 @@ class Objective:
     def penalty(self) -> Penalty | None:
         """The penalty function: the module's, or if it has none, that of an optimizer with its own."""
         if self.module.penalty is None and self.handles_penalty:
-            return getattr(self.optimizer, "penalty", None)
+            return getattr(self.optimizer, "penalty_in_force", None)
         return self.module.penalty
 
     @property

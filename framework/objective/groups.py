@@ -167,18 +167,19 @@ def check_groups(groups: Sequence[Group], *, needed: bool) -> None:
 
 
 def adopt_penalty(optimizer: Any, module: Module) -> None:
-    """Give an optimizer that handles the penalty the module's penalty and weight if it was made without them.
+    """Let an optimizer that handles the penalty take the module's penalty and weight, if it was made without them.
 
-    There is one source: what the optimizer was given itself must not contradict the module. If the module has no
-    penalty, the optimizer's own is the source.
+    There is one source: what the optimizer has of its own must not contradict the module. It becomes the optimizer's
+    ``source``, which it asks at every step, so that a change of the module's weight or penalty takes effect. Where the
+    module has no penalty, the optimizer's own is the source.
 
     Raises:
-        ValueError: If the optimizer and the module have different penalties or different weights, or neither has a
-            weight for a penalized group.
+        ValueError: If the optimizer and the module have different penalties or weights or penalize different
+            parameters, or neither has a weight for a penalized group.
     """
     name = type(optimizer).__name__
-    own: Penalty | None = getattr(optimizer, "penalty", None)
     if module.penalty is None:
+        optimizer.source = None
         for index, group in enumerate(optimizer.param_groups):
             if is_penalized(group) and group.get("happy_lambda", 0.0) is None:
                 raise ValueError(
@@ -186,25 +187,46 @@ def adopt_penalty(optimizer: Any, module: Module) -> None:
                     f"weight: set the module's penalty and happy_lambda, or pass happy_lambda to {name}; for no "
                     'penalty, set "penalized": False'
                 )
-        if own is None:
-            optimizer.penalty = L1()
         return
+    own: Penalty | None = optimizer.penalty
     if own is not None and own != module.penalty:
         raise ValueError(
             f"{name} was made with the penalty {own}, but the module has {module.penalty}: there must be one source. "
             f"Make {name} without a penalty, so that it takes the module's, or set the module's to None"
         )
-    optimizer.penalty = module.penalty
-    declared = {id(p): group.get("happy_lambda") for group in module.param_groups() for p in _params(group)}
+    optimizer.source = module
+    declared = {id(p): group for group in module.param_groups() for p in _params(group)}
+    declares = type(module).param_groups is not Module.param_groups or "param_groups" in vars(module)
     for index, group in enumerate(optimizer.param_groups):
-        wanted = next((lam for p in group["params"] if (lam := declared.get(id(p))) is not None), module.happy_lambda)
+        of_module = [declared[id(p)] for p in group["params"] if id(p) in declared]
+        if declares and any(not _penalize_alike(group, other) for other in of_module):
+            raise ValueError(
+                f"parameter group {index} of {name} and param_groups() of the module penalize different parameters: "
+                f"there must be one source. Make {name} of self.param_groups()"
+            )
+        wanted = {other.get("happy_lambda") for other in of_module if is_penalized(other)} or {None}
+        if len(wanted) > 1:
+            raise ValueError(
+                f"parameter group {index} of {name} joins parameters that the module gives different weights: "
+                f"{sorted(map(str, wanted))}. Make {name} of self.param_groups()"
+            )
+        weight = wanted.pop()
         if group.get("happy_lambda") is None:
-            group["happy_lambda"] = wanted
-        elif is_penalized(group) and wanted is not None and group["happy_lambda"] != wanted:
+            group["happy_lambda"] = weight  # a group without a weight of its own follows the module
+            continue
+        given = module.happy_lambda if weight is None else weight
+        if is_penalized(group) and given is not None and group["happy_lambda"] != given:
             raise ValueError(
                 f"parameter group {index} of {name} has happy_lambda={group['happy_lambda']!r}, but the module has "
-                f"{wanted!r}: there must be one source. Make {name} without happy_lambda, so that it takes the module's"
+                f"{given!r}: there must be one source. Make {name} without happy_lambda, so that it takes the module's"
             )
+
+
+def _penalize_alike(left: Group, right: Group) -> bool:
+    masks = [group.get("penalized", False) for group in (left, right)]
+    if all(isinstance(mask, Tensor) for mask in masks):
+        return torch.equal(*masks)
+    return masks[0] is masks[1]
 
 
 def _params(group: Group) -> list[Tensor]:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from framework.objective.groups import weight
 from framework.optim.arguments import check_positive
 from framework.optim.proximal import ProximalOptimizer
 from framework.penalties import Penalty
@@ -62,7 +61,10 @@ class ProxAdam(ProximalOptimizer):
             with torch.enable_grad():
                 loss = closure()
         updated = [
-            (p, group, weight(group, p)) for group in self.param_groups for p in group["params"] if p.grad is not None
+            (p, group, self.weight(group, p))
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None
         ]
         if not updated:
             return loss

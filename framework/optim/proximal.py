@@ -28,8 +28,9 @@ class ProximalOptimizer(Optimizer):
     between steps through `param_groups`. The penalty itself is not an option: it stays out of `state_dict()`, which
     holds only numbers and tensors and loads with `weights_only=True`.
 
-    In a trainer the penalty and its weight have one source: an optimizer made without them takes the module's at `fit`.
-    In a hand-written loop the weight must be set before the first step, and the penalty defaults to `L1()`.
+    In a trainer the penalty and its weight have one source: an optimizer made without them takes, at every step, those
+    of the module, its `source`. In a hand-written loop the weight must be set before the first step, and the penalty
+    defaults to `L1()`.
 
     The trainer reads from the class: `handles_penalty`, whether it is given f alone; `reevaluates`, whether `step`
     evaluates its closure more than once; `expects_gradients`, whether the gradients must be ready before `step` first
@@ -42,6 +43,7 @@ class ProximalOptimizer(Optimizer):
     handles_penalty = True
     reevaluates = True
     expects_gradients = False
+    source: Any = None
 
     def __init__(
         self,
@@ -82,14 +84,20 @@ class ProximalOptimizer(Optimizer):
 
     @property
     def penalty_in_force(self) -> Penalty:
-        """The penalty, `L1()` if none was given."""
-        return L1() if self.penalty is None else self.penalty
+        """The optimizer's own penalty; without one, that of its source, or `L1()`."""
+        if self.penalty is None:
+            return L1() if self.source is None else self.source.penalty
+        return self.penalty
+
+    def weight(self, group: Group, param: Tensor) -> float | Tensor:
+        """Return the weight of the penalty on one parameter, as `framework.objective.groups.weight` does."""
+        return weight(group, param, None if self.source is None else self.source.happy_lambda)
 
     @torch.no_grad()
     def penalty_value(self) -> Tensor:
         """Compute g at the current parameters, a 0-d tensor."""
-        value = penalty_value(self.penalty_in_force, self.param_groups)
-        return torch.zeros(()) if value is None else value
+        happy_lambda = None if self.source is None else self.source.happy_lambda
+        return penalty_value(self.penalty_in_force, self.param_groups, happy_lambda)
 
     @property
     def search_state(self) -> dict[str, Any]:
@@ -128,7 +136,7 @@ class PenalizedFunction(ClosureFunction):
         super().__init__(closure, ParameterVector(optimizer.param_groups))
         self.penalty_fn = optimizer.penalty_in_force
         self.blocks = [
-            Block(param, weight(group, param), float(group.get("lr", 1.0)))
+            Block(param, optimizer.weight(group, param), float(group.get("lr", 1.0)))
             for group, params in self.vector.groups
             for param in params
         ]

@@ -29,7 +29,7 @@ def make_path(**options: Any) -> PenaltyPath:
 
 def in_force(trainer: Trainer, module: SupervisedModule) -> tuple[str, float, Any, Any]:
     """Return the optimizer, the module's weight, the optimizer's, and the penalty."""
-    lam = trainer.optimizer.param_groups[0].get("happy_lambda")
+    lam = trainer.optimizer.weight(trainer.optimizer.param_groups[0], None)
     return type(trainer.optimizer).__name__, module.happy_lambda, lam, module.penalty
 
 
@@ -101,7 +101,8 @@ def test_groups_with_their_own_weights_are_scaled_alike(tmp_path):
     network = nn.Sequential(nn.Linear(8, 3), nn.Linear(3, 1)).double()
     module = TwoWeights(network, L2Loss(), SpaRSA, penalty=L1(), happy_lambda=0.5)
     weights = watch(
-        "on_train_epoch_start", lambda trainer, _: tuple(g["happy_lambda"] for g in trainer.optimizer.param_groups[:2])
+        "on_train_epoch_start",
+        lambda trainer, _: tuple(trainer.optimizer.weight(g, None) for g in trainer.optimizer.param_groups[:2]),
     )
     fit(tmp_path, module, make_path(), weights)
     assert list(dict.fromkeys(weights.seen)) == [(0.0, 0.0), (0.3, 0.15), (0.6, 0.3), (1.0, 0.5)]

@@ -1,5 +1,7 @@
 """One source of the penalty and its weight: the optimizer's own, or the module's if it was made without them."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from framework import Module
 from framework.data import TensorLoader
 from framework.optim import FISTA, ISTA, ProxAdam, SpaRSA
 from framework.penalties import L1, Harder
-from tests.modules import assert_same, make_trainer
+from tests.modules import assert_same, callback_of, make_trainer
 
 EVERY = [ISTA, FISTA, SpaRSA, ProxAdam]
 
@@ -36,11 +38,11 @@ class Lasso(Module):
         return self.make(self.param_groups())
 
 
-def fit(module, root):
+def fit(module, root, **options):
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(30, 6, generator=generator, dtype=torch.float64)
     y = X[:, :1] - 2 * X[:, 1:2] + 0.3 * torch.randn(30, 1, generator=generator, dtype=torch.float64)
-    make_trainer(root, max_epochs=8).fit(module, TensorLoader(X, y, batch_size=30))
+    make_trainer(root, **{"max_epochs": 8, **options}).fit(module, TensorLoader(X, y, batch_size=30))
     return module
 
 
@@ -68,8 +70,31 @@ def test_a_group_keeps_the_weight_that_it_declares(tmp_path):
 
     own = fit(Own(SpaRSA, L1(), 3.0), tmp_path)
     assert_same(own, fit(Lasso(SpaRSA, L1(), 5.0), tmp_path))
-    plain = fit(Own(lambda groups: SpaRSA([*groups[0]["params"], *groups[1]["params"]]), L1(), 3.0), tmp_path)
-    assert plain.configure_optimizers().param_groups[0]["happy_lambda"] is None
+
+
+def test_an_optimizer_that_penalizes_other_parameters_than_the_module_says_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"param_groups\(\) of the module penalize different parameters"):
+        fit(Lasso(lambda groups: SpaRSA([*groups[0]["params"], *groups[1]["params"]]), L1(), 3.0), tmp_path)
+
+
+def test_one_group_of_parameters_with_different_weights_is_refused(tmp_path):
+    class Two(Lasso):
+        def param_groups(self):
+            groups = super().param_groups()
+            return [{**group, "penalized": True, "happy_lambda": float(i)} for i, group in enumerate(groups, 1)]
+
+    with pytest.raises(ValueError, match=r"joins parameters that the module gives different weights: \['1.0', '2.0'\]"):
+        fit(Two(lambda groups: SpaRSA([*groups[0]["params"], *groups[1]["params"]]), L1()), tmp_path)
+
+
+@pytest.mark.parametrize("optimizer", [SpaRSA, FISTA, partial(ProxAdam, lr=0.05)])
+def test_a_weight_changed_on_the_module_during_the_run_takes_effect(optimizer, tmp_path):
+    def change(trainer, module):
+        module.happy_lambda = 1e3 if trainer.current_epoch >= 2 else 0.1
+
+    module = Lasso(optimizer, L1(), 0.1)
+    fit(module, tmp_path, max_epochs=100, callbacks=callback_of(on_train_epoch_start=change))
+    assert module.net.weight.count_nonzero() == 0
 
 
 @pytest.mark.parametrize(
