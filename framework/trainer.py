@@ -213,8 +213,11 @@ class Trainer:
             if ckpt_path is not None:
                 path = checkpoints.resolve(self.callbacks, ckpt_path)
                 run.load_state_dict(checkpoints.load(path), path)
-            with run.metrics.collecting("train"):
-                fit(run)
+            try:
+                with run.metrics.collecting("train"):
+                    fit(run)
+            finally:
+                run.phase.iterations.release()
 
     def validate(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[dict[str, float]]:
         """Run `validation_step` over the data; return what was logged, in a list of one mapping."""
@@ -251,7 +254,7 @@ class Trainer:
                 f"Trainer.{stage} was called during {self._under_way}: wait until it ends, or make another Trainer"
             )
         hooks = Hooks(self, module, self.callbacks)
-        module._trainer = self
+        outer, module._trainer = module._trainer, self
         self._stop, self._run = Stop(), None
         if stage == "fit":
             self._fit = None
@@ -272,6 +275,8 @@ class Trainer:
                     logger.finalize(status)
             finally:
                 self._under_way = None
+                if outer is not None and outer._under_way is not None:
+                    module._trainer = outer  # a run of another trainer within its run is over
 
     # ---------------------------------------------------------------------------------------- during a run
 

@@ -11,6 +11,7 @@ from torch.optim import LBFGS, SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop
 from torch.utils.data import DataLoader, IterableDataset
 
 from framework.data import TensorLoader
+from framework.optim import MinimizeWrapper
 from tests.modules import (
     ClosureIgnorer,
     Regressor,
@@ -453,3 +454,50 @@ def test_should_stop_ends_the_run_after_the_current_step(tmp_path):
     assert trainer.global_step == 1
     assert trainer.stopped_because == "should_stop"
     assert trainer.should_stop
+
+
+def test_a_run_of_another_trainer_within_a_run_leaves_the_logs_alone(tmp_path):
+    class Logging(Regressor):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("user", loss)
+            return loss
+
+    def validate(trainer, module):
+        make_trainer(tmp_path).validate(module, make_loader())
+
+    module = Logging()
+    trainer = make_trainer(tmp_path, max_epochs=3, callbacks=callback_of(on_train_epoch_end=validate))
+    trainer.fit(module, make_loader())
+    assert trainer.callback_metrics["user"] == module.losses[-1]
+    assert module.trainer is trainer
+
+
+def test_another_optimizer_within_an_epoch_is_refused(tmp_path):
+    def change(trainer, module, *_):
+        trainer.use_optimizer(SGD(module.parameters(), lr=0.1))
+
+    trainer = make_trainer(tmp_path, callbacks=callback_of(on_train_batch_end=change))
+    with pytest.raises(RuntimeError, match=r"use_optimizer\(\) was called within an epoch"):
+        trainer.fit(Regressor(), make_loader())
+
+
+def test_mixed_precision_leaves_the_batch_as_it_is(tmp_path):
+    seen = []
+
+    class Watching(Regressor):
+        def training_step(self, batch, batch_idx):
+            seen.append((batch[1].dtype, self.net(batch[0]).dtype))
+            return super().training_step(batch, batch_idx)
+
+    module = Watching(dtype=torch.float32)
+    trainer = make_trainer(tmp_path, precision="bf16-mixed", max_epochs=1)
+    trainer.fit(module, make_loader(dtype=torch.float32))
+    assert seen == [(torch.float32, torch.bfloat16)] * 3
+
+
+def test_an_optimizer_that_reported_iterations_to_a_run_is_free_after_it(tmp_path):
+    module = Regressor(lambda m: MinimizeWrapper(m.parameters(), {"method": "CG", "options": {"maxiter": 2}}))
+    trainer = make_trainer(tmp_path, accumulate_grad_batches="epoch", max_epochs=1)
+    trainer.fit(module, make_loader(20))
+    assert trainer.optimizer.on_iteration is None

@@ -9,10 +9,11 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision, Precision
 from lightning.fabric.strategies import SingleDeviceStrategy
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from framework.module import Module
+from framework.objective.closure import gradient_norm
 
 
 class Engine:
@@ -70,11 +71,6 @@ class Engine:
         elif clip_val:
             clip_grad_value_(_parameters(optimizer), clip_val)
         return norm
-
-
-def gradient_norm(optimizer: Optimizer) -> Tensor:
-    """Compute the 2-norm of all gradients together."""
-    return get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

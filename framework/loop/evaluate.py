@@ -67,7 +67,7 @@ def evaluate(
 def validate(run: FitRun, *, max_batches: int | None = None) -> None:
     """Evaluate on the validation data of a fit; training goes on as if nothing had been drawn at random."""
     assert run.val_batches is not None
-    generators = run.train_batches.generators() + run.val_batches.generators()
+    generators = run.generators() + run.val_batches.generators()
     state = rng_state(generators)
     try:
         evaluate(run, run.val_batches, "validation", max_batches=max_batches)

@@ -23,6 +23,7 @@ def fit(run: FitRun) -> None:
     started = time.perf_counter()
     while not run.is_over():
         hooks.call("on_train_epoch_start")
+        run.is_between_epochs = False
         phase = run.phase  # callbacks may change it between epochs
         step, closure, size = phase.step, phase.closure, phase.accumulate_grad_batches
         # Such an optimizer needs no g: it is evaluated for logs, and to be known at the end.
@@ -57,6 +58,7 @@ def fit(run: FitRun) -> None:
                     "train_dataloaders yielded no batch: is it empty, or a generator that was read before?"
                 )
             progress.batch_idx = run.train_batches.num_batches
+        run.is_between_epochs = True
         if not run.stop.interrupted:
             _end_epoch(run, complete=progress.batch_idx >= run.train_batches.num_batches)
     run.seconds = time.perf_counter() - started
@@ -67,9 +69,10 @@ def fit(run: FitRun) -> None:
 
 def _log_step(run: FitRun, gradient_norm: Tensor | None, rates: dict[str, float]) -> None:
     """Send the values of the step just taken to the loggers. Synchronizes with the device."""
-    assert gradient_norm is not None
     run.check_finite()
-    values = {name: float(value) for name, value in run.own_values()} | rates | {"grad_norm": float(gradient_norm)}
+    values = {name: float(value) for name, value in run.own_values()} | rates
+    if gradient_norm is not None:
+        values["grad_norm"] = float(gradient_norm)
     run.log_metrics(run.metrics.log_step(values), run.progress.global_step - 1)
 
 

@@ -27,11 +27,16 @@ class InnerIterations:
         self.cut_short = False
         self._report, self._is_over = report, is_over
         self._given: Callable[[int, float], object] | None = None
-        reporting: Any = optimizer
-        if hasattr(reporting, "on_iteration"):
-            given = reporting.on_iteration
+        self._optimizer: Any = optimizer
+        if hasattr(self._optimizer, "on_iteration"):
+            given = self._optimizer.on_iteration
             self._given = given._given if isinstance(given, InnerIterations) else given
-            reporting.on_iteration = self
+            self._optimizer.on_iteration = self
+
+    def release(self) -> None:
+        """Give the optimizer back the function that it called before: the run is over."""
+        if getattr(self._optimizer, "on_iteration", None) is self:
+            self._optimizer.on_iteration = self._given
 
     def __call__(self, iteration: int, value: float) -> None:
         if self._given is not None:

@@ -27,7 +27,7 @@ from framework.loop.metrics import Metrics
 from framework.loop.progress import Progress
 from framework.loop.schedulers import SchedulerConfig, learning_rates, parse_optimizers
 from framework.loop.settings import Settings
-from framework.loop.step import Step, make_step
+from framework.loop.step import GivenClosure, Step, make_step
 from framework.loop.validation import (
     check_configured,
     check_param_groups,
@@ -42,7 +42,7 @@ from framework.loop.validation import (
 from framework.module import Module
 from framework.objective.closure import Closure, Objective
 from framework.objective.groups import adopt_penalty, is_penalized, sparsities, stationarity_gap
-from framework.objective.replay import rng_state, set_rng_state
+from framework.objective.replay import Generator, find_generators, rng_state, set_rng_state
 
 
 @dataclass
@@ -142,6 +142,7 @@ class FitRun(Run):
     Attributes:
         callbacks: Those of the trainer.
         phase: Optimizer, schedulers and closure.
+        is_between_epochs: Whether the phase may change now.
         seconds: How long training took, validation included; 0 before its end.
 
     Raises:
@@ -169,6 +170,7 @@ class FitRun(Run):
         awaited = "train" if val_batches is None else "validation"
         self.metrics = Metrics(module, awaited=awaited, own=self.own_values)
         self.seconds = 0.0
+        self.is_between_epochs = True
         self.phase = self._make_phase(configured, settings.accumulate_grad_batches, evaluations=0)
         self.callbacks = callbacks
         self._deadline = time.monotonic() + settings.max_time
@@ -177,10 +179,16 @@ class FitRun(Run):
 
     def use_optimizer(self, configured: Any, accumulate_grad_batches: int | str | None = None) -> None:
         """Go on with another optimizer, between epochs; steps and evaluations keep counting."""
+        if not self.is_between_epochs:
+            raise RuntimeError(
+                "use_optimizer() was called within an epoch, whose steps go on with the optimizer they began with: "
+                "call it in on_train_epoch_end, on_train_epoch_start or on_fit_start"
+            )
         if accumulate_grad_batches is None:
             accumulate_grad_batches = self.phase.accumulate_grad_batches
         dataclasses.replace(self.settings, accumulate_grad_batches=accumulate_grad_batches)  # refuses what is wrong
         self.metrics.note_own()
+        self.phase.iterations.release()
         self.phase = self._make_phase(configured, accumulate_grad_batches, evaluations=self.phase.closure.evaluations)
 
     def _make_phase(self, configured: Any, accumulate_grad_batches: int | str, *, evaluations: int) -> Phase:
@@ -210,10 +218,10 @@ class FitRun(Run):
         )
         if closure.reevaluates:
             check_reevaluation(optimizer, settings.gradient_clip_val, fp16=engine.grad_scaler is not None)
-            if accumulate_grad_batches == "epoch":
-                check_replay(optimizer, self.train_batches.loader)
         warn_of_minimizations(optimizer, num_steps(self.train_batches.num_batches, accumulate_grad_batches))
         step = make_step(closure, engine, settings, self.hooks.on_before_optimizer_step)
+        if isinstance(step, GivenClosure) and accumulate_grad_batches == "epoch":
+            check_replay(optimizer, self.train_batches.loader)
         iterations = InnerIterations(optimizer, self._report_iteration, self.is_over)
         return Phase(optimizer, schedulers, closure, step, iterations, accumulate_grad_batches)
 
@@ -228,8 +236,22 @@ class FitRun(Run):
     def stationarity_gap(self) -> float:
         """Compute the stationarity gap on all the training data: one evaluation more, and the device is waited for."""
         closure, objective = self.phase.closure, self.phase.closure.objective
-        with closure.smooth_gradient(self.train_batches):
+        if self.progress.batch_idx and getattr(self.train_batches.loader, "persistent_workers", False):
+            raise RuntimeError(
+                "stationarity_gap() within an epoch of a DataLoader with persistent_workers=True, which cannot be read "
+                "twice at a time: call it in on_train_epoch_end, or pass persistent_workers=False"
+            )
+        with closure.smooth_gradient(self.train_batches) as evaluation:
+            if evaluation.penalty is not None and objective.penalty is None:
+                raise ValueError(
+                    "stationarity_gap: training_step returns the penalty as a number, so its subgradients are unknown: "
+                    "set module.penalty to a penalty such as framework.penalties.L1(), and return the loss alone"
+                )
             return float(stationarity_gap(objective.groups, objective.penalty, self.module.happy_lambda))
+
+    def generators(self) -> list[Generator]:
+        """Return the generators besides the global ones on which training depends: those of the data and the module."""
+        return find_generators(self.train_batches.loader, *self.module.modules())
 
     # ------------------------------------------------------------------------------------------------------ ends
 
@@ -318,7 +340,7 @@ class FitRun(Run):
             "lr_schedulers": [config.state_dict() for config in phase.schedulers],
             "callbacks": {name: state for name, c in _named(self.callbacks) if (state := c.state_dict())},
             "metrics": self.metrics.state_dict(),
-            "rng": rng_state(self.train_batches.generators()),
+            "rng": rng_state(self.generators()),
         }
         self.hooks.call("on_save_checkpoint", checkpoint)
         return checkpoint
@@ -357,7 +379,7 @@ class FitRun(Run):
         self.progress = Progress(**checkpoint["progress"])
         self.phase.closure.objective.evaluations = checkpoint["closure_evaluations"]
         self.metrics.load_state_dict(checkpoint["metrics"])
-        set_rng_state(checkpoint["rng"], self.train_batches.generators())
+        set_rng_state(checkpoint["rng"], self.generators())
 
 
 def _named(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from framework.loop.engine import Engine, gradient_norm
+from framework.loop.engine import Engine
 from framework.loop.settings import Settings
 from framework.objective.closure import Closure
 
@@ -28,7 +29,7 @@ class Step(Protocol):
             log: Whether to compute what is logged: g, and the norm of the gradients.
 
         Returns:
-            The norm of the gradients before clipping, if ``log``.
+            If ``log``, the norm of the first gradients, before clipping; None if none were computed.
         """
 
 
@@ -42,7 +43,7 @@ def make_step(
     optimizer = closure.objective.optimizer
     known_to_evaluate_once = not closure.reevaluates and type(optimizer).__module__.startswith(_WELL_KNOWN)
     # A gradient scaler decides by itself whether to step, and takes no closure.
-    if known_to_evaluate_once or engine.grad_scaler is not None:
+    if known_to_evaluate_once or not _takes_closure(optimizer) or engine.grad_scaler is not None:
         return EvaluatedOnce(closure, engine, settings, on_before_optimizer_step)
     return GivenClosure(closure, engine, settings, on_before_optimizer_step)
 
@@ -90,16 +91,28 @@ class GivenClosure:
         self._expects_gradients: bool = getattr(type(self._raw), "expects_gradients", True)
 
     def __call__(self, batches: Iterable[Any], batch_idx: int, log: bool) -> Tensor | None:
-        closure, clip, norm = self._closure, self._settings.gradient_clip_val, None
-        with closure.step(batches, batch_idx, log=log):
+        closure, settings = self._closure, self._settings
+        clips = bool(settings.gradient_clip_val) and not closure.reevaluates
+        with closure.step(batches, batch_idx, log=log, clip_again=self._clip if clips else None):
             if self._expects_gradients:
                 closure()
                 if not closure.reevaluates:
                     for hook in self._before_step:
                         hook(self._raw)
-                    if log or clip:
-                        algorithm = self._settings.gradient_clip_algorithm
-                        norm = self._engine.clip_gradients(self._raw, clip, algorithm, measure=log)
+                if clips:
+                    self._clip()
                 closure.keep_ready()
             self._optimizer.step(closure)
-        return gradient_norm(self._raw) if log and norm is None else norm
+        return closure.gradient_norm
+
+    def _clip(self) -> None:
+        settings = self._settings
+        self._engine.clip_gradients(
+            self._raw, settings.gradient_clip_val, settings.gradient_clip_algorithm, measure=False
+        )
+
+
+def _takes_closure(optimizer: Optimizer) -> bool:
+    """Tell whether ``optimizer.step`` has an argument for a closure."""
+    parameters = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
+    return any(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters)

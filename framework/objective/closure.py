@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from framework.module import Module
@@ -217,6 +218,7 @@ class Closure:
         objective: What is evaluated, with the count of evaluations.
         reevaluates: Whether the optimizer evaluates more than once per step.
         first: The evaluation of the last step that counts; None before the first step.
+        gradient_norm: The 2-norm of its gradients, if the step is logged and had any.
     """
 
     def __init__(
@@ -230,11 +232,13 @@ class Closure:
         self.objective = objective
         self.reevaluates = reevaluates(objective.optimizer)
         self.first: Evaluation | None = None
+        self.gradient_norm: Tensor | None = None
         self._recorder = recorder or Unrecorded()
         self._data_generators = data_generators
         self._on_after_backward = list(on_after_backward)
         self._minimizes: bool = getattr(type(objective.optimizer), "minimizes", False)
         self._vmaps = True
+        self._needs_graph = False
         self._step: _Step | None = None
 
     @property
@@ -260,8 +264,8 @@ class Closure:
         """Return the values (k,) at k points, given as a stack (k, *shape) for each trainable parameter of the groups.
 
         Uses one `vmap` if the module allows it (`objective/batched_values.py`). If not, it warns why, and evaluates one
-        point at a time, which moves the parameters. Gradients, logs, buffers and random state stay as they are. Each
-        point counts as an evaluation.
+        point at a time. Parameters, gradients, logs, buffers and random state stay as they are. Each point counts as an
+        evaluation.
         """
         objective, failure = self.objective, None
         params = ParameterVector(objective.optimizer.param_groups).params
@@ -274,12 +278,14 @@ class Closure:
                 return at_once
             except RuntimeError as error:
                 failure, objective.evaluations = str(error), before
-        values = []
-        for point in zip(*candidates, strict=True):
-            with self._aside(), torch.no_grad():
-                for param, value in zip(params, point, strict=True):
-                    param.copy_(value)
-                values.append(self._fresh_value())
+        values, kept = [], [param.detach().clone() for param in params]
+        try:
+            for point in zip(*candidates, strict=True):
+                with self._aside():
+                    _write(params, point)
+                    values.append(self._fresh_value())
+        finally:
+            _write(params, kept)
         if failure is not None:  # vmap's fault: an error of the module itself would have been raised again just now
             self._vmaps = False
             warn_one_by_one(objective.module, failure)
@@ -316,20 +322,29 @@ class Closure:
             hook()
 
     @contextmanager
-    def step(self, batches: Iterable[Any], batch_idx: int, *, log: bool = False) -> Iterator[None]:
+    def step(
+        self,
+        batches: Iterable[Any],
+        batch_idx: int,
+        *,
+        log: bool = False,
+        clip_again: Callable[[], object] | None = None,
+    ) -> Iterator[None]:
         """Show every evaluation within this context the same function; then set the buffers to the accepted point's.
 
         Args:
             batches: The micro-batches of the step: a list, or an iterable that can be read again at every evaluation.
             batch_idx: The index of the first batch.
-            log: Whether to compute g at the first evaluation even if the optimizer handles it itself.
+            log: Whether to compute what is logged: g at the first evaluation, even if the optimizer handles it itself,
+                and the norm of the gradients.
+            clip_again: Called after every evaluation with gradients but the first, whose gradients the trainer clips.
 
         Raises:
             RuntimeError: If the optimizer evaluated nothing.
         """
         generators = () if isinstance(batches, list) else self._data_generators()
-        self.first = None
-        self._step = step = _Step(batches, batch_idx, log, Replay(self.objective.module, generators))
+        self.first = self.gradient_norm = None
+        self._step = step = _Step(batches, batch_idx, log, clip_again, Replay(self.objective.module, generators))
         try:
             yield
             if self.first is None:
@@ -347,10 +362,10 @@ class Closure:
         self._under_way().ready = _snapshot(self.objective.optimizer)
 
     @contextmanager
-    def smooth_gradient(self, batches: Iterable[Any]) -> Iterator[None]:
+    def smooth_gradient(self, batches: Iterable[Any]) -> Iterator[Evaluation]:
         """Put the gradient of f alone over the batches into the parameters within this context; then undo everything.
 
-        Counts as an evaluation. Logs, buffers and random draws do not change. Use it between steps.
+        Yields the evaluation, which counts as one. Logs, buffers and random draws do not change. Use it between steps.
         """
         objective = self.objective
         parameters = list(objective.module.parameters())
@@ -361,8 +376,8 @@ class Closure:
                 for parameter in parameters:
                     parameter.grad = None
                 with torch.enable_grad():
-                    objective.evaluate(batches, 0, differentiate=True, with_penalty=False)
-            yield
+                    evaluation = objective.evaluate(batches, 0, differentiate=True, with_penalty=False)
+            yield evaluation
         finally:
             objective.handles_penalty = handles_penalty
             for parameter, gradient in zip(parameters, kept, strict=True):
@@ -374,22 +389,46 @@ class Closure:
         """Evaluate the function of the step at the current parameters; keep the first evaluation."""
         step, is_first = self._under_way(), self.first is None
         with nullcontext() if is_first else step.start.again(), nullcontext() if is_first else self._recorder.muted():
-            if differentiate:
+            with_penalty = step.log and is_first
+            if not differentiate:
+                evaluation = self._evaluate_value(with_penalty)
+            else:
                 self.objective.zero_gradients()
-            with torch.set_grad_enabled(differentiate):
-                evaluation = self.objective.evaluate(
-                    step.batches, step.batch_idx, differentiate=differentiate, with_penalty=step.log and is_first
-                )
-            if differentiate:
+                with torch.enable_grad():
+                    evaluation = self.objective.evaluate(
+                        step.batches, step.batch_idx, differentiate=True, with_penalty=with_penalty
+                    )
                 for hook in self._on_after_backward:
                     hook()
+                if step.log and self.gradient_norm is None:
+                    self.gradient_norm = gradient_norm(self.objective.optimizer)
+                if step.clip_again is not None and not is_first:
+                    step.clip_again()
         if is_first:
             self.first = evaluation
-            step.changes_buffers = step.start.buffers_changed()
-        if step.changes_buffers:
-            step.point = [param.detach().clone() for param in _parameters(self.objective.optimizer)]
         step.evaluations += 1
+        if step.start.has_buffers and self._may_reevaluate(step):
+            step.point = [param.detach().clone() for param in _parameters(self.objective.optimizer)]
         return evaluation.value
+
+    def _evaluate_value(self, with_penalty: bool) -> Evaluation:
+        """Evaluate without backward, and without a graph unless `training_step` differentiates by itself."""
+        step = self._under_way()
+        try:
+            with torch.set_grad_enabled(self._needs_graph):
+                return self.objective.evaluate(
+                    step.batches, step.batch_idx, differentiate=False, with_penalty=with_penalty
+                )
+        except RuntimeError as error:
+            if self._needs_graph or "does not require grad" not in str(error):
+                raise
+        self._needs_graph = True
+        self.objective.evaluations -= 1
+        step.start.rewind()
+        return self._evaluate_value(with_penalty)
+
+    def _may_reevaluate(self, step: _Step) -> bool:
+        return self.reevaluates or step.evaluations > 1
 
     def _ready_value(self) -> Tensor | None:
         """Return the value computed before the optimizer's step if it still belongs to the current parameters."""
@@ -406,7 +445,8 @@ class Closure:
 
     def _settle_buffers(self, step: _Step) -> None:
         """Leave the module's buffers as an evaluation at the accepted point would."""
-        if not step.changes_buffers or not (self.reevaluates or step.evaluations > 1):
+        changed = step.start.owners_of_changed_buffers() if self._may_reevaluate(step) else []
+        if not changed:
             return
         accepted = all(
             torch.equal(param, at) for param, at in zip(_parameters(self.objective.optimizer), step.point, strict=True)
@@ -414,14 +454,16 @@ class Closure:
         if accepted and not self._minimizes:
             return
         # A step that is a whole minimization has one result: take its statistics, not their average with the start's.
-        average = _averaged_batch_norm(self.objective.module) if self._minimizes else nullcontext()
-        with step.start.again(), self._recorder.muted(), average, torch.no_grad():
-            self.objective.evaluate(step.batches, step.batch_idx, differentiate=False, with_penalty=False)
+        average = _averaged_batch_norm(changed) if self._minimizes else nullcontext()
+        with step.start.again(), self._recorder.muted(), average:
+            self._evaluate_value(with_penalty=False)
 
     def _fresh_value(self) -> Tensor:
         """Compute the value, whatever was evaluated before."""
         step = self._under_way()
-        return self.objective.evaluate(step.batches, step.batch_idx, differentiate=False, with_penalty=False).value
+        with torch.set_grad_enabled(self._needs_graph):
+            evaluation = self.objective.evaluate(step.batches, step.batch_idx, differentiate=False, with_penalty=False)
+        return evaluation.value
 
     def _product_over_batches(self, vector: Tensor) -> Tensor:
         step, objective = self._under_way(), self.objective
@@ -451,21 +493,21 @@ class _Step:
     Attributes:
         batches: The micro-batches.
         batch_idx: The index of the first batch.
-        log: Whether the first evaluation computes g in any case.
+        log: Whether to compute what is logged.
+        clip_again: Called after every evaluation with gradients but the first.
         start: Random state and buffers at the start of the step.
         ready: Parameters and gradients for which the first evaluation is still valid.
         evaluations: How many evaluations this step has made.
-        changes_buffers: Whether an evaluation writes into buffers.
-        point: The parameters at the last evaluation, kept if buffers change.
+        point: The parameters at the last evaluation, kept if the module has buffers.
     """
 
     batches: Iterable[Any]
     batch_idx: int
     log: bool
+    clip_again: Callable[[], object] | None
     start: Replay
     ready: _Snapshot | None = None
     evaluations: int = 0
-    changes_buffers: bool = False
     point: Sequence[Tensor] = ()
 
 
@@ -497,14 +539,29 @@ def _snapshot_holds(snapshot: _Snapshot, optimizer: Optimizer) -> bool:
     return True
 
 
+def gradient_norm(optimizer: Optimizer) -> Tensor:
+    """Compute the 2-norm of all gradients together."""
+    return get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
+
+
+@torch.no_grad()
+def _write(params: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    for param, value in zip(params, values, strict=True):
+        param.copy_(value)
+
+
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 @contextmanager
-def _averaged_batch_norm(module: Module) -> Iterator[None]:
-    """Reset batch norm and average it over the batches read in this context, like `torch.optim.swa_utils.update_bn`."""
-    layers = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+def _averaged_batch_norm(parts: Iterable[nn.Module]) -> Iterator[None]:
+    """Reset batch norm and average it over the batches read in this context, like `torch.optim.swa_utils.update_bn`.
+
+    Args:
+        parts: The layers that may be reset: neither frozen ones nor those that are not called.
+    """
+    layers = [part for part in parts if isinstance(part, _BatchNorm) and part.track_running_stats]
     momenta = [layer.momentum for layer in layers]
     try:
         # Inside the context: `Replay.again` has just written the buffers of the step's start.

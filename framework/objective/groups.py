@@ -179,7 +179,8 @@ def adopt_penalty(optimizer: Any, module: Module) -> None:
     """
     name = type(optimizer).__name__
     if module.penalty is None:
-        optimizer.source = None
+        if hasattr(optimizer, "source"):
+            optimizer.source = None
         for index, group in enumerate(optimizer.param_groups):
             if is_penalized(group) and group.get("happy_lambda", 0.0) is None:
                 raise ValueError(
@@ -188,13 +189,17 @@ def adopt_penalty(optimizer: Any, module: Module) -> None:
                     'penalty, set "penalized": False'
                 )
         return
-    own: Penalty | None = optimizer.penalty
+    own: Penalty | None = getattr(optimizer, "penalty", None)
     if own is not None and own != module.penalty:
         raise ValueError(
             f"{name} was made with the penalty {own}, but the module has {module.penalty}: there must be one source. "
             f"Make {name} without a penalty, so that it takes the module's, or set the module's to None"
         )
-    optimizer.source = module
+    follows = hasattr(optimizer, "source")
+    if follows:
+        optimizer.source = module
+    else:
+        optimizer.penalty = module.penalty
     declared = {id(p): group for group in module.param_groups() for p in _params(group)}
     declares = type(module).param_groups is not Module.param_groups or "param_groups" in vars(module)
     for index, group in enumerate(optimizer.param_groups):
@@ -210,11 +215,12 @@ def adopt_penalty(optimizer: Any, module: Module) -> None:
                 f"parameter group {index} of {name} joins parameters that the module gives different weights: "
                 f"{sorted(map(str, wanted))}. Make {name} of self.param_groups()"
             )
-        weight = wanted.pop()
+        own_weight = wanted.pop()
+        given = module.happy_lambda if own_weight is None else own_weight
         if group.get("happy_lambda") is None:
-            group["happy_lambda"] = weight  # a group without a weight of its own follows the module
+            # A group without a weight of its own follows the module's, if the optimizer can.
+            group["happy_lambda"] = own_weight if follows else given
             continue
-        given = module.happy_lambda if weight is None else weight
         if is_penalized(group) and given is not None and group["happy_lambda"] != given:
             raise ValueError(
                 f"parameter group {index} of {name} has happy_lambda={group['happy_lambda']!r}, but the module has "

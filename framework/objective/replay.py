@@ -119,7 +119,7 @@ class Replay:
         self._sources = sources([*find_generators(*parts), *generators])
         self._draws = [source.get() for source in self._sources]
         self._buffers = [
-            (owner, name, buffer, buffer._version, buffer.clone())
+            (owner, name, buffer, buffer.clone())
             for owner in parts
             for name, buffer in owner._buffers.items()
             if buffer is not None
@@ -128,15 +128,33 @@ class Replay:
         self._metric_states = _metric_states(self._metrics)
         self._narrowed = False
 
-    def buffers_changed(self) -> bool:
-        """Tell whether a buffer has been written or replaced since then, without waiting for the device."""
-        return any(owner._buffers[name] is not b or b._version != v for owner, name, b, v, _ in self._buffers)
+    @property
+    def has_buffers(self) -> bool:
+        """Whether the module has buffers."""
+        return bool(self._buffers)
+
+    def owners_of_changed_buffers(self) -> list[nn.Module]:
+        """Return the parts of the module that have a buffer of another value now; waits for the device.
+
+        Version counters are not enough: torch's kernels for running statistics leave them as they are.
+        """
+        changed = {
+            owner: None
+            for owner, name, _, saved in self._buffers
+            if not torch.equal(owner._buffers[name], saved)  # type: ignore[arg-type]
+        }
+        return list(changed)
 
     def restore_buffers(self) -> None:
         """Write the saved values into the module's buffers."""
         with torch.no_grad():
-            for owner, name, buffer, _, saved in self._buffers:
+            for owner, name, buffer, saved in self._buffers:
                 owner._buffers[name] = buffer.copy_(saved)
+
+    def rewind(self) -> None:
+        """Set everything back to the start, before an evaluation that counts: the one before it has failed."""
+        self._set(self._draws, self._metric_states)
+        self.restore_buffers()
 
     @contextmanager
     def again(self) -> Iterator[None]:
@@ -157,7 +175,7 @@ class Replay:
         A graph made in this context stays valid: nothing writes into the copies that it holds.
         """
         in_use = [(owner, name, owner._buffers[name]) for owner, name, *_ in self._buffers]
-        for owner, name, _, _, saved in self._buffers:
+        for owner, name, _, saved in self._buffers:
             owner._buffers[name] = saved.clone()
         try:
             with self._aside():

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import warnings
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.optim import LBFGS, SGD, Adam
 from torch.utils.data import DataLoader, TensorDataset
 
 from framework.data import TensorLoader
-from framework.optim import MinimizeWrapper, RandomSearch, SpaRSA
+from framework.optim import FISTA, MinimizeWrapper, RandomSearch, SpaRSA
 from framework.penalties import L1
 from tests.modules import (
     NoisyDataset,
@@ -648,3 +649,125 @@ def test_the_fraction_of_exact_zeros_in_penalized_groups_is_logged(tmp_path):
     trainer.fit(module, make_loader())
     assert trainer.callback_metrics["sparsity/weights"] == pytest.approx(5 / 20)
     assert "sparsity/biases" not in trainer.callback_metrics
+
+
+# ---------------------------------------------------------------------------------------- gradients of every evaluation
+
+
+class ValueDriven(SGD):
+    """Zeroes the gradients, then evaluates again at the same point."""
+
+    def step(self, closure=None):
+        self.zero_grad()
+        closure()
+        return super().step()
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_that_an_undeclared_optimizer_computes_again_are_clipped_too(tmp_path, algorithm):
+    ours, theirs = (Regressor(lambda m, kind=kind: kind(m.parameters(), lr=1.0)) for kind in (ValueDriven, SGD))
+    for each in (ours, theirs):
+        trainer = make_trainer(tmp_path, gradient_clip_val=1e-3, gradient_clip_algorithm=algorithm)
+        trainer.fit(each, make_loader())
+    assert_same(ours, theirs)
+
+
+def test_the_logged_norm_is_that_of_the_gradients_before_the_step(tmp_path):
+    module = Regressor(lambda m: LBFGS(m.parameters(), max_iter=20, line_search_fn="strong_wolfe"))
+    reference = Regressor()
+    reference.loss(regression_data()).backward()
+    expected = torch.stack([p.grad.norm() for p in reference.parameters()]).norm()
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, make_loader(20))
+    assert trainer.callback_metrics["grad_norm"] == pytest.approx(float(expected), rel=1e-12)
+    arguments = {"method": "Nelder-Mead", "options": {"maxiter": 2}}
+    trainer.fit(Regressor(lambda m: MinimizeWrapper(m.parameters(), arguments)), make_loader(20))
+    assert "grad_norm" not in trainer.callback_metrics
+
+
+def test_a_step_that_differentiates_by_itself_can_be_evaluated_without_gradients(tmp_path):
+    class Physics(Regressor):
+        """Fits the derivative of a network to its inputs, which needs a graph at every evaluation."""
+
+        def loss(self, batch):
+            X = batch[0].clone().requires_grad_()
+            (derivative,) = torch.autograd.grad(self.net(X).sum(), X, create_graph=True)
+            return derivative.square().mean()
+
+    for optimize in (
+        lambda m: FISTA(m.parameters(), 0.0),
+        lambda m: RandomSearch(m.parameters(), candidates=2),
+        lambda m: MinimizeWrapper(m.parameters(), {"method": "Nelder-Mead", "options": {"maxiter": 3}}),
+    ):
+        module = Physics(optimize)
+        trainer = make_trainer(tmp_path, max_epochs=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # values at one point after the other
+            trainer.fit(module, make_loader(20))
+        assert len(module.losses) == trainer.closure_evaluations
+
+
+def test_values_leave_the_parameters_where_they_are_whether_vmap_can_or_not(tmp_path):
+    def ask(closure):
+        before = [p.clone() for p in module.parameters()]
+        closure.value()
+        closure.values([torch.stack([p + 1.0, p + 2.0]) for p in module.parameters()])
+        assert all(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
+
+    for layer in (nn.LayerNorm(5), nn.BatchNorm1d(5)):
+        module = Regressor(evaluating(ask), net=make_net(layer))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            make_trainer(tmp_path, max_epochs=1).fit(module, make_loader(20))
+
+
+def test_a_minimization_leaves_frozen_batch_norm_and_one_that_is_not_called_alone(tmp_path):
+    class Frozen(Regressor):
+        def __init__(self, optimize):
+            super().__init__(optimize, net=make_net(nn.BatchNorm1d(5), nn.BatchNorm1d(5)))
+            self.unused = nn.BatchNorm1d(2)
+            self.net[3].running_mean.fill_(3.0)
+            self.unused.running_mean.fill_(7.0)
+
+        def training_step(self, batch, batch_idx):
+            self.net[3].eval()
+            return super().training_step(batch, batch_idx)
+
+    module = Frozen(lambda m: MinimizeWrapper(m.net.parameters(), {"method": "L-BFGS-B", "options": {"maxiter": 3}}))
+    module.unused.requires_grad_(False)
+    make_trainer(tmp_path, accumulate_grad_batches="epoch", max_epochs=1).fit(module, make_loader(20))
+    assert torch.equal(module.net[3].running_mean, torch.full((5,), 3.0, dtype=torch.float64))
+    assert torch.equal(module.unused.running_mean, torch.full((2,), 7.0))
+    assert module.net[2].running_mean.abs().sum() > 0
+
+
+def test_statistics_that_a_kernel_writes_are_settled_at_the_accepted_point(tmp_path):
+    class Functional(nn.Module):
+        """Batch norm by its function, which writes its buffers behind their version counters."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(5))
+            self.register_buffer("var", torch.ones(5))
+
+        def forward(self, x):
+            return nn.functional.batch_norm(x, self.mean, self.var, training=self.training)
+
+    module = Regressor(lambda m: LBFGS(m.parameters(), max_iter=5), net=make_net(Functional()))
+    make_trainer(tmp_path, max_epochs=1).fit(module, make_loader(20))
+    reference = copy.deepcopy(module.net)
+    reference[2].mean.zero_()
+    reference[2].var.fill_(1.0)
+    reference(regression_data()[0])
+    assert torch.equal(module.net[2].mean, reference[2].mean)
+
+
+def test_an_optimizer_whose_step_takes_no_closure_is_stepped_without(tmp_path):
+    class Plain(SGD):
+        def step(self):
+            return super().step()
+
+    ours, theirs = (Regressor(lambda m, kind=kind: kind(m.parameters(), lr=0.05)) for kind in (Plain, SGD))
+    for each in (ours, theirs):
+        make_trainer(tmp_path).fit(each, make_loader())
+    assert_same(ours, theirs)

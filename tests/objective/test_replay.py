@@ -134,3 +134,29 @@ def test_validation_by_a_loader_that_shares_its_generator_changes_no_training(tm
         return module
 
     assert_same(fit(with_validation), fit(False))
+
+
+@pytest.mark.parametrize("make", GENERATORS)
+def test_validation_and_resume_keep_a_generator_that_the_module_holds(tmp_path, make):
+    class Own(Regressor):
+        def __init__(self):
+            super().__init__(net=nn.Linear(3, 1))
+            torch.nn.init.ones_(self.net.weight)
+            torch.nn.init.zeros_(self.net.bias)
+            self.generator = make()
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (1 + draw(self.generator))
+
+        def validation_step(self, batch, batch_idx):
+            draw(self.generator)
+
+    plain, validated, resumed = Own(), Own(), Own()
+    make_trainer(tmp_path, max_epochs=3).fit(plain, make_loader())
+    make_trainer(tmp_path, max_epochs=3).fit(validated, make_loader(), make_loader())
+    first = make_trainer(tmp_path, max_epochs=1)
+    first.fit(Own(), make_loader())
+    first.save_checkpoint(tmp_path / "own.ckpt")
+    make_trainer(tmp_path, max_epochs=3).fit(resumed, make_loader(), ckpt_path=tmp_path / "own.ckpt")
+    assert_same(plain, validated)
+    assert_same(plain, resumed)
