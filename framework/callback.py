@@ -89,7 +89,11 @@ class Callback:
         """Called before an optimizer step."""
 
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Called after an optimizer step; ``outputs``, with "loss", is what `training_step` returned first."""
+        """Called after an optimizer step.
+
+        ``outputs`` is what `training_step` returned at the first evaluation, as a mapping with "loss"; for a step over
+        several batches, a list of one mapping per batch.
+        """
 
     def on_after_backward(self, trainer: Trainer, module: Module) -> None:
         """Called when the gradients of the whole group of batches are in the parameters."""

@@ -110,11 +110,17 @@ def stationarity_gap(
 
     Args:
         optimizer_or_groups: An optimizer, or parameter groups.
-        penalty: g. Default: the optimizer's own, or `L1()`.
-        happy_lambda: The weight for penalized groups without one of their own.
+        penalty: g. Default: that of the optimizer, or `L1()`.
+        happy_lambda: The weight for penalized groups without one of their own. Default: that of the optimizer's source.
+
+    Raises:
+        ValueError: If no parameter has a gradient, or a penalized group has no weight.
     """
+    source = getattr(optimizer_or_groups, "source", None)
+    if happy_lambda is None and source is not None:
+        happy_lambda = source.happy_lambda
     groups = optimizer_or_groups.param_groups if isinstance(optimizer_or_groups, Optimizer) else optimizer_or_groups
-    penalty = penalty or getattr(optimizer_or_groups, "penalty", None) or L1()
+    penalty = penalty or getattr(optimizer_or_groups, "penalty_in_force", None) or L1()
     gaps = []
     for group in groups:
         for param in group["params"]:
@@ -124,7 +130,9 @@ def stationarity_gap(
             lam = weight(group, param, happy_lambda)
             unweighted = not isinstance(lam, Tensor) and lam == 0
             gaps.append(grad.abs().amax() if unweighted else penalty.subgradient_gap(param, grad, lam))
-    return torch.stack([gap.to(gaps[0]) for gap in gaps]).amax() if gaps else torch.zeros(())
+    if not gaps:
+        raise ValueError("no parameter has a gradient: compute those of f first, by f.backward()")
+    return torch.stack([gap.to(gaps[0]) for gap in gaps]).amax()
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import nn
 
 from framework import Module
 from framework.data import TensorLoader
-from framework.optim import FISTA, ISTA, ProxAdam, SpaRSA
+from framework.optim import FISTA, ISTA, ProxAdam, SpaRSA, stationarity_gap
 from framework.penalties import L1, Harder
 from tests.modules import assert_same, callback_of, make_trainer
 
@@ -121,3 +121,19 @@ def test_outside_a_trainer_an_optimizer_without_a_weight_refuses_its_first_step(
     unpenalized = optimizer([{"params": [problem.w, problem.b], "penalized": False}])
     unpenalized.step(problem)
     assert problem.w.any()
+
+
+def test_the_gap_of_an_optimizer_is_that_under_the_penalty_it_took_from_the_module(tmp_path):
+    module = Lasso(SpaRSA, Harder(), 3.0)
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    X, y = torch.randn(30, 6, dtype=torch.float64), torch.randn(30, 1, dtype=torch.float64)
+    trainer.fit(module, TensorLoader(X, y, batch_size=30))
+    module.training_step((X, y), 0).backward()
+    expected = stationarity_gap(module.param_groups(), Harder(), 3.0)
+    assert stationarity_gap(trainer.optimizer) == expected
+    assert expected != stationarity_gap(module.param_groups(), L1(), 3.0)
+
+
+def test_a_gap_without_gradients_is_refused():
+    with pytest.raises(ValueError, match="no parameter has a gradient"):
+        stationarity_gap([{"params": [torch.zeros(2, requires_grad=True)], "penalized": True}], L1(), 1.0)
