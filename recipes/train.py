@@ -21,6 +21,10 @@ from recipes.report import make_loggers, write_report
 
 def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, Any]:
     """Make the trainer, the module and the data that a configuration describes; what is logged goes to ``folder``."""
+    for key in ("seed", "lr", "optimizer.lr"):
+        value = OmegaConf.select(config, key)
+        if isinstance(value, str) or (key == "seed" and not isinstance(value, int)):
+            raise ValueError(f"{key}={value}; pass a number")
     seed_everything(config.seed, verbose=False)
     automatic = config.penalty.happy_lambda == "auto"
     if isinstance(config.penalty.happy_lambda, str) and not automatic:

@@ -1,7 +1,14 @@
 """Every test starts from the same seed, on one thread."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
+
+if "DATA_ROOT" in os.environ:
+    # Tests run in folders of their own.
+    os.environ["DATA_ROOT"] = str(Path(os.environ["DATA_ROOT"]).resolve())
 
 
 @pytest.fixture(autouse=True)

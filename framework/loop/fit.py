@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from framework.loop.evaluate import sanity_check, validate
 from framework.loop.run import FitRun
 from framework.loop.schedulers import learning_rates
 from framework.loop.validation import refuse_answer
+from framework.objective.closure import Closure
 
 
 def fit(run: FitRun) -> None:
@@ -31,7 +33,7 @@ def fit(run: FitRun) -> None:
         step_schedulers = [scheduler for scheduler in phase.schedulers if scheduler.interval == "step"]
         for batch_idx, next_idx, batches in groups(run.train_batches, size, progress):
             batch = batches[0] if size == 1 else batches
-            metrics.read(batch)
+            metrics.read_group(batches)
             for hook in batch_start:
                 if (answer := hook(batch, batch_idx)) is not None:
                     refuse_answer(hook, answer)
@@ -47,7 +49,7 @@ def fit(run: FitRun) -> None:
                 if progress.global_step % scheduler.frequency == 0:
                     scheduler.step(metrics)
             for hook in batch_end:
-                hook(closure.first.outputs, batch, batch_idx)  # type: ignore[union-attr]
+                hook(_outputs(closure, size), batch, batch_idx)
             if log:
                 _log_step(run, norm, rates)
             if run.is_over():
@@ -65,6 +67,13 @@ def fit(run: FitRun) -> None:
     with metrics.collecting(None):  # no epoch is to come that would publish it
         hooks.call("on_train_end")
         hooks.call("on_fit_end")
+
+
+def _outputs(closure: Closure, size: int | str) -> Any:
+    """What the first evaluation of the step returned: one mapping, or with accumulation always a list of them."""
+    assert closure.first is not None
+    outputs = closure.first.outputs
+    return outputs if size == 1 or isinstance(outputs, list) else [outputs]
 
 
 def _log_step(run: FitRun, gradient_norm: Tensor | None, rates: dict[str, float]) -> None:
@@ -92,9 +101,20 @@ def _end_epoch(run: FitRun, *, complete: bool) -> None:
             return  # half a validation decides nothing: a resumed run makes it again
     run.publish_epoch()
     if complete:
-        for scheduler in run.phase.schedulers:
-            if scheduler.interval == "epoch" and epoch % scheduler.frequency == 0:
+        due = [s for s in run.phase.schedulers if s.interval == "epoch" and epoch % s.frequency == 0]
+        for scheduler in due:
+            if scheduler.monitor is None:
                 scheduler.step(run.metrics)
         progress.epochs_completed, progress.batch_idx = epoch, 0
-    run.hooks.call("on_train_epoch_end", before_watching=run.publish_epoch)
+    else:
+        due = []
+
+    def publish() -> None:
+        """Publish what the hooks logged, then step the schedulers that may watch it."""
+        run.publish_epoch()
+        for scheduler in due:
+            if scheduler.monitor is not None:
+                scheduler.step(run.metrics)
+
+    run.hooks.call("on_train_epoch_end", before_watching=publish)
     progress.epoch = progress.epochs_completed

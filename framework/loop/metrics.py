@@ -177,7 +177,8 @@ class Metrics:
         self._awaited = awaited
         self._own = own
         self._muted = False
-        self._batch: Any = None  # the one under way, for the weight in a mean; None between epochs
+        # The one or several under way, whose samples are the weight in a mean; None between epochs.
+        self._batches: list[Any] | None = None
         self._counted: tuple[Any, int] = (None, 1)  # the last batch that was counted, and its samples
         self._warned = False
         self._steps = 0
@@ -190,11 +191,11 @@ class Metrics:
     @contextmanager
     def muted(self) -> Iterator[None]:
         """Ignore, within, what is logged: a step is seen again."""
-        before, batch, self._muted = self._muted, self._batch, True
+        before, batches, self._muted = self._muted, self._batches, True
         try:
             yield
         finally:
-            self._muted, self._batch = before, batch
+            self._muted, self._batches = before, batches
 
     @contextmanager
     def collecting(self, stage: str | None) -> Iterator[None]:
@@ -216,13 +217,18 @@ class Metrics:
             self.stage = before
             for entry in self._entries[stage].values():
                 entry.clear()
-            self._batch = None
+            self._batches = None
 
     # ------------------------------------------------------------------------------------------------ collecting
 
     def read(self, batch: Any) -> None:
         """Note the batch that belongs to what is logged from now on."""
-        self._batch = batch
+        self._batches = [batch]
+
+    def read_group(self, batches: Iterable[Any]) -> None:
+        """Note that all the batches of a step belong to what is logged from now on."""
+        # A whole epoch is read anew at every pass: it weighs 1, as the only step of its epoch.
+        self._batches = batches if isinstance(batches, list) else []
 
     def log(
         self,
@@ -244,7 +250,7 @@ class Metrics:
                 f"log({name!r}): nothing is collected here. Log between on_fit_start and on_train_epoch_end, or "
                 "between on_validation_start and on_validation_epoch_end (and so for test and predict)"
             )
-        in_step = self.stage == "train" and self._batch is not None
+        in_step = self.stage == "train" and self._batches is not None
         options = _Options(
             on_step=in_step if on_step is None else on_step,
             on_epoch=not in_step if on_epoch is None else on_epoch,
@@ -273,15 +279,17 @@ class Metrics:
 
     def end_step(self, loss: Tensor, batches: Iterable[Any]) -> None:
         """Note f of the step just taken over these batches."""
-        samples = 0
-        if isinstance(batches, list):
-            for batch in batches:
-                samples += self._num_samples("train/loss_epoch", batch)
-        self.epoch_loss.add(loss, samples or 1)  # a step over the whole epoch is the only one
+        self.read_group(batches)
+        self.epoch_loss.add(loss, self._weight("train/loss_epoch", None))
         self._steps += 1
 
     def _weight(self, name: str, batch_size: int | None) -> int:
-        return self._num_samples(name, self._batch) if batch_size is None else batch_size
+        if batch_size is not None:
+            return batch_size
+        batches = self._batches
+        if not batches:
+            return 1
+        return sum([self._num_samples(name, batch) for batch in batches])
 
     def _num_samples(self, name: str, batch: Any) -> int:
         if self._counted[0] is not batch:
@@ -340,7 +348,7 @@ class Metrics:
                 if entry.options.logger:
                     sent[entry.epoch_names[0]] = value
             entry.clear()
-        self._batch = None
+        self._batches = None
         self._counted = (None, 1)
         if self.stage == self._awaited:
             self._awaited = None

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from framework.callback import HOOKS, Callback
@@ -204,15 +204,18 @@ def _check_methods(owner: Module | Callback, kind: type) -> None:
             continue
         for name in vars(cls):
             if name not in called and name not in accepted and not name.startswith("_"):
-                _check_name(f"{type(owner).__name__}.{name}", name, cls, _NOT_CALLED[kind], called)
+                _check_name(owner, name, cls, _NOT_CALLED[kind], called)
                 accepted.add(name)
     for name, arguments in called.items():
         if overrides(owner, name):
             _check_arguments(owner, name, arguments)
 
 
-def _check_name(where: str, name: str, cls: type, not_called: Mapping[str, str], called: Iterable[str]) -> None:
+def _check_name(
+    owner: Module | Callback, name: str, cls: type, not_called: Mapping[str, str], called: Iterable[str]
+) -> None:
     """Refuse a method name of a user's class that only Lightning calls, or that nearly matches one of ours."""
+    where = f"{type(owner).__name__}.{name}"
     is_method = isinstance(vars(cls)[name], FunctionType | staticmethod | classmethod | partialmethod)
     if name in not_called and (is_method or name == "state_key"):
         raise ValueError(f"{where} would never be called: {not_called[name]}")
@@ -224,9 +227,19 @@ def _check_name(where: str, name: str, cls: type, not_called: Mapping[str, str],
     if is_hook:
         hint = f"did you mean {near[0]!r}?" if near else "rename it so that it does not start with 'on_'"
         raise ValueError(f"{where} is not a hook and would never be called: {hint}")
-    # If the class also defines the method of the similar name, this one is a helper and not a misspelling.
-    if near and near[0] not in vars(cls) and near[0][0] == name[0]:
+    # A method that the user's code calls, or that stands beside the one of the similar name, is no misspelling of it.
+    if near and near[0] not in vars(cls) and near[0][0] == name[0] and not _is_called(owner, name):
         raise ValueError(f"{where} would never be called: did you mean {near[0]!r}? If not, give it another name")
+
+
+def _is_called(owner: Module | Callback, name: str) -> bool:
+    """Tell whether a method of the owner's own classes uses a name."""
+    for cls in type(owner).__mro__:
+        if not (_is_ours(cls) or cls.__module__.startswith("torch.")):
+            codes = [part.__code__ for part in vars(cls).values() if isinstance(part, FunctionType)]
+            if any(name in code.co_names for code in codes):
+                return True
+    return False
 
 
 def _is_ours(cls: type) -> bool:
@@ -351,9 +364,13 @@ def check_monitors(
     callbacks = list(callbacks)
     monitors = [(type(callback).__name__, getattr(callback, "monitor", None)) for callback in callbacks]
     watched = [(reader, monitor) for reader, monitor in monitors if isinstance(monitor, str)]
-    watched += [(type(s.scheduler).__name__, s.monitor) for s in schedulers if s.monitor is not None and s.strict]
+    plateaus = [s for s in schedulers if isinstance(s.scheduler, ReduceLROnPlateau) and s.strict]
+    watched += [("ReduceLROnPlateau", s.monitor) for s in plateaus]
     late = ("on_train_epoch_end", "on_validation_epoch_end", "on_validation_end", "on_train_epoch_start")
     sure = not any(overrides(module, hook) for hook in late) and all(_is_ours(type(callback)) for callback in callbacks)
+    # A step that asks its trainer may log something else at another time.
+    step = getattr(type(module).validation_step, "__code__", None)
+    sure = sure and step is not None and not {"trainer", "_trainer"} & set(step.co_names)
     for reader, monitor in watched:
         if not names or monitor in names:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ class Recorder(Protocol):
     def read(self, batch: Any) -> None:
         """Note the batch that the values logged from now on belong to."""
 
+    def read_group(self, batches: Iterable[Any]) -> None:
+        """Note that all the batches of a step belong to what is logged from now on."""
+
     def muted(self) -> AbstractContextManager[None]:
         """Ignore what is logged within this context, because the step is being evaluated again."""
 
@@ -38,6 +42,8 @@ class Unrecorded:
     """The recorder of a closure whose logs are not collected."""
 
     def read(self, batch: Any) -> None: ...
+
+    def read_group(self, batches: Iterable[Any]) -> None: ...
 
     def muted(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -182,6 +188,7 @@ class Objective:
             raise ValueError("the data loader yielded no batch: is it empty, or a generator that was read before?")
         if differentiate:
             self._scale_gradients(1 / total_weight)
+        self._recorder.read_group(batches)
         return f / total_weight, None if g is None else g / total_weight, outputs
 
     def zero_gradients(self) -> None:
@@ -404,7 +411,8 @@ class Closure:
                     self.gradient_norm = gradient_norm(self.objective.optimizer)
                 if step.clip_again is not None and not is_first:
                     step.clip_again()
-        if is_first:
+        # A point to which an optimizer extrapolated, and which it left because its value is not finite, does not count.
+        if is_first or not math.isfinite(self.first.value):  # type: ignore[union-attr]
             self.first = evaluation
         step.evaluations += 1
         if step.start.has_buffers and self._may_reevaluate(step):

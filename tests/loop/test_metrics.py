@@ -15,7 +15,7 @@ from framework import Module
 from framework.callbacks import EarlyStopping
 from framework.data.samples import count_samples
 from framework.optim import ISTA
-from tests.modules import Penalized, Regressor, make_loader, make_trainer, regression_data, watch
+from tests.modules import Penalized, Regressor, callback_of, make_loader, make_trainer, regression_data, watch
 
 VALUES = [1.0, 2.0, 6.0]  # logged for the batches of 8, 8 and 4 samples
 
@@ -656,3 +656,23 @@ def test_a_logger_of_another_library_is_refused(tmp_path):
     with pytest.raises(TypeError, match="logger has a object; pass True, False or loggers"):
         make_trainer(tmp_path, logger=[object()])
     assert len(make_trainer(tmp_path, logger=[RecordingLogger(), CSVLogger(tmp_path)]).loggers) == 2
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end", "on_after_backward"])
+def test_what_a_hook_logs_of_an_accumulated_step_weighs_by_all_its_samples(tmp_path, hook):
+    steps = iter([20.0, 5.0])
+
+    def log(trainer, module, *_):
+        module.log("samples", next(steps), on_step=False, on_epoch=True)
+
+    trainer = make_trainer(
+        tmp_path, accumulate_grad_batches=2, max_epochs=1, callbacks=callback_of(**{hook: log}), log_every_n_steps=1
+    )
+    trainer.fit(Regressor(), make_loader(10, num_samples=25))
+    assert trainer.callback_metrics["samples"] == pytest.approx((20 * 20 + 5 * 5) / 25)
+
+
+def test_outputs_are_a_list_for_every_accumulated_step_also_a_last_one_of_one_batch(tmp_path):
+    seen = watch("on_train_batch_end", lambda trainer, module, outputs, batch, batch_idx: (type(outputs), len(outputs)))
+    make_trainer(tmp_path, accumulate_grad_batches=2, max_epochs=1, callbacks=seen).fit(Regressor(), make_loader(8))
+    assert seen.seen == [(list, 2), (list, 1)]

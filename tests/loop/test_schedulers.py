@@ -226,3 +226,19 @@ def test_a_wrong_form_is_refused_with_what_is_allowed(tmp_path, form, error, mes
 def test_the_defaults_of_a_scheduler_are_lightnings():
     config = SchedulerConfig(StepLR(SGD(torch.nn.Linear(1, 1).parameters(), lr=0.1), 1))
     assert (config.interval, config.frequency, config.monitor, config.strict) == ("epoch", 1, None, True)
+
+
+def test_a_plateau_sees_what_is_logged_at_the_end_of_its_epoch(tmp_path):
+    class Late(Regressor):
+        def on_train_epoch_end(self):
+            self.log("late", float(self.trainer.current_epoch))
+
+    def optimize(module):
+        optimizer = SGD(module.parameters(), lr=1.0)
+        plateau = ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "late"}}
+
+    trainer = make_trainer(tmp_path, max_epochs=4)
+    trainer.fit(Late(optimize), make_loader(20))
+    assert trainer.schedulers[0].scheduler.last_epoch == 4
+    assert trainer.optimizer.param_groups[0]["lr"] == 1 / 8

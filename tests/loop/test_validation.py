@@ -869,3 +869,34 @@ def test_a_scheduler_of_another_optimizer_is_refused(tmp_path):
         return [SGD(module.parameters(), lr=0.1)], [StepLR(other, 1)]
 
     refuse(tmp_path, Regressor(optimize), r"StepLR was made for another Adam than .*would change nothing")
+
+
+def test_a_helper_that_a_step_calls_is_no_misspelled_step(tmp_path):
+    class Helpers:
+        def train_step(self, batch):
+            return self.loss(batch)
+
+    class Own(Helpers, Regressor):
+        def training_step(self, batch, batch_idx):
+            return self.train_step(batch)
+
+    make_trainer(tmp_path, max_epochs=1).fit(Own(), make_loader())
+
+
+def test_a_metric_that_is_not_logged_in_the_sanity_check_on_purpose_may_be_monitored(tmp_path):
+    class Careful(Regressor):
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            if not self.trainer.sanity_checking:
+                self.log("val/l", 1.0)
+
+    trainer = make_trainer(tmp_path, max_epochs=2, callbacks=EarlyStopping("val/l"))
+    trainer.fit(Careful(), make_loader(), make_loader())
+
+
+def test_only_a_plateau_monitors(tmp_path):
+    def optimize(module):
+        optimizer = SGD(module.parameters(), lr=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": StepLR(optimizer, 1), "monitor": "val/acc"}}
+
+    make_trainer(tmp_path, max_epochs=1).fit(Regressor(optimize), make_loader(), make_loader())
