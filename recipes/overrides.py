@@ -39,6 +39,8 @@ def refuse_without_effect(config: DictConfig, overrides: Sequence[str], choices:
         key = override.key_or_group
         if override.is_delete():
             continue
+        if override.is_add() and "." not in key and key not in choices and not _is_referred_to(config, key):
+            raise ValueError(f"{override.input_line} has no effect: nothing reads {key}; drop it")
         if key in choices:
             reason = _why_choice_is_dropped(config, key, choices)
         else:
@@ -84,13 +86,14 @@ def _is_referred_to(config: DictConfig, key: str) -> bool:
     changed = copy.deepcopy(config)
     with open_dict(changed):
         OmegaConf.update(changed, key, "another value")
-    return _without_shorthands(changed) != _without_shorthands(config)
+    return _elsewhere(changed, key) != _elsewhere(config, key)
 
 
-def _without_shorthands(config: DictConfig) -> dict[Any, Any]:
+def _elsewhere(config: DictConfig, key: str) -> dict[Any, Any]:
+    """Return the resolved configuration without the shorthands and the part that a key belongs to."""
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
-    own = {key.partition(".")[0] for key in SHORTHANDS}
+    own = {name.partition(".")[0] for name in (key, *SHORTHANDS)}
     return {name: value for name, value in values.items() if name not in own}
 
 

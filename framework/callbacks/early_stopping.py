@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from framework.callbacks.monitor import Monitor
@@ -52,6 +53,14 @@ class EarlyStopping(Monitor):
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         self._look(trainer)
+
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        if not (self._seen or trainer.interrupted or trainer.fast_dev_run):
+            warnings.warn(
+                f"EarlyStopping never looked at {self.monitor!r}: the run ended before it was logged (max_epochs="
+                f"{trainer.max_epochs}, check_val_every_n_epoch={trainer.check_val_every_n_epoch})",
+                stacklevel=2,
+            )
 
     def _look(self, trainer: Trainer) -> None:
         value = self.new_value(trainer)

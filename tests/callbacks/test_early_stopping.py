@@ -87,3 +87,9 @@ def test_early_stopping_says_why_the_run_ended(tmp_path):
     trainer.fit(Regressor(), make_loader(), make_loader())
     assert trainer.stopped_because.startswith("early_stopping: val/loss is no better")
     assert trainer.current_epoch == 2
+
+
+def test_early_stopping_that_never_saw_its_metric_says_so(tmp_path):
+    trainer = make_trainer(tmp_path, max_epochs=2, check_val_every_n_epoch=5, callbacks=EarlyStopping("val/loss"))
+    with pytest.warns(UserWarning, match=r"EarlyStopping never looked at 'val/loss'.*check_val_every_n_epoch=5"):
+        trainer.fit(Regressor(), make_loader(), make_loader())

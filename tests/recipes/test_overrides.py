@@ -16,6 +16,7 @@ from tests.recipes.conftest import Proxtrain
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("+key=1", r"+key=1 has no effect: nothing reads key"),
         ("optimizer=sgd lr=0.5", "lr=0.5 has no effect: optimizer.lr is 0.01 whatever lr is; set optimizer.lr"),
         ("optimizer.lr=0.1 lr=0.5", "lr=0.5 has no effect: optimizer.lr is 0.1 whatever lr is; set optimizer.lr"),
         ("optimizer=scipy lr=0.5", "lr=0.5 has no effect: optimizer=scipy does not read it; drop it"),
