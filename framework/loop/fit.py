@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from torch import Tensor
-
 from framework.loop.batches import groups
 from framework.loop.evaluate import sanity_check, validate
 from framework.loop.run import FitRun
@@ -28,8 +26,6 @@ def fit(run: FitRun) -> None:
         run.is_between_epochs = False
         phase = run.phase  # callbacks may change it between epochs
         step, closure, size = phase.step, phase.closure, phase.accumulate_grad_batches
-        # Such an optimizer needs no g: it is evaluated for logs, and to be known at the end.
-        leaves_out_penalty = closure.objective.handles_penalty
         step_schedulers = [scheduler for scheduler in phase.schedulers if scheduler.interval == "step"]
         for batch_idx, next_idx, batches in groups(run.train_batches, size, progress):
             batch = batches[0] if size == 1 else batches
@@ -40,7 +36,9 @@ def fit(run: FitRun) -> None:
 
             log = progress.global_step % settings.log_every_n_steps == 0
             rates = learning_rates(phase.optimizer) if log else {}
-            norm = step(batches, batch_idx, log or (leaves_out_penalty and _is_last(run, next_idx)))
+            # What only logs need is known at the end, too.
+            norm = step(batches, batch_idx, log or _is_last(run, next_idx))
+            run.gradient_norm = norm if norm is not None else run.gradient_norm
             progress.global_step += 1
             metrics.end_step(closure.first.loss, batches)  # type: ignore[union-attr]
             progress.batch_idx = batch_idx if phase.iterations.cut_short else next_idx
@@ -51,7 +49,7 @@ def fit(run: FitRun) -> None:
             for hook in batch_end:
                 hook(_outputs(closure, size), batch, batch_idx)
             if log:
-                _log_step(run, norm, rates)
+                _log_step(run, rates)
             if run.is_over():
                 break
         else:
@@ -76,12 +74,10 @@ def _outputs(closure: Closure, size: int | str) -> Any:
     return outputs if size == 1 or isinstance(outputs, list) else [outputs]
 
 
-def _log_step(run: FitRun, gradient_norm: Tensor | None, rates: dict[str, float]) -> None:
+def _log_step(run: FitRun, rates: dict[str, float]) -> None:
     """Send the values of the step just taken to the loggers. Synchronizes with the device."""
     run.check_finite()
     values = {name: float(value) for name, value in run.own_values()} | rates
-    if gradient_norm is not None:
-        values["grad_norm"] = float(gradient_norm)
     run.log_metrics(run.metrics.log_step(values), run.progress.global_step - 1)
 
 

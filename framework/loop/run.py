@@ -142,6 +142,7 @@ class FitRun(Run):
     Attributes:
         callbacks: Those of the trainer.
         phase: Optimizer, schedulers and closure.
+        gradient_norm: That of the last step that was logged or ended an epoch, before clipping.
         is_between_epochs: Whether the phase may change now.
         seconds: How long training took, validation included; 0 before its end.
 
@@ -170,6 +171,7 @@ class FitRun(Run):
         awaited = "train" if val_batches is None else "validation"
         self.metrics = Metrics(module, awaited=awaited, own=self.own_values)
         self.seconds = 0.0
+        self.gradient_norm: Tensor | None = None
         self.is_between_epochs = True
         self.phase = self._make_phase(configured, settings.accumulate_grad_batches, evaluations=0)
         self.callbacks = callbacks
@@ -287,6 +289,8 @@ class FitRun(Run):
         """
         closure, objective = self.phase.closure, self.phase.closure.objective
         yield from self._objective_values()
+        if self.gradient_norm is not None:
+            yield "grad_norm", self.gradient_norm
         yield "closure_evaluations", float(closure.evaluations)
         yield "epoch", float(self.progress.epoch)
         yield from learning_rates(self.phase.optimizer).items()

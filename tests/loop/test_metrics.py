@@ -676,3 +676,11 @@ def test_outputs_are_a_list_for_every_accumulated_step_also_a_last_one_of_one_ba
     seen = watch("on_train_batch_end", lambda trainer, module, outputs, batch, batch_idx: (type(outputs), len(outputs)))
     make_trainer(tmp_path, accumulate_grad_batches=2, max_epochs=1, callbacks=seen).fit(Regressor(), make_loader(8))
     assert seen.seen == [(list, 2), (list, 1)]
+
+
+def test_the_norm_of_the_gradients_is_that_of_the_last_step_at_the_end(tmp_path):
+    module = Regressor()
+    trainer = make_trainer(tmp_path, max_epochs=3, log_every_n_steps=50)
+    trainer.fit(module, make_loader())
+    norms = torch.stack([p.grad.norm() for p in module.parameters()])
+    assert trainer.callback_metrics["grad_norm"] == pytest.approx(float(norms.norm()), rel=1e-12)
