@@ -23,6 +23,7 @@ from framework.loop.evaluate import evaluate
 from framework.loop.fit import fit
 from framework.loop.hooks import Hooks
 from framework.loop.metrics import Metrics
+from framework.loop.overrides import check_overrides
 from framework.loop.progress import Progress
 from framework.loop.run import FitRun, Run, Stop
 from framework.loop.schedulers import SchedulerConfig
@@ -33,7 +34,6 @@ from framework.loop.validation import (
     check_checkpoints,
     check_initialized,
     check_module,
-    check_overrides,
     check_step,
 )
 from framework.module import Module

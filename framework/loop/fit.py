@@ -7,9 +7,9 @@ from typing import Any
 
 from framework.loop.batches import groups
 from framework.loop.evaluate import sanity_check, validate
+from framework.loop.overrides import refuse_answer
 from framework.loop.run import FitRun
 from framework.loop.schedulers import learning_rates
-from framework.loop.validation import refuse_answer
 from framework.objective.closure import Closure
 
 

@@ -5,16 +5,11 @@ The checks are given what they need and raise an error that says what was passed
 
 from __future__ import annotations
 
-import difflib
-import dis
-import inspect
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partialmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,94 +17,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from framework.callback import HOOKS, Callback
+from framework.callback import Callback
 from framework.data import TensorLoader
+from framework.loop.overrides import describe, is_ours, overrides
 from framework.module import Module
 from framework.objective.groups import check_groups, check_weight
 
 # ---------------------------------------------------------------------------------------------- modules and callbacks
-
-# The arguments of each `Callback` hook after the trainer and the module: those of the module's own hook.
-_HOOK_ARGUMENTS = {hook: list(inspect.signature(getattr(Callback, hook)).parameters)[3:] for hook in HOOKS}
-# The methods that a trainer calls, and the arguments it passes.
-_CALLED: dict[type, dict[str, list[str]]] = {
-    Module: {
-        "training_step": ["batch", "batch_idx"],
-        "validation_step": ["batch", "batch_idx"],
-        "test_step": ["batch", "batch_idx"],
-        "predict_step": ["batch", "batch_idx"],
-        "param_groups": [],
-        "configure_optimizers": [],
-        **_HOOK_ARGUMENTS,
-    },
-    Callback: {
-        "state_dict": [],
-        "load_state_dict": ["state_dict"],
-        **{hook: ["trainer", "module", *arguments] for hook, arguments in _HOOK_ARGUMENTS.items()},
-    },
-}
-
-# The methods that Lightning calls but a trainer does not, with what to do instead.
-_CLOSURE = "the closure that optimizer.step receives does it"
-_LOADER = "do it in the loader's collate_fn, or at the top of the step"
-_DATALOADER = "pass the loader to fit(model, train_dataloaders, val_dataloaders), validate, test or predict"
-_STEP_END = "put it at the end of the step"
-_EPOCH_END = "collect what it needs in the step, and define {} instead"
-_MODE = "a trainer switches the module to eval mode and back by itself; change modes in on_validation_start"
-_MANUAL = "a trainer runs one optimizer, differentiated by its closure"
-_HOOKS = {
-    "on_before_backward": "change the loss in training_step, or define on_after_backward",
-    "on_before_zero_grad": f"{_CLOSURE}; define on_train_batch_start or on_train_batch_end",
-}
-_NOT_CALLED: dict[type, dict[str, str]] = {
-    Module: {
-        **_HOOKS,
-        "optimizer_step": "write it as the step() of your own optimizer, or as on_before_optimizer_step",
-        "optimizer_zero_grad": f"{_CLOSURE}; drop it",
-        "backward": f"{_CLOSURE}; change the loss in training_step, or the gradients in on_after_backward",
-        "manual_backward": f"{_MANUAL}; drop it, and return the loss from training_step",
-        "toggle_optimizer": f"{_MANUAL}; drop it",
-        "untoggle_optimizer": f"{_MANUAL}; drop it",
-        "toggled_optimizer": f"{_MANUAL}; drop it",
-        "clip_gradients": "pass Trainer(gradient_clip_val=...), or change the gradients in on_before_optimizer_step",
-        "configure_gradient_clipping": "pass Trainer(gradient_clip_val=...), or define on_before_optimizer_step",
-        "lr_scheduler_step": "return a scheduler whose step() does it",
-        "transfer_batch_to_device": f"a trainer moves batches itself; {_LOADER}",
-        "on_before_batch_transfer": _LOADER,
-        "on_after_batch_transfer": _LOADER,
-        "configure_callbacks": "pass Trainer(callbacks=[...])",
-        "configure_model": "make the layers in __init__ or in setup",
-        "configure_sharded_model": "make the layers in __init__ or in setup",
-        "prepare_data": "call it before fit",
-        "train_dataloader": _DATALOADER,
-        "val_dataloader": _DATALOADER,
-        "test_dataloader": _DATALOADER,
-        "predict_dataloader": _DATALOADER,
-        "on_validation_model_zero_grad": "define on_validation_start",
-        "on_validation_model_eval": _MODE,
-        "on_validation_model_train": _MODE,
-        "on_test_model_eval": _MODE,
-        "on_test_model_train": _MODE,
-        "on_predict_model_eval": _MODE,
-        "on_predict_model_train": _MODE,
-        "training_step_end": _STEP_END,
-        "validation_step_end": _STEP_END,
-        "test_step_end": _STEP_END,
-        "training_epoch_end": _EPOCH_END.format("on_train_epoch_end"),
-        "validation_epoch_end": _EPOCH_END.format("on_validation_epoch_end"),
-        "test_epoch_end": _EPOCH_END.format("on_test_epoch_end"),
-        "predict_epoch_end": _EPOCH_END.format("on_predict_epoch_end"),
-        "tbptt_split_batch": "cut the sequences in the loader, one batch for each piece",
-    },
-    Callback: {**_HOOKS, "state_key": "checkpoints tell callbacks apart by their class and position; drop it"},
-}
-# Attributes that Lightning reads: set to False, they would have no effect here.
-_FLAGS = {
-    "automatic_optimization": "a trainer calls the optimizer itself: drop it, return the loss from training_step, and "
-    "write what the manual steps do as the step(closure) of your own optimizer",
-    "strict_loading": "a checkpoint must have all entries of the module: drop it, and load other weights with "
-    "load_state_dict(..., strict=False) before fit",
-}
 
 
 def check_module(module: Any) -> None:
@@ -127,7 +41,7 @@ def check_module(module: Any) -> None:
     if not isinstance(module, Module):
         wrap = ", with this module as an attribute" if isinstance(module, nn.Module) else ""
         raise TypeError(
-            f"model is {_describe(module)}; pass a framework.Module: subclass it and define training_step(batch, "
+            f"model is {describe(module)}; pass a framework.Module: subclass it and define training_step(batch, "
             f"batch_idx) and configure_optimizers(){wrap}"
         )
     if "_parameters" not in vars(module):
@@ -154,123 +68,6 @@ def as_callbacks(given: Any) -> list[Callback]:
             remedy = f"import {name} from framework.callbacks if it is there, or {remedy}"
         raise TypeError(f"callbacks has {name} ({callback!r:.60}), which is not a framework.Callback; {remedy}")
     return callbacks
-
-
-def check_overrides(module: Module, callbacks: Iterable[Callback]) -> None:
-    """Refuse what a user overrides but no run would call, or would call with other arguments.
-
-    These are misspelled hooks and steps, methods and attributes that mean something only in Lightning, wrong numbers of
-    arguments, and a forgotten ``super().__init__()`` in a subclass of a ready-made callback. Plain attributes and
-    submodules may have any name.
-
-    Raises:
-        ValueError: If there is one; the message names it and what to do instead.
-        TypeError: If a hook or a step does not take the arguments it is called with.
-    """
-    for callback in callbacks:
-        if not _is_ours(type(callback)):
-            _check_init(callback)
-            _check_methods(callback, Callback)
-    _check_methods(module, Module)
-    for name, remedy in _FLAGS.items():
-        if getattr(module, name, True) is False:
-            raise ValueError(f"{type(module).__name__}.{name} is False, which would have no effect: {remedy}")
-    if getattr(module, "example_input_array", None) is not None:
-        warnings.warn(
-            f"{type(module).__name__}.example_input_array has no effect: the summary shows no input sizes, and no "
-            "graph is logged",
-            stacklevel=2,
-        )
-
-
-def _check_init(callback: Callback) -> None:
-    """Refuse a subclass of a ready-made callback that lacks attributes set by that callback's ``__init__``."""
-    for cls in type(callback).__mro__:
-        init = vars(cls).get("__init__")
-        if _is_ours(cls) and isinstance(init, FunctionType):
-            made = {i.argval for i in dis.get_instructions(init) if i.opname == "STORE_ATTR"}
-            if missing := made - vars(callback).keys():
-                raise ValueError(
-                    f"{type(callback).__name__} has no attribute {min(missing)!r}: call super().__init__(...) in its "
-                    f"__init__, with the arguments of {cls.__name__}"
-                )
-
-
-def _check_methods(owner: Module | Callback, kind: type) -> None:
-    called = _CALLED[kind]
-    accepted: set[str] = set()
-    for cls in reversed(type(owner).__mro__):
-        if cls in kind.__mro__ or _is_ours(cls):
-            continue
-        for name in vars(cls):
-            if name not in called and name not in accepted and not name.startswith("_"):
-                _check_name(owner, name, cls, _NOT_CALLED[kind], called)
-                accepted.add(name)
-    for name, arguments in called.items():
-        if overrides(owner, name):
-            _check_arguments(owner, name, arguments)
-
-
-def _check_name(
-    owner: Module | Callback, name: str, cls: type, not_called: Mapping[str, str], called: Iterable[str]
-) -> None:
-    """Refuse a method name of a user's class that only Lightning calls, or that nearly matches one of ours."""
-    where = f"{type(owner).__name__}.{name}"
-    is_method = isinstance(vars(cls)[name], FunctionType | staticmethod | classmethod | partialmethod)
-    if name in not_called and (is_method or name == "state_key"):
-        raise ValueError(f"{where} would never be called: {not_called[name]}")
-    if not is_method:
-        return
-    is_hook = name.startswith("on_")
-    candidates = [other for other in called if other.startswith("on_") == is_hook]
-    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6 if is_hook else 0.86)
-    if is_hook:
-        hint = f"did you mean {near[0]!r}?" if near else "rename it so that it does not start with 'on_'"
-        raise ValueError(f"{where} is not a hook and would never be called: {hint}")
-    # A method that the user's code calls, or that stands beside the one of the similar name, is no misspelling of it.
-    if near and near[0] not in vars(cls) and near[0][0] == name[0] and not _is_called(owner, name):
-        raise ValueError(f"{where} would never be called: did you mean {near[0]!r}? If not, give it another name")
-
-
-def _is_called(owner: Module | Callback, name: str) -> bool:
-    """Tell whether a method of the owner's own classes uses a name."""
-    for cls in type(owner).__mro__:
-        if not (_is_ours(cls) or cls.__module__.startswith("torch.")):
-            codes = [part.__code__ for part in vars(cls).values() if isinstance(part, FunctionType)]
-            if any(name in code.co_names for code in codes):
-                return True
-    return False
-
-
-def _is_ours(cls: type) -> bool:
-    return cls.__module__.startswith("framework.")
-
-
-def overrides(owner: Module | Callback, name: str) -> bool:
-    """Tell whether a module or a callback has its own method where its base class has a default or none."""
-    kind = Module if isinstance(owner, Module) else Callback
-    if name in vars(owner):
-        return True
-    return getattr(type(owner), name, None) is not getattr(kind, name, None)
-
-
-def _check_arguments(owner: Module | Callback, name: str, arguments: list[str]) -> None:
-    method = getattr(owner, name)
-    if not callable(method):
-        if isinstance(owner, Module) and name in HOOKS:
-            return  # an attribute of the user's that is not a hook
-        raise TypeError(f"{type(owner).__name__}.{name} is {_describe(method)}; it must be a method")
-    try:
-        signature = inspect.signature(method)
-    except ValueError:  # a builtin without a signature
-        return
-    try:
-        signature.bind(*arguments)
-    except TypeError as error:
-        raise TypeError(
-            f"{type(owner).__name__}.{name} takes {signature}, but is called with ({', '.join(arguments)}): define it "
-            f"as def {name}({', '.join(['self', *arguments])})"
-        ) from error
 
 
 def check_step(module: Module, stage: str, reason: str) -> None:
@@ -304,20 +101,6 @@ def check_initialized(module: Module) -> None:
         raise ValueError(
             f"{', '.join(lazy)} of {type(module).__name__} have no shape yet: run one batch through the module before "
             "fit, with torch.no_grad()"
-        )
-
-
-def refuse_answer(hook: Callable[..., Any], answer: Any) -> None:
-    """Refuse the -1 with which `on_train_batch_start` skips the rest of an epoch in Lightning; ignore other answers.
-
-    Raises:
-        ValueError: If it is -1.
-    """
-    if isinstance(answer, int) and answer == -1:
-        name = getattr(getattr(hook, "func", hook), "__qualname__", "on_train_batch_start")
-        raise ValueError(
-            f"{name} returned -1, which skips the rest of the epoch in Lightning but not here: return None, and use "
-            "limit_train_batches or a shorter loader, or trainer.stop(reason) to end the run"
         )
 
 
@@ -367,7 +150,7 @@ def check_monitors(
     plateaus = [s for s in schedulers if isinstance(s.scheduler, ReduceLROnPlateau) and s.strict]
     watched += [("ReduceLROnPlateau", s.monitor) for s in plateaus]
     late = ("on_train_epoch_end", "on_validation_epoch_end", "on_validation_end", "on_train_epoch_start")
-    sure = not any(overrides(module, hook) for hook in late) and all(_is_ours(type(callback)) for callback in callbacks)
+    sure = not any(overrides(module, hook) for hook in late) and all(is_ours(type(callback)) for callback in callbacks)
     # A step that asks its trainer may log something else at another time.
     step = getattr(type(module).validation_step, "__code__", None)
     sure = sure and step is not None and not {"trainer", "_trainer"} & set(step.co_names)
@@ -408,7 +191,7 @@ def check_loader(loader: Any, name: str) -> None:
         raise TypeError(f"{name} is a tensor; pass framework.data.TensorLoader(X, y, batch_size=...)")
     iterable = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
     if not iterable or isinstance(loader, Mapping | str | bytes | type):
-        raise TypeError(f"{name} is {_describe(loader)}; pass a DataLoader, a TensorLoader or any iterable of batches")
+        raise TypeError(f"{name} is {describe(loader)}; pass a DataLoader, a TensorLoader or any iterable of batches")
     if num_batches(loader) == 0:
         raise ValueError(f"{name} has no batches: is the dataset empty, or smaller than a batch with drop_last=True?")
 
@@ -647,7 +430,3 @@ def warn_of_minimizations(optimizer: Optimizer, steps_per_epoch: float) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def _describe(value: Any) -> str:
-    return type(value).__name__ + ("" if value is None else f" ({' '.join(repr(value).split()):.60})")
