@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,19 +12,38 @@ from lightning.fabric.loggers import CSVLogger as FabricCSVLogger
 from lightning.fabric.loggers import Logger
 from lightning.fabric.loggers import TensorBoardLogger as FabricTensorBoardLogger
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 
 class TensorBoardLogger(FabricTensorBoardLogger):
     """Fabric's TensorBoard logger, quicker where several scalars are logged together.
 
-    A scalar of its own costs about 50 microseconds (an event, a checksum, a queue); here six together cost 70.
+    A scalar of its own costs about 50 microseconds (an event, a checksum, a queue); here six together cost 70. The
+    writer has a thread, which takes its turns from a small step: it is given the events of a second together.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._waiting: list[Event] = []
+        self._due = 0.0
+
+    @property
+    def experiment(self) -> Any:
+        """The `SummaryWriter`; what was logged before is in it."""
+        writer, waiting = super().experiment, self._waiting
+        self._waiting = []
+        for event in waiting:
+            writer._get_file_writer().add_event(event, event.step, event.wall_time)
+        return writer
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
-        self.experiment._get_file_writer().add_summary(Summary(value=values), step)
+        self._waiting.append(Event(wall_time=time.time(), step=step or 0, summary=Summary(value=values)))
+        if time.monotonic() >= self._due:
+            _ = self.experiment
+            self._due = time.monotonic() + 1.0
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, metrics: Mapping[str, Any] | None = None, step: int | None = None) -> None:

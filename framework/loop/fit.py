@@ -26,6 +26,7 @@ def fit(run: FitRun) -> None:
         run.is_between_epochs = False
         phase = run.phase  # callbacks may change it between epochs
         step, closure, size = phase.step, phase.closure, phase.accumulate_grad_batches
+        leaves_out_penalty = closure.objective.handles_penalty
         step_schedulers = [scheduler for scheduler in phase.schedulers if scheduler.interval == "step"]
         for batch_idx, next_idx, batches in groups(run.train_batches, size, progress):
             batch = batches[0] if size == 1 else batches
@@ -36,8 +37,8 @@ def fit(run: FitRun) -> None:
 
             log = progress.global_step % settings.log_every_n_steps == 0
             rates = learning_rates(phase.optimizer) if log else {}
-            # What only logs need is known at the end, too.
-            norm = step(batches, batch_idx, log or _is_last(run, next_idx))
+            # What only logs need is known at the end, too; g, which some optimizers leave out, after every epoch.
+            norm = step(batches, batch_idx, log or _is_last(run, next_idx, of_epoch=leaves_out_penalty))
             run.gradient_norm = norm if norm is not None else run.gradient_norm
             progress.global_step += 1
             metrics.end_step(closure.first.loss, batches)  # type: ignore[union-attr]
@@ -81,9 +82,12 @@ def _log_step(run: FitRun, rates: dict[str, float]) -> None:
     run.log_metrics(run.metrics.log_step(values), run.progress.global_step - 1)
 
 
-def _is_last(run: FitRun, next_idx: float) -> bool:
-    """Tell whether the step about to be taken is the last of its epoch, or of the run."""
-    return next_idx >= run.train_batches.num_batches or run.progress.global_step + 1 == run.settings.max_steps
+def _is_last(run: FitRun, next_idx: float, *, of_epoch: bool) -> bool:
+    """Tell whether the step about to be taken is the last of the run, or ``of_epoch``, of its epoch."""
+    settings, progress = run.settings, run.progress
+    if next_idx >= run.train_batches.num_batches and (of_epoch or progress.epoch + 1 == settings.max_epochs):
+        return True
+    return progress.global_step + 1 == settings.max_steps
 
 
 def _end_epoch(run: FitRun, *, complete: bool) -> None:

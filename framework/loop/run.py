@@ -142,7 +142,7 @@ class FitRun(Run):
     Attributes:
         callbacks: Those of the trainer.
         phase: Optimizer, schedulers and closure.
-        gradient_norm: That of the last step that was logged or ended an epoch, before clipping.
+        gradient_norm: That of the last step that was logged or was the last by a limit, before clipping.
         is_between_epochs: Whether the phase may change now.
         seconds: How long training took, validation included; 0 before its end.
 
