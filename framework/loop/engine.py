@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from framework.module import Module
 from framework.objective.closure import gradient_norm
+from framework.objective.vector import all_parameters
 
 
 class Engine:
@@ -67,11 +68,7 @@ class Engine:
         self._precision.unscale_gradients(optimizer)
         norm = gradient_norm(optimizer) if measure else None
         if clip_val and algorithm == "norm":
-            clip_grad_norm_(_parameters(optimizer), clip_val)
+            clip_grad_norm_(all_parameters(optimizer), clip_val)
         elif clip_val:
-            clip_grad_value_(_parameters(optimizer), clip_val)
+            clip_grad_value_(all_parameters(optimizer), clip_val)
         return norm
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]

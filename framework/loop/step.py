@@ -62,7 +62,6 @@ class EvaluatedOnce:
         self._optimizer = engine.wrap(self._raw)
         self._clip, self._clip_gradients = settings.gradient_clip_val, engine.clip_gradients
         self._algorithm = settings.gradient_clip_algorithm
-        self._always_unscale = engine.grad_scaler is not None
 
     def __call__(self, batches: Iterable[Any], batch_idx: int, log: bool) -> Tensor | None:
         self._closure.evaluate_once(batches, batch_idx, log=log)

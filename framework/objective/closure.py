@@ -21,7 +21,7 @@ from framework.objective.curvature import HessianVectorProduct, hessian_vector_p
 from framework.objective.groups import Group, declared_groups, penalty_value
 from framework.objective.output import check_finite, parse_output
 from framework.objective.replay import Generator, Replay
-from framework.objective.vector import ParameterVector
+from framework.objective.vector import ParameterVector, all_parameters
 from framework.penalties import Penalty
 
 
@@ -416,7 +416,7 @@ class Closure:
             self.first = evaluation
         step.evaluations += 1
         if step.start.has_buffers and self._may_reevaluate(step):
-            step.point = [param.detach().clone() for param in _parameters(self.objective.optimizer)]
+            step.point = [param.detach().clone() for param in all_parameters(self.objective.optimizer)]
         return evaluation.value
 
     def _evaluate_value(self, with_penalty: bool) -> Evaluation:
@@ -457,7 +457,8 @@ class Closure:
         if not changed:
             return
         accepted = all(
-            torch.equal(param, at) for param, at in zip(_parameters(self.objective.optimizer), step.point, strict=True)
+            torch.equal(param, at)
+            for param, at in zip(all_parameters(self.objective.optimizer), step.point, strict=True)
         )
         if accepted and not self._minimizes:
             return
@@ -530,7 +531,7 @@ class _Snapshot(NamedTuple):
 
 
 def _snapshot(optimizer: Optimizer) -> _Snapshot:
-    params = _parameters(optimizer)
+    params = all_parameters(optimizer)
     return _Snapshot(
         [param.detach().clone() for param in params],
         [None if param.grad is None else param.grad.clone() for param in params],
@@ -539,7 +540,7 @@ def _snapshot(optimizer: Optimizer) -> _Snapshot:
 
 def _snapshot_holds(snapshot: _Snapshot, optimizer: Optimizer) -> bool:
     """Tell whether parameters and gradients are what they were; a dropped or replaced gradient is not."""
-    for param, value, gradient in zip(_parameters(optimizer), *snapshot, strict=True):
+    for param, value, gradient in zip(all_parameters(optimizer), *snapshot, strict=True):
         if (param.grad is None) != (gradient is None) or not torch.equal(param, value):
             return False
         if gradient is not None and not torch.equal(param.grad.to_dense(), gradient.to_dense()):  # type: ignore[union-attr]
@@ -549,17 +550,13 @@ def _snapshot_holds(snapshot: _Snapshot, optimizer: Optimizer) -> bool:
 
 def gradient_norm(optimizer: Optimizer) -> Tensor:
     """Compute the 2-norm of all gradients together."""
-    return get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
+    return get_total_norm([p.grad for p in all_parameters(optimizer) if p.grad is not None])
 
 
 @torch.no_grad()
 def _write(params: Iterable[Tensor], values: Iterable[Tensor]) -> None:
     for param, value in zip(params, values, strict=True):
         param.copy_(value)
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 @contextmanager

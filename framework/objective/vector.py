@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
@@ -27,6 +28,11 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     batch = vector.shape[:-1]
     pieces = vector.split([tensor.numel() for tensor in like], dim=-1)
     return [piece.reshape(batch + tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+
+
+def all_parameters(optimizer: Optimizer) -> list[Tensor]:
+    """Return the parameters of all groups of an optimizer, in its order, frozen ones too."""
+    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 class ParameterVector:
