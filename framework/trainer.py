@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from framework.loop.batches import Batches, num_steps, read_fit_data
 from framework.loop.engine import Engine
 from framework.loop.evaluate import evaluate
 from framework.loop.fit import fit
-from framework.loop.hooks import Hooks
+from framework.loop.hooks import Hooks, each
 from framework.loop.metrics import Metrics
 from framework.loop.overrides import check_overrides
 from framework.loop.progress import Progress
@@ -167,7 +169,7 @@ class Trainer:
     def fit(
         self, model: Module, train_dataloaders: Any, val_dataloaders: Any = None, ckpt_path: str | Path | None = None
     ) -> None:
-        """Train a module; return when a limit is reached, when a callback stops it, or on Ctrl-C or SIGTERM.
+        """Train a module; return when a limit is reached, when a callback stops it, or on Ctrl-C.
 
         The loop, in short (`framework.callback` says where the hooks are, `framework/loop/fit.py` is the loop itself)::
 
@@ -188,6 +190,7 @@ class Trainer:
             ValueError: If an input is invalid or settings contradict each other; the message says how to fix it.
             TypeError: If an input has the wrong type.
             FileNotFoundError: If there is no such checkpoint.
+            SystemExit: With 143, after a SIGTERM, when the step under way is done and all is saved and closed.
         """
         with self._running(model, "fit") as hooks:
             settings = self._settings()
@@ -218,6 +221,7 @@ class Trainer:
                     fit(run)
             finally:
                 run.phase.iterations.release()
+                run.due = None  # a hook has failed before it: nobody is left to do it
 
     def validate(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[dict[str, float]]:
         """Run `validation_step` over the data; return what was logged, in a list of one mapping."""
@@ -242,11 +246,19 @@ class Trainer:
             if ckpt_path is not None:
                 path = checkpoints.resolve(self.callbacks, ckpt_path)
                 checkpoints.load_weights(model, checkpoints.load(path)["state_dict"], path)
-            return evaluate(run, Batches(dataloaders, limit=limit, device=engine.device, name="dataloaders"), stage)
+            batches = Batches(dataloaders, limit=limit, device=engine.device, name="dataloaders")
+            values, outputs = evaluate(run, batches, stage)
+            return values or {}, outputs
 
     @contextmanager
     def _running(self, module: Module, stage: str) -> Iterator[Hooks]:
-        """Frame a run: handle signals, fire the first and last hooks, and close the loggers whatever happens."""
+        """Frame a run: handle signals, fire the first and last hooks, and close the loggers whatever happens.
+
+        The first error is the one that is raised; what goes wrong after it is noted on it.
+
+        Raises:
+            SystemExit: With 143, after a SIGTERM, when all is saved and closed.
+        """
         check_module(module)
         check_overrides(module, self.callbacks)
         if self._under_way is not None:
@@ -258,25 +270,25 @@ class Trainer:
         self._stop, self._run = Stop(), None
         if stage == "fit":
             self._fit = None
-        status = "failed"
+        error: BaseException | None = None
         self._under_way = stage
         try:
             with on_signals(lambda number: self._stop.interrupt(number.name)):
                 hooks.call("setup", stage)
                 yield hooks
-            status = "success"
-        except BaseException as error:
-            hooks.call("on_exception", error)
-            raise
-        finally:
-            try:
-                hooks.call("teardown", stage)
-                for logger in self.loggers:
-                    logger.finalize(status)
-            finally:
-                self._under_way = None
-                if outer is not None and outer._under_way is not None:
-                    module._trainer = outer  # a run of another trainer within its run is over
+        except BaseException as raised:
+            error = each([partial(listener, raised) for listener in hooks.on_exception], after=raised)
+        status = "success" if error is None else "failed"
+        ends = [partial(listener, stage) for listener in hooks.teardown]
+        ends += [partial(logger.finalize, status) for logger in self.loggers]
+        error = each(ends, after=error)
+        self._under_way = None
+        if outer is not None and outer._under_way is not None:
+            module._trainer = outer  # a run of another trainer within its run is over
+        if error is not None:
+            raise error
+        if self._stop.interrupted_by == "SIGTERM":
+            raise SystemExit(128 + signal.SIGTERM)
 
     # ---------------------------------------------------------------------------------------- during a run
 
@@ -322,13 +334,17 @@ class Trainer:
     def save_checkpoint(self, path: str | Path) -> None:
         """Write everything that `fit` needs to continue from here as if it had not been interrupted.
 
+        Called in ``on_train_batch_end`` or ``on_train_epoch_end``, it writes the file when these hooks have been called
+        on everybody and what they logged is sent; from a callback with `Callback.after_module`, at once. During
+        validation the file holds the state before it, with which a continued run validates again.
+
         Raises:
             ValueError: If the objective is not finite: an older checkpoint is better than a diverged one.
+            RuntimeError: If a step is under way.
         """
         run = self._last_fit("save_checkpoint")
         if self.fabric.is_global_zero:
-            run.check_finite()
-            checkpoints.save(run.state_dict(), path)
+            run.save(path)
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Send values to all loggers; ``step`` defaults to `global_step`."""

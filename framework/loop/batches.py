@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
+from framework.data import TensorLoader
 from framework.loop.progress import Progress
 from framework.loop.settings import Settings
 from framework.loop.validation import (
@@ -43,6 +45,9 @@ class Batches:
         # On the CPU nothing needs to be moved, and moving would cost as much as a small batch.
         self._device = None if device.type == "cpu" or hasattr(loader, "to") else device
         self.epoch = 0
+        self._has_begun = self._goes_on = False
+        self._held: Batches | None = None
+        self._held_rng: dict[str, Any] | None = None
         # Such a loader derives the order of an epoch from the epoch's number, others draw it from random generators.
         self.has_epochs = hasattr(loader, "set_epoch")
 
@@ -61,21 +66,92 @@ class Batches:
         for owner in (self.loader, *(getattr(self.loader, name, None) for name in ("sampler", "batch_sampler"))):
             if hasattr(owner, "set_epoch"):
                 owner.set_epoch(self.epoch)
+        return self._read(done=0)
+
+    def resume(self, done: int, rng: Mapping[str, Any]) -> Iterator[Any]:
+        """Iterate over the batches of ``self.epoch`` that are left after ``done`` of them. Random streams stay.
+
+        A loader that was given its own state (`load_state_dict`) goes on from there. Of any other, the epoch is drawn
+        again, from the random state ``rng`` at its start, and what is done is skipped.
+        """
+        generators = self.generators()
+        now = rng_state(generators)
+        if self._goes_on:
+            rest = self._read(done)
+        else:
+            set_rng_state(dict(rng) or now, generators)
+            rest = iter(self)
+            next(itertools.islice(rest, done, done), None)
+        set_rng_state(now, generators)
+        return rest
+
+    def _read(self, done: int) -> Iterator[Any]:
+        self._has_begun, self._goes_on = True, False
         batches: Iterator[Any] = iter(self.loader)
         if self._limit is not None:
-            batches = itertools.islice(batches, int(self.num_batches))
+            batches = itertools.islice(batches, int(self.num_batches) - done)
         if self._device is not None:
             batches = (move_data_to_device(batch, self._device) for batch in batches)
         return batches
 
     def hold(self) -> None:
         """Read the batches once and repeat exactly those from now on (``overfit_batches``)."""
-        self.loader, self._device = list(self), None
+        generators = self.generators()
+        self._held_rng, self._held = rng_state(generators), copy.copy(self)
+        self.loader, self._device = list(self._held), None
         self.limit = None
 
     def generators(self) -> list[Generator]:
         """Return the generators that batches are drawn from, besides the global ones and those set by ``set_epoch``."""
         return find_generators(self.loader)
+
+    # --------------------------------------------------------------------------------------- saving, continuing
+
+    def fingerprint(self) -> dict[str, int | None]:
+        """Return how many batches an epoch has, of how many samples each and together, as far as this is known."""
+        loader = self.loader if self._held is None else self._held.loader
+        owners = (loader, getattr(loader, "batch_sampler", None))
+        sizes = [size for owner in owners if isinstance(size := getattr(owner, "batch_size", None), int)]
+        data = loader if isinstance(loader, TensorLoader) else getattr(loader, "dataset", None)
+        samples = data.num_samples if isinstance(data, TensorLoader) else num_batches(data)
+        return {
+            "num_batches": None if self.num_batches == math.inf else int(self.num_batches),
+            "batch_size": sizes[0] if sizes else None,
+            "num_samples": None if samples == math.inf else int(samples),
+        }
+
+    def state_dict(self, *, within_epoch: bool) -> dict[str, Any]:
+        """Return what the next batches depend on besides the random state of the epoch.
+
+        These are the state of a loader that has a ``state_dict`` of its own, and the random state that the batches of
+        ``overfit_batches`` were drawn from.
+        """
+        # Where a limit cuts the epoch short, the loader's own position is not where the next epoch starts.
+        own = self._keeps_state() and (within_epoch or self._limit is None)
+        return {"loader": self.loader.state_dict() if own else None, "held_rng": self._held_rng}
+
+    def load_state_dict(self, state: Mapping[str, Any], *, within_epoch: bool) -> None:
+        """Take back what `state_dict` gave, before the first batch is read."""
+        if state["loader"] is not None and self._keeps_state():
+            self.loader.load_state_dict(state["loader"])
+            self._goes_on = within_epoch
+        if state["held_rng"] is not None and self._held is not None:
+            generators = self._held.generators()
+            now = rng_state(generators)
+            set_rng_state(state["held_rng"], generators)
+            self.loader, self._held_rng = list(self._held), state["held_rng"]
+            set_rng_state(now, generators)
+
+    def start_workers(self) -> None:
+        """Start workers that persist, as the first epoch of a run does: the next one draws no seed for them."""
+        if getattr(self.loader, "persistent_workers", False) and not self._has_begun:
+            generators = self.generators()
+            now = rng_state(generators)
+            self._read(done=0)
+            set_rng_state(now, generators)
+
+    def _keeps_state(self) -> bool:
+        return hasattr(self.loader, "state_dict") and hasattr(self.loader, "load_state_dict")
 
 
 def groups(batches: Batches, size: int | str, progress: Progress) -> Iterator[tuple[int, float, Any]]:
@@ -87,32 +163,28 @@ def groups(batches: Batches, size: int | str, progress: Progress) -> Iterator[tu
         progress: Which epoch it is, and how many of its batches are done.
 
     Yields:
-        The index of the step's first batch, the index after its last, and the batches: a list, or for "epoch" the
-        ``batches`` themselves, to be read as often as needed.
+        The index of the step's first batch; the index after its last, infinite if the data were read to their end; and
+        the batches: a list, or for "epoch" the ``batches`` themselves, to be read as often as needed.
     """
     batches.epoch = progress.epoch
+    if progress.batch_idx == math.inf:
+        return  # they were read to their end before the interruption
+    if progress.epoch > 0:
+        batches.start_workers()
     if size == "epoch":
         if progress.batch_idx == 0:
-            yield 0, batches.num_batches, batches
+            yield 0, math.inf, batches
         return
-    if progress.batch_idx == math.inf:
-        return  # a stream without length that was read to its end before the interruption
     start = int(progress.batch_idx)
     if start == 0:
         # Reading the state of three generators takes as long as a small step: only do it if the order depends on it.
         progress.epoch_rng = {} if batches.has_epochs else rng_state(batches.generators())
         rest = iter(batches)
     else:
-        # A resumed run draws the order of its epoch again and skips what it was trained on.
-        generators = batches.generators()
-        now = rng_state(generators)
-        set_rng_state(progress.epoch_rng or now, generators)
-        rest = iter(batches)
-        next(itertools.islice(rest, start, start), None)
-        set_rng_state(now, generators)
+        rest = batches.resume(start, progress.epoch_rng)
     while group := list(itertools.islice(rest, int(size))):
         end = start + len(group)
-        yield start, end, group
+        yield start, end if len(group) == size else math.inf, group
         start = end
 
 

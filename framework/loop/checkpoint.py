@@ -11,6 +11,10 @@ A checkpoint is one mapping of tensors, numbers, strings and containers of them:
 ``lr_schedulers``      their ``state_dict()``, in order, each with what it has seen of its metric
 ``callbacks``          their ``state_dict()``, by class name and position
 ``metrics``            the last value of each, and the sums of the epoch under way
+``metric_states``      the states of the torchmetrics in the module
+``data``               the training loader's own state, if it has one
+``loggers``            how much of their files is of the run up to here
+``fingerprint``        number and size of batches, accumulation, precision: to notice that they changed
 ``rng``                the global random generators, and the training data's own
 =====================  ===================================================================================
 """
@@ -39,6 +43,10 @@ _NEEDED = (
     "lr_schedulers",
     "callbacks",
     "metrics",
+    "metric_states",
+    "data",
+    "loggers",
+    "fingerprint",
     "rng",
 )
 

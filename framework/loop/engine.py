@@ -27,6 +27,7 @@ class Engine:
         device: Where the module is and batches should live.
         backward: Adds the gradients of a loss to those in the parameters.
         grad_scaler: The gradient scaler for fp16, otherwise None.
+        precision: Its name, such as "32-true".
     """
 
     def __init__(self, fabric: Fabric, module: Module) -> None:
@@ -36,6 +37,7 @@ class Engine:
         self._precision = fabric.strategy.precision
         self._plain = type(fabric.strategy) is SingleDeviceStrategy and type(self._precision) is Precision
         self.backward: Callable[[Tensor], None] = Tensor.backward if self._plain else fabric.backward
+        self.precision: str = self._precision.precision
         self.grad_scaler = getattr(self._precision, "scaler", None)
 
     def wrap(self, optimizer: Optimizer) -> Any:

@@ -13,12 +13,11 @@ from framework.loop.batches import Batches
 from framework.loop.run import FitRun, Run
 from framework.loop.validation import check_monitors, refuse_empty
 from framework.module import Module
-from framework.objective.replay import rng_state, set_rng_state
 
 
 def evaluate(
     run: Run, batches: Batches, stage: str, *, max_batches: int | None = None
-) -> tuple[dict[str, float], list[Any]]:
+) -> tuple[dict[str, float] | None, list[Any]]:
     """Run ``<stage>_step`` over the batches, in evaluation mode and without gradients.
 
     Args:
@@ -28,13 +27,13 @@ def evaluate(
         max_batches: Read only so many.
 
     Returns:
-        The reduced metrics, and for "predict" what the steps returned.
+        The reduced metrics, None if a signal broke the pass off, and for "predict" what the steps returned.
     """
     hooks, metrics = run.hooks, run.metrics
     step = run.engine.forward(f"{stage}_step")
     outputs = []
     counts = run.progress.evaluated_batches
-    seen = counts.get(stage, 0)
+    seen, broken_off = counts.get(stage, 0), False
     with _evaluation_mode(run.module), metrics.collecting(stage):
         with torch.inference_mode() if run.settings.inference_mode else torch.no_grad():
             hooks.call(f"on_{stage}_start")
@@ -50,29 +49,33 @@ def evaluate(
                 of_batch = metrics.log_step({})
                 if not run.sanity_checking:
                     run.log_metrics(of_batch, seen + batch_idx)
-                    counts[stage] = seen + batch_idx + 1
-                if run.stop.interrupted:
+                if broken_off := run.stop.interrupted:
                     break
             if batch_idx < 0 and batches.num_batches:
                 refuse_empty(batches.name)
             hooks.call(f"on_{stage}_epoch_end")
-        values = {} if run.stop.interrupted else metrics.log_epoch()  # half of the data says nothing
-        if not (run.sanity_checking or run.stop.interrupted):
+        values = None if broken_off else metrics.log_epoch()  # half of the data says nothing
+        if values is not None and not run.sanity_checking:
             run.log_metrics(values)
         with metrics.collecting(None):
             hooks.call(f"on_{stage}_end")
+    if values is not None and not run.sanity_checking:
+        counts[stage] = seen + batch_idx + 1
     return values, outputs
 
 
-def validate(run: FitRun, *, max_batches: int | None = None) -> None:
-    """Evaluate on the validation data of a fit; training goes on as if nothing had been drawn at random."""
+def validate(run: FitRun, *, max_batches: int | None = None) -> bool:
+    """Evaluate on the validation data of a fit; training goes on as if nothing had been drawn at random.
+
+    Returns:
+        Whether they were read to the end, and not broken off by a signal.
+    """
     assert run.val_batches is not None
-    generators = run.generators() + run.val_batches.generators()
-    state = rng_state(generators)
-    try:
-        evaluate(run, run.val_batches, "validation", max_batches=max_batches)
-    finally:
-        set_rng_state(state, generators)
+    with run.validating():
+        values, _ = evaluate(run, run.val_batches, "validation", max_batches=max_batches)
+        if values is not None and not run.sanity_checking:
+            run.send_held_logs()
+    return values is not None
 
 
 def sanity_check(run: FitRun) -> None:

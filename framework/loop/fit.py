@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from functools import partial
 from typing import Any
 
 from framework.loop.batches import groups
@@ -16,7 +18,8 @@ from framework.objective.closure import Closure
 def fit(run: FitRun) -> None:
     """Train until a limit is reached or somebody asks to stop. `framework.callback` says where each hook is."""
     settings, hooks, progress, metrics = run.settings, run.hooks, run.progress, run.metrics
-    batch_start, batch_end = hooks.on_train_batch_start, hooks.on_train_batch_end
+    batch_start = hooks.on_train_batch_start
+    batch_end, batch_watched = hooks.heard("on_train_batch_end")
     hooks.call("on_fit_start")
     sanity_check(run)
     hooks.call("on_train_start")
@@ -28,8 +31,10 @@ def fit(run: FitRun) -> None:
         step, closure, size = phase.step, phase.closure, phase.accumulate_grad_batches
         leaves_out_penalty = closure.objective.handles_penalty
         step_schedulers = [scheduler for scheduler in phase.schedulers if scheduler.interval == "step"]
-        for batch_idx, next_idx, batches in groups(run.train_batches, size, progress):
+        steps = groups(run.train_batches, size, progress)
+        for batch_idx, next_idx, batches in steps:
             batch = batches[0] if size == 1 else batches
+            run.is_in_step = True
             metrics.read_group(batches)
             for hook in batch_start:
                 if (answer := hook(batch, batch_idx)) is not None:
@@ -47,25 +52,38 @@ def fit(run: FitRun) -> None:
             for scheduler in step_schedulers:
                 if progress.global_step % scheduler.frequency == 0:
                     scheduler.step(metrics)
+            run.is_in_step = False
+            run.due = partial(_log_step, run, rates) if log else _nothing
             for hook in batch_end:
                 hook(_outputs(closure, size), batch, batch_idx)
-            if log:
-                _log_step(run, rates)
+            run.complete()
+            for hook in batch_watched:
+                hook(_outputs(closure, size), batch, batch_idx)
             if run.is_over():
+                if progress.batch_idx >= run.train_batches.num_batches:
+                    next(steps, None)  # read the loader to its end: some draw random numbers there
+                    progress.batch_idx = math.inf
                 break
         else:
             if progress.batch_idx == 0:
                 raise ValueError(
                     "train_dataloaders yielded no batch: is it empty, or a generator that was read before?"
                 )
-            progress.batch_idx = run.train_batches.num_batches
+            progress.batch_idx = math.inf
         run.is_between_epochs = True
+        if progress.batch_idx != math.inf:
+            run.mark_end()  # what follows at the end of half an epoch happens again when it is continued
         if not run.stop.interrupted:
-            _end_epoch(run, complete=progress.batch_idx >= run.train_batches.num_batches)
+            _end_epoch(run, complete=progress.batch_idx == math.inf)
+    run.mark_end()
     run.seconds = time.perf_counter() - started
     with metrics.collecting(None):  # no epoch is to come that would publish it
         hooks.call("on_train_end")
         hooks.call("on_fit_end")
+
+
+def _nothing() -> None:
+    """Be due after a step that is not logged."""
 
 
 def _outputs(closure: Closure, size: int | str) -> Any:
@@ -95,10 +113,8 @@ def _end_epoch(run: FitRun, *, complete: bool) -> None:
     progress = run.progress
     epoch = progress.epoch + 1
     run.check_finite()
-    if run.val_batches is not None and epoch % run.settings.check_val_every_n_epoch == 0:
-        validate(run)
-        if run.stop.interrupted:
-            return  # half a validation decides nothing: a resumed run makes it again
+    if run.val_batches is not None and epoch % run.settings.check_val_every_n_epoch == 0 and not validate(run):
+        return  # half a validation decides nothing: a resumed run makes it again
     run.publish_epoch()
     if complete:
         due = [s for s in run.phase.schedulers if s.interval == "epoch" and epoch % s.frequency == 0]
@@ -116,5 +132,6 @@ def _end_epoch(run: FitRun, *, complete: bool) -> None:
             if scheduler.monitor is not None:
                 scheduler.step(run.metrics)
 
-    run.hooks.call("on_train_epoch_end", before_watching=publish)
+    run.due = publish
+    run.hooks.call("on_train_epoch_end", before_watching=run.complete)
     progress.epoch = progress.epochs_completed

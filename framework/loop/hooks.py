@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,10 @@ class Hooks:
     def __getattr__(self, name: str) -> list[Callable[..., Any]]:
         return self._first[name] + self._watching[name]
 
+    def heard(self, name: str) -> tuple[list[Callable[..., Any]], list[Callable[..., Any]]]:
+        """Return the listeners in two parts: the first ones, and the callbacks that watch what these did."""
+        return self._first[name], self._watching[name]
+
     def call(self, name: str, *args: Any, before_watching: Callable[[], None] | None = None) -> None:
         """Fire one hook; call ``before_watching`` between the module and the callbacks that watch what it did."""
         for listener in self._first[name]:
@@ -51,3 +55,30 @@ class Hooks:
 
 def _overrides(callback: Callback, name: str) -> bool:
     return getattr(type(callback), name) is not getattr(Callback, name)
+
+
+def each(actions: Iterable[Callable[[], Any]], *, after: BaseException | None = None) -> BaseException | None:
+    """Do all the actions, whichever of them fail.
+
+    Args:
+        actions: What to do.
+        after: The error that was there before.
+
+    Returns:
+        The first error, with a note for each later one; None if there is none.
+    """
+    for action in actions:
+        try:
+            action()
+        except BaseException as error:
+            if after is None:
+                after = error
+            else:
+                after.add_note(f"(then {_name_of(action)} failed, too: {type(error).__name__}: {error})")
+    return after
+
+
+def _name_of(action: Any) -> str:
+    while isinstance(action, partial):
+        action = action.func
+    return getattr(action, "__qualname__", repr(action))

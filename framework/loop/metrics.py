@@ -418,9 +418,10 @@ class Metrics:
     def state_dict(self) -> dict[str, Any]:
         """Return what goes on in another run: the values, and the sums of the epoch under way. Waits for the device.
 
-        A `torchmetrics.Metric` keeps its own state, as it says by ``persistent``.
+        The states of torchmetrics are not in it: see `framework.objective.replay.metric_states`.
         """
         self.note_own()
+        names = {part: name for name, part in self._module.named_modules() if isinstance(part, Metric)}
         return {
             "latest": {name: (float(value), count) for name, (value, count) in self._latest.items()},
             "steps": self._steps,
@@ -428,11 +429,14 @@ class Metrics:
             "sums": {
                 name: {
                     "options": entry.options._asdict(),
+                    "metric": None if entry.metric is None else names[entry.metric],
+                    "logged": entry.logged,
+                    "unsent": None if entry.unsent is None else float(entry.unsent),
                     "total": None if entry.total is None else float(entry.total),
                     "weight": entry.weight,
                 }
                 for name, entry in self._entries["train"].items()
-                if entry.metric is None
+                if entry.metric is None or entry.metric in names
             },
         }
 
@@ -442,9 +446,10 @@ class Metrics:
         self._steps = state["steps"]
         self.epoch_loss.load_state_dict(state["epoch_loss"])
         for name, saved in state["sums"].items():
-            entry = self._entries["train"][name] = _Entry(name, _Options(**saved["options"]), metric=None)
+            metric: Any = None if saved["metric"] is None else self._module.get_submodule(saved["metric"])
+            entry = self._entries["train"][name] = _Entry(name, _Options(**saved["options"]), metric)
+            entry.logged, entry.unsent, entry.weight = saved["logged"], saved["unsent"], saved["weight"]
             if saved["total"] is not None:
-                entry.logged, entry.weight = True, saved["weight"]
                 entry.total = torch.tensor(saved["total"], dtype=torch.float64)
 
 

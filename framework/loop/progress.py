@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ class Progress:
     Attributes:
         epoch: The index of the current epoch.
         epochs_completed: The same, plus one at the end of an epoch, when checkpoints are written.
-        batch_idx: How many batches of the next epoch are done.
+        batch_idx: How many batches of the next epoch are done; infinite once its data were read to their end.
         global_step: Optimizer steps taken.
         evaluated_batches: By stage, those of validation and the like: the steps at which their values are logged.
         iterations: Those that an optimizer made within its steps, if it reports them.
@@ -27,3 +28,8 @@ class Progress:
     iterations: int = 0
     evaluated_batches: dict[str, int] = field(default_factory=dict)
     epoch_rng: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_within_epoch(self) -> bool:
+        """Whether some batches of the next epoch are done and others are not."""
+        return 0 < self.batch_idx < math.inf

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from framework._version import __version__
 from framework.callback import Callback
 from framework.loggers import Logger
 from framework.loop.batches import Batches, num_steps
-from framework.loop.checkpoint import check_weights, load_weights
+from framework.loop.checkpoint import check_weights, load_weights, save
 from framework.loop.engine import Engine
 from framework.loop.hooks import Hooks
 from framework.loop.inner_iterations import InnerIterations
@@ -30,6 +31,7 @@ from framework.loop.settings import Settings
 from framework.loop.step import GivenClosure, Step, make_step
 from framework.loop.validation import (
     check_configured,
+    check_fingerprint,
     check_param_groups,
     check_penalty,
     check_penalty_object,
@@ -37,12 +39,20 @@ from framework.loop.validation import (
     check_replay,
     check_schedulers,
     check_smoothness,
+    warn_of_hidden_state,
     warn_of_minimizations,
 )
 from framework.module import Module
 from framework.objective.closure import Closure, Objective
 from framework.objective.groups import adopt_penalty, is_penalized, sparsities, stationarity_gap
-from framework.objective.replay import Generator, find_generators, rng_state, set_rng_state
+from framework.objective.replay import (
+    Generator,
+    find_generators,
+    metric_states,
+    rng_state,
+    set_metric_states,
+    set_rng_state,
+)
 
 
 @dataclass
@@ -51,11 +61,16 @@ class Stop:
 
     Attributes:
         reason: Why; None while nobody asks.
-        interrupted: Whether a signal asks.
+        interrupted_by: The name of the signal that asks, if one does.
     """
 
     reason: str | None = None
-    interrupted: bool = False
+    interrupted_by: str | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal asks."""
+        return self.interrupted_by is not None
 
     def ask(self, reason: str) -> None:
         """Ask for the end after the step under way; the first reason is kept."""
@@ -63,7 +78,7 @@ class Stop:
 
     def interrupt(self, signal_name: str) -> None:
         """Ask for the end because of a signal."""
-        self.interrupted = True
+        self.interrupted_by = signal_name
         self.ask(f"interrupted by {signal_name}")
 
 
@@ -144,6 +159,8 @@ class FitRun(Run):
         phase: Optimizer, schedulers and closure.
         gradient_norm: That of the last step that was logged or was the last by a limit, before clipping.
         is_between_epochs: Whether the phase may change now.
+        is_in_step: Whether a step is under way, so that there is no state to continue from.
+        due: What is to be done when the hooks under way were called; a checkpoint waits for it.
         seconds: How long training took, validation included; 0 before its end.
 
     Raises:
@@ -173,6 +190,12 @@ class FitRun(Run):
         self.seconds = 0.0
         self.gradient_norm: Tensor | None = None
         self.is_between_epochs = True
+        self.is_in_step = False
+        self.due: Callable[[], None] | None = None
+        self._awaited_checkpoints: list[str | Path] = []
+        self._held_logs: list[tuple[dict[str, float], int]] | None = None
+        self._rng_before_validation: dict[str, Any] | None = None
+        self._end: dict[str, Any] | None = None
         self.phase = self._make_phase(configured, settings.accumulate_grad_batches, evaluations=0)
         self.callbacks = callbacks
         self._deadline = time.monotonic() + settings.max_time
@@ -233,7 +256,9 @@ class FitRun(Run):
         evaluations = float(self.phase.closure.evaluations)
         values = {"iteration/objective": value, "iteration/closure_evaluations": evaluations}
         self.log_metrics(self.metrics.log_iteration(values), self.progress.iterations)
+        self.is_in_step = False  # the parameters are at the best point, from which the step can be taken again
         self.hooks.call("on_optimizer_iteration", iteration, value)
+        self.is_in_step = True
 
     def stationarity_gap(self) -> float:
         """Compute the stationarity gap on all the training data: one evaluation more, and the device is waited for."""
@@ -268,6 +293,61 @@ class FitRun(Run):
             elif time.monotonic() >= self._deadline:
                 self.stop.ask("max_time")
         return self.stop.reason is not None
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint; if hooks are under way after which something is due, write it then.
+
+        Raises:
+            ValueError: If the objective is not finite: an older checkpoint is better than a diverged one.
+        """
+        if self.due is not None:
+            self._awaited_checkpoints.append(path)
+            return
+        self.check_finite()
+        save(self.state_dict(), path)
+
+    def complete(self) -> None:
+        """Do what is due when the hooks after a step or an epoch were called."""
+        assert self.due is not None
+        due, self.due = self.due, None
+        due()
+        if self._awaited_checkpoints:
+            paths, self._awaited_checkpoints = self._awaited_checkpoints, []
+            for path in paths:
+                self.save(path)
+
+    def mark_end(self) -> None:
+        """Note where a continued run goes on: what hooks and loggers do from now on belongs to this end alone."""
+        if self._end is None:
+            self._end = copy.deepcopy(self._standing())
+
+    @contextmanager
+    def validating(self) -> Iterator[None]:
+        """Within, logs are held back until `send_held_logs`, and random draws do not count.
+
+        A run that is interrupted in validation, or is saved there, makes all of it again when it is continued.
+        """
+        assert self.val_batches is not None
+        generators = self.generators() + self.val_batches.generators()
+        self._rng_before_validation, self._held_logs = rng_state(generators), []
+        try:
+            yield
+        finally:
+            set_rng_state(self._rng_before_validation, generators)
+            self._rng_before_validation = self._held_logs = None
+
+    def send_held_logs(self) -> None:
+        """Send the loggers what `validating` has held back: validation was read to its end."""
+        held, self._held_logs = self._held_logs or [], None
+        for values, step in held:
+            self.log_metrics(values, step)
+
+    def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        step = self.progress.global_step if step is None else step
+        if self._held_logs is None:
+            super().log_metrics(values, step)
+        else:
+            self._held_logs.append((dict(values), step))
 
     @contextmanager
     def trying_validation(self) -> Iterator[None]:
@@ -332,33 +412,66 @@ class FitRun(Run):
     # --------------------------------------------------------------------------------------- saving, continuing
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that `load_state_dict` needs; `framework.loop.checkpoint` lists it."""
+        """Return everything that `load_state_dict` needs; `framework.loop.checkpoint` lists it.
+
+        Between steps this is the state to continue from. During validation it is the state before it, and after the
+        end that of `mark_end`, with the module and the optimizer as they are now.
+
+        Raises:
+            RuntimeError: If a step is under way.
+        """
+        if self.is_in_step:
+            raise RuntimeError(
+                "a checkpoint was asked for within a step, which a continued run could not take again exactly: call "
+                "save_checkpoint in on_train_batch_end instead, or in on_train_epoch_end"
+            )
         phase = self.phase
         checkpoint: dict[str, Any] = {
             "version": __version__,
-            "progress": {**vars(self.progress), "epoch": self.progress.epochs_completed},
-            "closure_evaluations": phase.closure.evaluations,
             "state_dict": self.module.state_dict(),
             "optimizer": phase.optimizer.state_dict(),
             "optimizer_class": type(phase.optimizer).__name__,
             "lr_schedulers": [config.state_dict() for config in phase.schedulers],
-            "callbacks": {name: state for name, c in _named(self.callbacks) if (state := c.state_dict())},
-            "metrics": self.metrics.state_dict(),
-            "rng": rng_state(self.generators()),
+            "fingerprint": self._fingerprint(),
+            **(self._end or self._standing()),
         }
         self.hooks.call("on_save_checkpoint", checkpoint)
         return checkpoint
+
+    def _standing(self) -> dict[str, Any]:
+        """Return how far the run has come: the part of the state that hooks and loggers move on."""
+        progress = self.progress
+        return {
+            "progress": {**vars(progress), "epoch": progress.epochs_completed},
+            "closure_evaluations": self.phase.closure.evaluations,
+            "callbacks": {name: state for name, c in _named(self.callbacks) if (state := c.state_dict())},
+            "metrics": self.metrics.state_dict(),
+            "metric_states": metric_states(self.module),
+            "data": self.train_batches.state_dict(within_epoch=progress.is_within_epoch),
+            "loggers": [_state_of(logger) for logger in self.loggers],
+            "rng": self._rng_before_validation or rng_state(self.generators()),
+        }
+
+    def _fingerprint(self) -> dict[str, int | str | None]:
+        """Return what must be the same for the batches of an epoch to go on where they were interrupted."""
+        return {
+            **self.train_batches.fingerprint(),
+            "accumulate_grad_batches": self.phase.accumulate_grad_batches,
+            "precision": self.engine.precision,
+        }
 
     def load_state_dict(self, checkpoint: dict[str, Any], path: str | Path) -> None:
         """Put a run that has not started into the state of a checkpoint; ``path`` is its name in errors.
 
         Raises:
-            ValueError: If it is from another model or optimizer.
+            ValueError: If it is from another model or optimizer, or from the middle of an epoch of other batches.
         """
         self.hooks.call("on_load_checkpoint", checkpoint)
         # A callback may have changed the phase.
         optimizer, schedulers = self.phase.optimizer, self.phase.schedulers
+        progress = Progress(**checkpoint["progress"])
         check_weights(self.module, checkpoint["state_dict"], path)
+        check_fingerprint(checkpoint["fingerprint"], self._fingerprint(), progress, path)
         if checkpoint["optimizer_class"] != type(optimizer).__name__:
             raise ValueError(
                 f"{path} has the state of {checkpoint['optimizer_class']}, this run {type(optimizer).__name__}: "
@@ -380,10 +493,22 @@ class FitRun(Run):
         for name, callback in _named(self.callbacks):
             if name in checkpoint["callbacks"]:
                 callback.load_state_dict(checkpoint["callbacks"][name])
-        self.progress = Progress(**checkpoint["progress"])
+        self.progress = progress
         self.phase.closure.objective.evaluations = checkpoint["closure_evaluations"]
         self.metrics.load_state_dict(checkpoint["metrics"])
+        set_metric_states(self.module, checkpoint["metric_states"])
+        warn_of_hidden_state(self.train_batches.loader, progress)
+        self.train_batches.load_state_dict(checkpoint["data"], within_epoch=progress.is_within_epoch)
+        for logger, saved in zip(self.loggers, checkpoint["loggers"], strict=False):
+            if saved["state"] is not None and saved["class"] == type(logger).__name__:
+                logger.load_state_dict(saved["state"])  # type: ignore[attr-defined]
         set_rng_state(checkpoint["rng"], self.generators())
+
+
+def _state_of(logger: Logger) -> dict[str, Any]:
+    """Return a logger's state, None if it keeps none, and its class, by which a continued run knows it."""
+    state = logger.state_dict() if hasattr(logger, "state_dict") else None
+    return {"class": type(logger).__name__, "state": state}
 
 
 def _named(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:

@@ -11,7 +11,9 @@ from types import FrameType
 
 @contextmanager
 def on_signals(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Call ``stop`` on the first SIGINT or SIGTERM; the second one raises KeyboardInterrupt at once.
+    """Call ``stop`` on the first SIGINT or SIGTERM; the second one ends the process at once.
+
+    A second SIGINT raises KeyboardInterrupt, a second SIGTERM SystemExit with 143.
 
     Outside the main thread this does nothing, because Python allows no signal handlers there.
     """
@@ -21,6 +23,8 @@ def on_signals(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
     caught: list[signal.Signals] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if caught and number == signal.SIGTERM:
+            raise SystemExit(128 + number)
         if caught:
             raise KeyboardInterrupt
         caught.append(signal.Signals(number))

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from framework.callback import Callback
 from framework.data import TensorLoader
 from framework.loop.overrides import describe, is_ours, overrides
+from framework.loop.progress import Progress
 from framework.module import Module
 from framework.objective.groups import check_groups, check_weight
 
@@ -259,6 +260,64 @@ def num_batches(loader: Any) -> float:
         return len(loader)
     except TypeError:
         return math.inf
+
+
+def check_fingerprint(saved: Mapping[str, Any], own: Mapping[str, Any], progress: Progress, path: str | Path) -> None:
+    """Refuse to continue in the middle of an epoch with other batches; between epochs only warn.
+
+    Args:
+        saved: What the run that wrote the checkpoint had: numbers and names.
+        own: What this run has.
+        progress: Where the checkpoint was written.
+        path: Its name.
+
+    Raises:
+        ValueError: If something differs in the middle of an epoch; the message names it.
+    """
+    changed = [name for name in own if saved.get(name) != own[name]]
+    if not changed:
+        return
+    before, now = (", ".join(f"{name}={values.get(name)}" for name in changed) for values in (saved, own))
+    if progress.is_within_epoch:
+        raise ValueError(
+            f"{path} was written within an epoch, after {progress.batch_idx:g} batches, with {before}; this run has "
+            f"{now}: continue with the data and the settings of the run that wrote it, or from between two epochs"
+        )
+    warnings.warn(f"{path} was written with {before}; this run goes on with {now}", stacklevel=2)
+
+
+def warn_of_hidden_state(loader: Any, progress: Progress) -> None:
+    """Warn if a run is to be continued on data whose order may depend on what cannot be saved.
+
+    Args:
+        loader: The training data.
+        progress: Where the checkpoint was written.
+    """
+    name = type(loader).__name__
+    if hasattr(loader, "state_dict") or isinstance(loader, list | tuple):
+        return
+    if not isinstance(loader, DataLoader):
+        if not hasattr(loader, "set_epoch") and getattr(loader, "__dict__", True):
+            warnings.warn(
+                f"train_dataloaders is a {name} without state_dict() and load_state_dict(): if its batches depend on "
+                "anything but the random generators that it holds, the continued run sees others",
+                stacklevel=2,
+            )
+        return
+    if loader.persistent_workers and progress.epoch > 0:
+        warnings.warn(
+            f"persistent_workers=True in the {name}: what its workers draw at random differs in the continued run; "
+            "pass persistent_workers=False if they draw anything",
+            stacklevel=2,
+        )
+    for part in (loader.sampler, loader.batch_sampler):
+        theirs = part is not None and not type(part).__module__.startswith("torch.utils.data.")
+        if theirs and not hasattr(part, "set_epoch"):
+            warnings.warn(
+                f"the {name} has a {type(part).__name__}: if its order depends on anything but random generators that "
+                "it holds, the continued run sees other batches; give it set_epoch(epoch)",
+                stacklevel=2,
+            )
 
 
 # ------------------------------------------------------------------------------------- optimizers, groups, penalties

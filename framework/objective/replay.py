@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.fabric.utilities.seed import seed_everything as seed_everything
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -203,9 +204,28 @@ class Replay:
         for source, state in zip(self._sources, draws, strict=True):
             source.set(state)
         for metric, (state, update_count) in zip(self._metrics, metric_states, strict=True):
-            for name, value in state.items():
-                setattr(metric, name, _copy(value))
-            metric._update_count, metric._computed = update_count, None
+            _set_metric_state(metric, state, update_count)
+
+
+def metric_states(module: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return the states of the torchmetrics in a module that were updated, by their names in it, as plain data."""
+    metrics = {name: part for name, part in module.named_modules() if isinstance(part, Metric) and part._update_count}
+    states = _metric_states(metrics.values())
+    return {name: {"state": state, "updates": n} for name, (state, n) in zip(metrics, states, strict=True)}
+
+
+def set_metric_states(module: nn.Module, states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put the torchmetrics in a module into states that `metric_states` returned."""
+    for name, saved in states.items():
+        metric: Any = module.get_submodule(name)
+        state = apply_to_collection(saved["state"], Tensor, lambda value, device=metric.device: value.to(device))
+        _set_metric_state(metric, state, saved["updates"])
+
+
+def _set_metric_state(metric: Metric, state: Mapping[str, Tensor | list[Tensor]], update_count: int) -> None:
+    for name, value in state.items():
+        setattr(metric, name, _copy(value))
+    metric._update_count, metric._computed = update_count, None
 
 
 def _metric_states(metrics: Iterable[Metric]) -> list[tuple[dict[str, Any], int]]:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,11 @@ def kill(number: signal.Signals) -> Any:
 def test_a_signal_ends_a_run_with_a_checkpoint_to_continue_from(tmp_path, number, loader, step):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     whole = run(tmp_path, loader, one_cycle)
-    stopped = run(tmp_path, loader, one_cycle, at_step(step, kill(number)), ModelCheckpoint(tmp_path / "c"))
+    trainers = []
+    first = callback_of(on_fit_start=lambda trainer, module: trainers.append(trainer))
+    with pytest.raises(SystemExit, match="143") if number == signal.SIGTERM else nullcontext():
+        run(tmp_path, loader, one_cycle, first, at_step(step, kill(number)), ModelCheckpoint(tmp_path / "c"))
+    (stopped,) = trainers
     assert (stopped.global_step, stopped.interrupted) == (step, True)
     assert stopped.stopped_because == f"interrupted by {number.name}"
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
@@ -249,7 +254,8 @@ def test_an_interrupted_validation_decides_nothing_and_is_repeated(tmp_path, has
 def test_a_signal_before_or_after_training_also_ends_the_run(tmp_path, hook):
     killer = callback_of(**{hook: kill(signal.SIGTERM)})
     trainer = make_trainer(tmp_path, callbacks=[killer, ModelCheckpoint(tmp_path)])
-    trainer.fit(Regressor(), make_loader(), make_loader())
+    with pytest.raises(SystemExit, match="143"):
+        trainer.fit(Regressor(), make_loader(), make_loader())
     assert trainer.interrupted
     assert trainer.global_step == (6 if hook == "on_train_end" else 0)
     assert (tmp_path / "last.ckpt").exists()

@@ -4,6 +4,7 @@ import csv
 import itertools
 import os
 import signal
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -165,7 +166,8 @@ def test_a_run_ends_within_a_minimization_at_the_best_point(tmp_path, because, d
     trainer = make_trainer(
         tmp_path, callbacks=[iterations, ModelCheckpoint(tmp_path)], accumulate_grad_batches=accumulate, max_epochs=5
     )
-    trainer.fit(module, make_loader(20))
+    with pytest.raises(SystemExit, match="143") if "SIGTERM" in because else nullcontext():
+        trainer.fit(module, make_loader(20))
     assert trainer.stopped_because == because
     assert len(iterations.seen) == 3
     assert module.loss(regression_data()).item() == iterations.seen[-1][1] == min(module.losses)
