@@ -1,10 +1,23 @@
-"""Fabric's loggers, with one TensorBoard event for all the scalars of a step."""
+"""Loggers whose files can be continued: a run that goes on from a checkpoint appends where that checkpoint was written.
+
+They are Fabric's, with files of our own behind them. A logger with ``state_dict`` and ``load_state_dict`` is saved in
+checkpoints: the state says how much of its files belongs to the run so far, and loading it cuts off the rest, which the
+continued run logs again.
+"""
 
 from __future__ import annotations
 
+import csv
+import functools
+import io
+import itertools
+import os
+import socket
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +27,187 @@ from lightning.fabric.loggers import TensorBoardLogger as FabricTensorBoardLogge
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+_count = itertools.count()
+
+
+def _gives_up(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method of a logger on rank zero warn of the first file that cannot be written; from then on do nothing.
+
+    A full disk must not end a run that could still be saved elsewhere.
+    """
+
+    @functools.wraps(method)
+    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._has_given_up or not _is_rank_zero():
+            return None
+        try:
+            return method(self, *args, **kwargs)
+        except OSError as error:
+            self._has_given_up = True
+            with suppress(OSError):
+                self._release()
+            warnings.warn(
+                f"{type(self).__name__} cannot write to {self.log_dir}: {error}. What was logged before stays; from "
+                "here on it logs nothing, and the run goes on",
+                stacklevel=2,
+            )
+            return None
+
+    return guarded
+
+
+class _GrowingFile:
+    """A file that grows by whole pieces: one of which only a part could be written is taken back.
+
+    Attributes:
+        size: In bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab", buffering=0)
+        self.size = self._file.tell()
+
+    def write(self, piece: bytes) -> None:
+        rest = memoryview(piece)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(self.size)
+            raise
+        self.size += len(piece)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+# ------------------------------------------------------------------------------------------------------- TensorBoard
+
+
+class EventFile:
+    """An event file of TensorBoard that can be appended to; the methods are those of TensorBoard's `EventFileWriter`.
+
+    That one starts a new file each time, and what two files have in common is shown twice. It writes in a thread, which
+    takes turns from a small step, and prints a traceback when a disk is full.
+
+    Args:
+        path: The file; if it is new, it starts with the record that says what it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = _GrowingFile(path)
+        self._pending = io.BytesIO()
+        self._records = RecordWriter(self._pending)
+        self._due = 0.0
+        if self._file.size == 0:
+            self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add_event(self, event: Event) -> None:
+        """Append an event; it is on disk at the next `flush`, and at the next event after a second."""
+        self._records.write(event.SerializeToString())
+        if time.monotonic() >= self._due:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write everything to disk."""
+        self._due = time.monotonic() + 1.0
+        pending = self._pending.getvalue()
+        self._pending.seek(0)
+        self._pending.truncate()
+        self._file.write(pending)
+
+    def close(self) -> None:
+        """Write everything to disk; nothing can be appended any more."""
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+
+    def get_logdir(self) -> str:
+        """Return the folder of the file."""
+        return str(self.path.parent)
 
 
 class TensorBoardLogger(FabricTensorBoardLogger):
-    """Fabric's TensorBoard logger, quicker where several scalars are logged together.
+    """Fabric's TensorBoard logger, for runs that continue, and quicker where several scalars are logged together.
 
-    A scalar of its own costs about 50 microseconds (an event, a checksum, a queue); here six together cost 70. The
-    writer has a thread, which takes its turns from a small step: it is given the events of a second together.
+    A scalar of its own costs about 50 microseconds (an event and a checksum); here six together cost 70, and those of a
+    second are written together.
+
+    Raises:
+        ValueError: If the name or the version would lead out of ``root_dir``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        root_dir: str | Path,
+        name: str | None = "proxtrain_logs",
+        version: int | str | None = None,
+        default_hp_metric: bool = False,
+        prefix: str = "",
+        sub_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__(root_dir, name, version, default_hp_metric, prefix, sub_dir)
+        _check_confined(self)
         self._waiting: list[Event] = []
         self._due = 0.0
+        self._path: Path | None = None
+        self._has_given_up = False
 
     @property
     def experiment(self) -> Any:
         """The `SummaryWriter`; what was logged before is in it."""
-        writer, waiting = super().experiment, self._waiting
-        self._waiting = []
+        if not _is_rank_zero():
+            return super().experiment  # one that does nothing
+        if self._experiment is None:
+            self._experiment = self._make_writer()
+        waiting, self._waiting = self._waiting, []
         for event in waiting:
-            writer._get_file_writer().add_event(event, event.step, event.wall_time)
-        return writer
+            self._experiment._get_file_writer().event_writer.add_event(event)
+        return self._experiment
 
-    @rank_zero_only
+    def _make_writer(self) -> Any:
+        # Slow to import.
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.writer import FileWriter
+
+        base: Any = SummaryWriter
+        logger = self
+
+        class AppendingWriter(base):
+            """A `SummaryWriter` on the event file of this run."""
+
+            def _get_file_writer(self) -> Any:
+                if self.file_writer is None:
+                    self.file_writer: Any = FileWriter.__new__(FileWriter)  # its own __init__ would begin another file
+                    self.file_writer.event_writer = EventFile(logger._event_file())
+                    self.all_writers = {logger.log_dir: self.file_writer}
+                return self.file_writer
+
+        return AppendingWriter(self.log_dir)
+
+    def _event_file(self) -> Path:
+        if self._path is None:
+            _set_aside(sorted(Path(self.log_dir).glob("events.out.tfevents.*")))
+            name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_count)}"
+            self._path = Path(self.log_dir) / name
+        return self._path
+
+    @_gives_up
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
+        prefix = f"{self._prefix}-" if self._prefix else ""
+        values = [Summary.Value(tag=f"{prefix}{name}", simple_value=float(value)) for name, value in metrics.items()]
         self._waiting.append(Event(wall_time=time.time(), step=step or 0, summary=Summary(value=values)))
         if time.monotonic() >= self._due:
-            _ = self.experiment
             self._due = time.monotonic() + 1.0
+            _ = self.experiment
 
-    @rank_zero_only
+    @_gives_up
     def log_hyperparams(self, params: Any, metrics: Mapping[str, Any] | None = None, step: int | None = None) -> None:
         """Hyperparameters, and the names of the metrics to show beside them: with the last values that were logged.
 
@@ -57,22 +219,229 @@ class TensorBoardLogger(FabricTensorBoardLogger):
         for summary in hparams(dict(_flattened(params)), dict(metrics or {})):
             self.experiment._get_file_writer().add_summary(summary, step)
 
+    @_gives_up
+    def save(self) -> None:
+        self.experiment.flush()
+
+    @_gives_up
+    def finalize(self, status: str) -> None:
+        if self._waiting or self._experiment is not None:
+            self.experiment.close()
+
+    def _release(self) -> None:
+        if self._experiment is not None:
+            self._experiment.close()
+
+    @_gives_up
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return the name of the event file and its size so far; None before anything was logged."""
+        if not self._waiting and self._path is None:
+            return None
+        self.save()
+        assert self._path is not None
+        return {"file": self._path.name, "bytes": self._path.stat().st_size}
+
+    @_gives_up
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Cut the event file off where the state was taken, and append to it from now on.
+
+        In another folder than that of the run that was saved there is nothing to cut: a new file begins.
+        """
+        path = Path(self.log_dir) / Path(state["file"]).name
+        if not path.exists():
+            return
+        self._waiting = []
+        self._release()
+        self._path = path
+        if path.stat().st_size >= state["bytes"]:
+            os.truncate(path, state["bytes"])
+        else:
+            warnings.warn(f"{path} is shorter than when the checkpoint was written: events are missing", stacklevel=2)
+
+
+# --------------------------------------------------------------------------------------------------------------- CSV
+
+
+class MetricsFile:
+    """A table of metrics in a CSV file: a row for each call, a column for each name, in alphabetical order.
+
+    Every row is in the file at once. Where a new name needs a column, the file is written anew.
+
+    Args:
+        path: The file. If it exists, it is another run's and set aside, unless `cut` accepts it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_rows = self.checksum = 0
+        self._names: list[str] = []
+        self._file: _GrowingFile | None = None
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write a row."""
+        if not self._names and self.path.exists():
+            _set_aside([self.path])
+        if not row.keys() <= set(self._names):
+            self._write_all(sorted({*self._names, *row}), self._read())
+        if self._file is None:
+            self._file = _GrowingFile(self.path)
+        self._file.write(_as_csv(self._names, [row]))
+        self.num_rows += 1
+        self.checksum = _chained(self.checksum, row)
+
+    def cut(self, num_rows: int, checksum: int) -> bool:
+        """Keep the first rows, and their names; return False, and change nothing, if they are another run's."""
+        rows = self._read()[:num_rows]
+        found = 0
+        for row in rows:
+            found = _chained(found, row)
+        if not rows or found != checksum:
+            return False
+        self.close()
+        self._write_all(sorted(set().union(*rows)), rows)
+        self.num_rows, self.checksum = len(rows), found
+        return True
+
+    def close(self) -> None:
+        """Close the file; a further row opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _read(self) -> list[dict[str, str]]:
+        """Return the rows in the file, as text, without what is empty."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(file)]
+
+    def _write_all(self, names: list[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the file anew, in one piece."""
+        self.close()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.part")
+        try:
+            temporary.write_bytes(_as_csv(names, [dict(zip(names, names, strict=True)), *rows]))
+            os.replace(temporary, self.path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        self._names = names
+
+
+def _as_csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, names).writerows(rows)
+    return text.getvalue().encode()
+
 
 class CSVLogger(FabricCSVLogger):
-    """Fabric's CSV logger, written at every call (Fabric writes on every hundredth step, and only there)."""
+    """Metrics as a table in ``metrics.csv``, which can be continued; each call is a row, on disk at once.
 
-    def __init__(self, root_dir: str, name: str = "", version: str = "", **kwargs: Any) -> None:
-        super().__init__(root_dir, name, version, flush_logs_every_n_steps=1, **kwargs)
+    Fabric's deletes the file that it finds, and writes on every hundredth step.
+
+    Raises:
+        ValueError: If the name or the version would lead out of ``root_dir``.
+    """
+
+    def __init__(self, root_dir: str | Path, name: str = "", version: int | str | None = "", **kwargs: Any) -> None:
+        super().__init__(root_dir, name, version, **kwargs)
+        _check_confined(self)
+        self._table: MetricsFile | None = None
+        self._has_given_up = False
 
     @property
     def experiment(self) -> Any:
-        with warnings.catch_warnings():
-            # The run folder is shared with checkpoints and plots: it need not be empty.
-            warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-            return super().experiment
+        """The `MetricsFile`."""
+        if self._table is None:
+            self._table = MetricsFile(Path(self.log_dir) / "metrics.csv")
+        return self._table
+
+    @_gives_up
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        prefix = f"{self._prefix}-" if self._prefix else ""
+        row = {f"{prefix}{name}": value if isinstance(value, int) else float(value) for name, value in metrics.items()}
+        self.experiment.append({**row, "step": self.experiment.num_rows if step is None else step})
 
     def log_hyperparams(self, params: Any) -> None:
         """Hyperparameters stand in the run folder's config.yaml; a table of numbers has no place for them."""
+
+    def save(self) -> None:
+        """Every row is on disk already."""
+
+    @_gives_up
+    def finalize(self, status: str) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        if self._table is not None:
+            self._table.close()
+
+    @_gives_up
+    def state_dict(self) -> dict[str, int] | None:
+        """Return how many rows were logged, and their checksum; None before the first."""
+        if self._table is None or not self._table.num_rows:
+            return None
+        return {"rows": self._table.num_rows, "checksum": self._table.checksum}
+
+    @_gives_up
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Cut the table off where the state was taken; the table of another run is set aside at the first row."""
+        table = MetricsFile(Path(self.log_dir) / "metrics.csv")
+        table.cut(state["rows"], state["checksum"])
+        self._release()
+        self._table = table
+
+
+def _chained(checksum: int, row: Mapping[str, Any]) -> int:
+    """Return the checksum of rows when one more comes to them, the same for numbers and for the text in the file."""
+    text = ",".join(f"{name}={row[name]}" for name in sorted(row))
+    return zlib.crc32(text.encode(), checksum)
+
+
+# ------------------------------------------------------------------------------------------------------------ common
+
+
+def _is_rank_zero() -> bool:
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+
+
+def _set_aside(paths: Sequence[Path]) -> None:
+    """Move the files of another run, so that they are neither lost nor mixed with those of this one; warn of it."""
+    if not paths:
+        return
+    folder = paths[0].parent
+    aside = next(aside for n in itertools.count(1) if not (aside := folder / f"previous-{n}").exists())
+    aside.mkdir()
+    for path in paths:
+        os.rename(path, aside / path.name)
+    names = ", ".join(path.name for path in paths)
+    warnings.warn(f"{folder} had the logs of another run: {names} moved to {aside}", stacklevel=2)
+
+
+def _check_confined(logger: Any) -> None:
+    """Check that a logger writes within its ``root_dir``.
+
+    Raises:
+        ValueError: If its name or version leads out of it.
+    """
+    for option in ("name", "_version", "sub_dir"):
+        part = getattr(logger, option, None)
+        if isinstance(part, str) and (os.path.isabs(part) or ".." in Path(part).parts):
+            raise ValueError(
+                f"{type(logger).__name__}({option.strip('_')}={part!r}) would write outside of its root_dir "
+                f"{logger.root_dir}: pass a name without '..', and another root_dir"
+            )
+
+
+def warn_of_doubles(logger: Logger) -> None:
+    """Warn that a logger of Fabric's own cannot go on where a checkpoint was written."""
+    if isinstance(logger, FabricCSVLogger | FabricTensorBoardLogger):
+        name = type(logger).__name__
+        does = "deletes what is in its folder" if isinstance(logger, FabricCSVLogger) else "logs some steps twice"
+        warnings.warn(
+            f"lightning.fabric's {name} {does} when a run continues in it: use framework.loggers.{name}", stacklevel=2
+        )
 
 
 def _flattened(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from torch.optim import Optimizer
 
 from framework._version import __version__
 from framework.callback import Callback
-from framework.loggers import Logger
+from framework.loggers import Logger, warn_of_doubles
 from framework.loop.batches import Batches, num_steps
 from framework.loop.checkpoint import check_weights, load_weights, save
 from framework.loop.engine import Engine
@@ -499,9 +500,11 @@ class FitRun(Run):
         set_metric_states(self.module, checkpoint["metric_states"])
         warn_of_hidden_state(self.train_batches.loader, progress)
         self.train_batches.load_state_dict(checkpoint["data"], within_epoch=progress.is_within_epoch)
-        for logger, saved in zip(self.loggers, checkpoint["loggers"], strict=False):
-            if saved["state"] is not None and saved["class"] == type(logger).__name__:
-                logger.load_state_dict(saved["state"])  # type: ignore[attr-defined]
+        for logger, saved in itertools.zip_longest(self.loggers, checkpoint["loggers"][: len(self.loggers)]):
+            if not hasattr(logger, "load_state_dict"):
+                warn_of_doubles(logger)
+            elif saved and saved["state"] is not None and saved["class"] == type(logger).__name__:
+                logger.load_state_dict(saved["state"])
         set_rng_state(checkpoint["rng"], self.generators())
 
 
