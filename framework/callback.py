@@ -29,8 +29,9 @@ arguments ``trainer`` and ``module``), then on the callbacks that watch a metric
     teardown("fit")
 
 ``validate``, ``test`` and ``predict`` fire ``setup``, their own ``on_<stage>_...`` hooks and ``teardown``. An exception
-fires ``on_exception`` and then ``teardown``. ``on_save_checkpoint`` and ``on_load_checkpoint`` fire when a checkpoint
-is written or restored.
+fires ``on_exception`` and then ``teardown``. ``on_load_checkpoint`` fires when a checkpoint is restored, and
+``on_save_checkpoint`` whenever the state is taken: for a file, or for the copy in memory that `ModelCheckpoint` writes
+when a run fails.
 
 With ``accumulate_grad_batches=k`` a *step* evaluates k batches, perhaps several times. Its two batch hooks fire once,
 and ``batch`` is the list of the k batches; with ``"epoch"`` it is the data loader itself.

@@ -157,6 +157,7 @@ class TensorBoardLogger(FabricTensorBoardLogger):
         self._waiting: list[Event] = []
         self._due = 0.0
         self._path: Path | None = None
+        self._chooses_version = version is None
         self._has_given_up = False
 
     @property
@@ -227,6 +228,11 @@ class TensorBoardLogger(FabricTensorBoardLogger):
     def finalize(self, status: str) -> None:
         if self._waiting or self._experiment is not None:
             self.experiment.close()
+
+    def go_on_in(self, version: int) -> None:
+        """Write to the folder of an earlier version, unless the version was given."""
+        if self._chooses_version:
+            self._version = version
 
     def _release(self) -> None:
         if self._experiment is not None:
@@ -348,6 +354,7 @@ class CSVLogger(FabricCSVLogger):
         super().__init__(root_dir, name, version, **kwargs)
         _check_confined(self)
         self._table: MetricsFile | None = None
+        self._chooses_version = version is None
         self._has_given_up = False
 
     @property
@@ -372,6 +379,11 @@ class CSVLogger(FabricCSVLogger):
     @_gives_up
     def finalize(self, status: str) -> None:
         self._release()
+
+    def go_on_in(self, version: int) -> None:
+        """Write to the folder of an earlier version, unless the version was given."""
+        if self._chooses_version:
+            self._version = version
 
     def _release(self) -> None:
         if self._table is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 
 from framework.callback import Callback
 from framework.callbacks import ModelCheckpoint, default_callbacks
-from framework.loggers import Logger, make_loggers
+from framework.loggers import CSVLogger, Logger, TensorBoardLogger, make_loggers
 from framework.loop import checkpoint as checkpoints
 from framework.loop.batches import Batches, num_steps, read_fit_data
 from framework.loop.engine import Engine
@@ -184,7 +185,10 @@ class Trainer:
             model: The module to train.
             train_dataloaders: A `DataLoader`, a `TensorLoader` or any iterable of batches that can be read again.
             val_dataloaders: The same, for validation.
-            ckpt_path: A checkpoint to continue from, or "last" or "best" for those of this trainer's `ModelCheckpoint`.
+            ckpt_path: A checkpoint to continue from; or "last" for the newest intact one on disk in the folders of this
+                trainer's `ModelCheckpoint`, whichever process wrote it; or "best" for ``best.ckpt``. If the loggers
+                number their folders (``version_0``, ...), and the new one has none, it is the newest of all versions,
+                and the loggers go on in that folder. If there is no file for "last", training starts at the beginning.
 
         Raises:
             ValueError: If an input is invalid or settings contradict each other; the message says how to fix it.
@@ -195,6 +199,7 @@ class Trainer:
         with self._running(model, "fit") as hooks:
             settings = self._settings()
             check_initialized(model)
+            found = None if ckpt_path is None else self._find_checkpoint(ckpt_path, stage="fit")
             writers = [callback for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
             check_checkpoints(writers, self.log_dir / "checkpoints")
             train, val = read_fit_data(settings, model, train_dataloaders, val_dataloaders, self.fabric.device)
@@ -213,9 +218,8 @@ class Trainer:
                 callbacks=self.callbacks,
             )
             self._run = self._fit = run
-            if ckpt_path is not None:
-                path = checkpoints.resolve(self.callbacks, ckpt_path)
-                run.load_state_dict(checkpoints.load(path), path)
+            if found is not None:
+                run.load_state_dict(found[1], found[0])
             try:
                 with run.metrics.collecting("train"):
                     fit(run)
@@ -243,9 +247,8 @@ class Trainer:
             check_step(model, stage, f"{name} was called")
             engine, progress = Engine(self.fabric, model), self.progress
             run = self._run = Run(self._settings(), engine, model, hooks, self.loggers, self._stop, progress)
-            if ckpt_path is not None:
-                path = checkpoints.resolve(self.callbacks, ckpt_path)
-                checkpoints.load_weights(model, checkpoints.load(path)["state_dict"], path)
+            if found := None if ckpt_path is None else self._find_checkpoint(ckpt_path, stage=name):
+                checkpoints.load_weights(model, found[1]["state_dict"], found[0])
             batches = Batches(dataloaders, limit=limit, device=engine.device, name="dataloaders")
             values, outputs = evaluate(run, batches, stage)
             return values or {}, outputs
@@ -331,20 +334,66 @@ class Trainer:
         """
         return self._last_fit("stationarity_gap").stationarity_gap()
 
-    def save_checkpoint(self, path: str | Path) -> None:
+    def save_checkpoint(self, path: str | Path, checkpoint: Mapping[str, Any] | None = None) -> None:
         """Write everything that `fit` needs to continue from here as if it had not been interrupted.
 
         Called in ``on_train_batch_end`` or ``on_train_epoch_end``, it writes the file when these hooks have been called
         on everybody and what they logged is sent; from a callback with `Callback.after_module`, at once. During
         validation the file holds the state before it, with which a continued run validates again.
 
+        Args:
+            path: The file.
+            checkpoint: What `dump_checkpoint` returned at an earlier moment; default: the state now.
+
         Raises:
             ValueError: If the objective is not finite: an older checkpoint is better than a diverged one.
             RuntimeError: If a step is under way.
+            OSError: If the file cannot be written; what was there is as it was.
         """
         run = self._last_fit("save_checkpoint")
-        if self.fabric.is_global_zero:
+        if not self.fabric.is_global_zero:
+            return
+        if checkpoint is None:
             run.save(path)
+        else:
+            checkpoints.save(checkpoint, path)
+
+    def dump_checkpoint(self) -> dict[str, Any]:
+        """Return what `save_checkpoint` writes.
+
+        Raises:
+            ValueError: If the objective is not finite.
+            RuntimeError: If a step is under way.
+        """
+        run = self._last_fit("dump_checkpoint")
+        run.check_finite()
+        return run.state_dict()
+
+    def _find_checkpoint(self, ckpt_path: str | Path, stage: str) -> tuple[Path, dict[str, Any]] | None:
+        """Return the checkpoint that a call of `fit` or the like names, and what it holds."""
+        if ckpt_path not in ("last", "best"):
+            return Path(ckpt_path), checkpoints.load(ckpt_path)
+        name = "*" if ckpt_path == "last" else "best"
+        writers = [callback for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
+        folders = [writer.folder(self) for writer in writers] or [self.log_dir / "checkpoints"]
+        found = checkpoints.newest(folders, name)
+        if found is None and self.log_dir / "checkpoints" in folders:
+            found = checkpoints.newest(self.log_dir.parent.glob("version_*/checkpoints"), name)
+            version = found[0].parents[1].name.removeprefix("version_") if found else ""
+            if stage == "fit" and version.isdigit():
+                for logger in self.loggers:
+                    if isinstance(logger, CSVLogger | TensorBoardLogger):
+                        logger.go_on_in(int(version))
+        if found is None and (stage, ckpt_path) == ("fit", "last"):
+            warnings.warn(
+                f"ckpt_path='last', but there is no checkpoint in {folders[0]}: training starts from the beginning",
+                stacklevel=4,
+            )
+        elif found is None:
+            raise ValueError(
+                f"ckpt_path={ckpt_path!r}, but there is no such checkpoint in {folders[0]}: pass the path of one"
+            )
+        return found
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Send values to all loggers; ``step`` defaults to `global_step`."""

@@ -21,50 +21,144 @@ A checkpoint is one mapping of tensors, numbers, strings and containers of them:
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import pickle
-import tempfile
+import socket
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-from framework.callback import Callback
+from framework.loop.progress import Progress
 from framework.module import Module
 
-_NEEDED = (
-    "progress",
-    "closure_evaluations",
-    "state_dict",
-    "optimizer",
-    "optimizer_class",
-    "lr_schedulers",
-    "callbacks",
-    "metrics",
-    "metric_states",
-    "data",
-    "loggers",
-    "fingerprint",
-    "rng",
-)
+_NAMES = ("last.ckpt", "best.ckpt")
+
+_SEAL = b"sha256:"
+_SEAL_SIZE = len(_SEAL) + 64
+_END = b"PK\x05\x06"  # of a zip file; its last two bytes give the length of the comment that follows
+_END_SIZE = 22
 
 
 def save(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Write a checkpoint, first to a temporary file next to it, so that ``path`` always holds a complete one."""
-    path = Path(path)
+    """Write a checkpoint, first to a temporary file next to it, so that ``path`` always holds a complete one.
+
+    It is the zip file of `torch.save` with a comment, the SHA-256 of all that is before it. The target of a symbolic
+    link is replaced, not the link.
+
+    Raises:
+        OSError: If it cannot be written; the file that was there is as it was.
+    """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
+    _remove_left_overs(path)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
     try:
-        with file:
-            torch.save(dict(checkpoint), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
-    except BaseException:
-        os.unlink(file.name)
+        with temporary.open("w+b") as raw:
+            file = _Remembering(raw)
+            try:
+                torch.save(dict(checkpoint), file)  # type: ignore[arg-type]
+                _seal(raw)
+                os.fsync(raw.fileno())
+            except Exception as error:
+                raise file.error or error from None
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            remains = "the one that was there is as it was" if path.exists() else "there is none of an earlier moment"
+            raise OSError(error.errno, f"cannot write the checkpoint: {error.strerror}; {remains}", str(path)) from None
         raise
+
+
+class _Remembering:
+    """A file that remembers why it could not be written: `torch.save` says only that it could not."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _seal(file: IO[bytes]) -> None:
+    """Append the checksum of a zip file as its comment."""
+    file.seek(-_END_SIZE, os.SEEK_END)
+    assert file.read(4) == _END, "torch.save writes zip files without a comment"
+    file.seek(-2, os.SEEK_END)
+    file.write(_SEAL_SIZE.to_bytes(2, "little"))
+    digest = _digest(file, file.tell())
+    file.seek(0, os.SEEK_END)
+    file.write(_SEAL + digest)
+    file.flush()
+
+
+def _check_seal(path: str | Path) -> None:
+    """Check the checksum of a file. One that never had it, as `torch.save` leaves it, passes, and so does no zip file.
+
+    Raises:
+        ValueError: If the file is not as it was written.
+    """
+    with open(path, "rb") as file:
+        is_zip, size = file.read(2) == b"PK", file.seek(0, os.SEEK_END)
+        if size > _SEAL_SIZE + _END_SIZE:
+            file.seek(size - _SEAL_SIZE)
+            if file.read() == _SEAL + _digest(file, size - _SEAL_SIZE):
+                return
+        file.seek(max(0, size - _END_SIZE))
+        end = file.read()
+    if is_zip and not (end.startswith(_END) and end.endswith(b"\0\0")):
+        raise ValueError(f"{path} is truncated, damaged or not a checkpoint: its checksum is not that of its content")
+
+
+def _digest(file: IO[bytes], size: int) -> bytes:
+    digest = hashlib.sha256()
+    file.seek(0)
+    while size and (block := file.read(min(size, 2**20))):
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest().encode()
+
+
+def _remove_left_overs(path: Path) -> None:
+    """Remove the temporary files of processes that died while they wrote this file."""
+    for left in path.parent.glob(f".{path.name}.{socket.gethostname()}.*.part"):
+        number = left.name.split(".")[-2]
+        if not (number.isdigit() and _is_alive(int(number))):
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()
+
+
+def _sync(folder: Path) -> None:
+    """Make a renaming in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -72,10 +166,11 @@ def load(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated, is not a checkpoint of a trainer, or would run code.
+        ValueError: If it is truncated or damaged, is not a checkpoint of a trainer, or would run code.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
+    _check_seal(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's warnings about files that it did not write
@@ -86,10 +181,107 @@ def load(path: str | Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # a damaged file fails in many ways
         raise ValueError(f"{path} is truncated or not a checkpoint: {error!r:.200}") from error
-    missing = [key for key in _NEEDED if not isinstance(checkpoint, dict) or key not in checkpoint]
-    if missing:
-        raise ValueError(f"{path} is not a checkpoint of a Trainer: it lacks {', '.join(missing)}")
+    check(checkpoint, path)
     return checkpoint
+
+
+# ----------------------------------------------------------------------------------------------------- what it holds
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str | int) for key in value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_progress(value: Any) -> bool:
+    counts = ("epoch", "epochs_completed", "global_step", "iterations")
+    return (
+        _is_mapping(value)
+        and value.keys() == {field.name for field in fields(Progress)}
+        and all(_is_count(value[name]) for name in counts)
+        and (_is_count(value["batch_idx"]) or value["batch_idx"] == math.inf)
+        and _is_mapping(value["evaluated_batches"])
+        and all(map(_is_count, value["evaluated_batches"].values()))
+        and (value["epoch_rng"] == {} or _is_rng(value["epoch_rng"]))
+    )
+
+
+def _is_rng(value: Any) -> bool:
+    return (
+        _is_mapping(value)
+        and {"torch", "numpy", "python", "generators"} <= value.keys()
+        and isinstance(value["torch"], torch.Tensor)
+        and isinstance(value["generators"], list)
+    )
+
+
+def _is_optimizer(value: Any) -> bool:
+    return (
+        _is_mapping(value)
+        and isinstance(value.get("state"), dict)
+        and isinstance(value.get("param_groups"), list)
+        and all(_is_mapping(group) and isinstance(group.get("params"), list) for group in value["param_groups"])
+    )
+
+
+def _is_metrics(value: Any) -> bool:
+    entry = {"options", "metric", "logged", "unsent", "total", "weight"}
+    return (
+        _is_mapping(value)
+        and value.keys() == {"latest", "steps", "epoch_loss", "sums"}
+        and _is_count(value["steps"])
+        and _is_mapping(value["latest"])
+        and all(len(last) == 2 and _is_number(last[0]) and _is_count(last[1]) for last in value["latest"].values())
+        and _is_mapping(value["epoch_loss"])
+        and value["epoch_loss"].keys() == {"total", "weight"}
+        and all(map(_is_number, value["epoch_loss"].values()))
+        and _is_mapping(value["sums"])
+        and all(_is_mapping(one) and one.keys() == entry for one in value["sums"].values())
+    )
+
+
+def _is_list_with(*keys: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(_is_mapping(v) and v.keys() == set(keys) for v in value)
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "progress": _is_progress,
+    "closure_evaluations": _is_count,
+    "state_dict": _is_mapping,
+    "optimizer": _is_optimizer,
+    "optimizer_class": lambda value: isinstance(value, str),
+    "lr_schedulers": _is_list_with("scheduler", "seen"),
+    "callbacks": lambda value: _is_mapping(value) and all(map(_is_mapping, value.values())),
+    "metrics": _is_metrics,
+    "metric_states": lambda value: _is_mapping(value) and all(map(_is_mapping, value.values())),
+    "data": lambda value: _is_mapping(value) and value.keys() == {"loader", "held_rng"},
+    "loggers": _is_list_with("class", "state"),
+    "fingerprint": _is_mapping,
+    "rng": _is_rng,
+}
+
+
+def check(checkpoint: Any, path: str | Path) -> None:
+    """Check that a checkpoint has all its parts, each of the form that a trainer writes.
+
+    Raises:
+        ValueError: If not; the message names the parts.
+    """
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} is not a checkpoint of a Trainer: it holds a {type(checkpoint).__name__}")
+    if missing := [name for name in _FIELDS if name not in checkpoint]:
+        raise ValueError(
+            f"{path} is not a checkpoint of a Trainer (or of an older version): it lacks {', '.join(missing)}"
+        )
+    if wrong := [name for name, is_right in _FIELDS.items() if not is_right(checkpoint[name])]:
+        raise ValueError(f"{path} is damaged: {', '.join(wrong)} in it is not what a Trainer writes")
 
 
 def load_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: str | Path) -> None:
@@ -121,15 +313,20 @@ def check_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: 
         raise ValueError(f"{path} is from another model than this {type(module).__name__}: {listed}")
 
 
-def resolve(callbacks: Iterable[Callback], ckpt_path: str | Path) -> str | Path:
-    """Return the file that ``ckpt_path`` refers to: "last" and "best" are those of the trainer's `ModelCheckpoint`.
+def newest(folders: Iterable[Path], name: str = "*") -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest of the checkpoints ``<name>.ckpt`` in some folders that is intact, and what it holds.
+
+    Those that are damaged are passed over, with a warning for each. None if there is no file at all.
 
     Raises:
-        ValueError: If no `ModelCheckpoint` has written such a file.
+        ValueError: If there are files, but none is intact.
     """
-    if ckpt_path not in ("last", "best"):
-        return ckpt_path
-    for callback in callbacks:
-        if path := getattr(callback, f"{ckpt_path}_model_path", None):
-            return path
-    raise ValueError(f"ckpt_path={ckpt_path!r}, but no ModelCheckpoint of this trainer has written one")
+    paths = {path for folder in folders for path in folder.glob(f"{name}.ckpt") if path.name in _NAMES}
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            return path, load(path)
+        except ValueError as error:
+            warnings.warn(f"passed over: {error}", stacklevel=2)
+    if paths:
+        raise ValueError(f"no checkpoint in {', '.join(sorted({str(path.parent) for path in paths}))} is intact")
+    return None

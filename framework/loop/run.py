@@ -462,12 +462,40 @@ class FitRun(Run):
         }
 
     def load_state_dict(self, checkpoint: dict[str, Any], path: str | Path) -> None:
-        """Put a run that has not started into the state of a checkpoint; ``path`` is its name in errors.
+        """Put a run that has not started into the state of a checkpoint, or leave it as it is.
+
+        Args:
+            checkpoint: Its parts have the right form (`framework.loop.checkpoint.check`).
+            path: Its name in errors.
 
         Raises:
             ValueError: If it is from another model or optimizer, or from the middle of an epoch of other batches.
         """
-        self.hooks.call("on_load_checkpoint", checkpoint)
+        phase, penalty = self.phase, (self.module.penalty, self.module.happy_lambda)
+        schedulers = [config.state_dict() for config in phase.schedulers]
+        before = copy.deepcopy((self.module.state_dict(), phase.optimizer.state_dict(), schedulers, self._standing()))
+        try:
+            self.hooks.call("on_load_checkpoint", checkpoint)
+            self._restore(checkpoint, path)
+        except Exception as error:
+            self.phase = phase
+            self.module.penalty, self.module.happy_lambda = penalty
+            weights, optimizer, schedulers, standing = before
+            self.module.load_state_dict(weights)
+            phase.optimizer.load_state_dict(optimizer)
+            for config, state in zip(phase.schedulers, schedulers, strict=True):
+                config.load_state_dict(state)
+            self._stand(standing)
+            if isinstance(error, ValueError) and str(path) in str(error):
+                raise
+            raise ValueError(f"{path} cannot be restored: {type(error).__name__}: {error}") from error
+        for logger, saved in itertools.zip_longest(self.loggers, checkpoint["loggers"][: len(self.loggers)]):
+            if not hasattr(logger, "load_state_dict"):
+                warn_of_doubles(logger)
+            elif saved and saved["state"] is not None and saved["class"] == type(logger).__name__:
+                logger.load_state_dict(saved["state"])
+
+    def _restore(self, checkpoint: Mapping[str, Any], path: str | Path) -> None:
         # A callback may have changed the phase.
         optimizer, schedulers = self.phase.optimizer, self.phase.schedulers
         progress = Progress(**checkpoint["progress"])
@@ -487,25 +515,23 @@ class FitRun(Run):
             optimizer.load_state_dict(checkpoint["optimizer"])
         except (ValueError, KeyError) as error:
             raise ValueError(f"{path} does not fit the optimizer {type(optimizer).__name__}: {error}") from error
-        # The module comes after all that can be refused: then it is unchanged.
-        load_weights(self.module, checkpoint["state_dict"], path)
         for config, state in zip(schedulers, checkpoint["lr_schedulers"], strict=True):
             config.load_state_dict(state)
-        for name, callback in _named(self.callbacks):
-            if name in checkpoint["callbacks"]:
-                callback.load_state_dict(checkpoint["callbacks"][name])
-        self.progress = progress
-        self.phase.closure.objective.evaluations = checkpoint["closure_evaluations"]
-        self.metrics.load_state_dict(checkpoint["metrics"])
-        set_metric_states(self.module, checkpoint["metric_states"])
         warn_of_hidden_state(self.train_batches.loader, progress)
-        self.train_batches.load_state_dict(checkpoint["data"], within_epoch=progress.is_within_epoch)
-        for logger, saved in itertools.zip_longest(self.loggers, checkpoint["loggers"][: len(self.loggers)]):
-            if not hasattr(logger, "load_state_dict"):
-                warn_of_doubles(logger)
-            elif saved and saved["state"] is not None and saved["class"] == type(logger).__name__:
-                logger.load_state_dict(saved["state"])
-        set_rng_state(checkpoint["rng"], self.generators())
+        load_weights(self.module, checkpoint["state_dict"], path)
+        self._stand(checkpoint)
+
+    def _stand(self, state: Mapping[str, Any]) -> None:
+        """Undo `_standing`, but for the loggers."""
+        self.progress = Progress(**state["progress"])
+        self.phase.closure.objective.evaluations = state["closure_evaluations"]
+        for name, callback in _named(self.callbacks):
+            if name in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][name])
+        self.metrics.load_state_dict(state["metrics"])
+        set_metric_states(self.module, state["metric_states"])
+        self.train_batches.load_state_dict(state["data"], within_epoch=self.progress.is_within_epoch)
+        set_rng_state(state["rng"], self.generators())
 
 
 def _state_of(logger: Logger) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 import os
 import pickle
 import signal
+import socket
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ from tests.modules import (
     make_trainer,
     regression_data,
     seed_all,
+    watch,
 )
 
 EPOCHS = 5
@@ -352,15 +356,160 @@ def test_a_second_fit_of_the_same_trainer_looks_at_its_first_value(tmp_path):
     assert (tmp_path / "best.ckpt").exists()
 
 
-def test_last_and_best_name_the_checkpoints_of_this_trainer(tmp_path):
-    trainer = make_trainer(tmp_path, callbacks=ModelCheckpoint(tmp_path), max_epochs=1)
-    for name in ("last", "best"):
-        with pytest.raises(ValueError, match=f"ckpt_path='{name}', but no ModelCheckpoint"):
-            trainer.fit(Regressor(), make_loader(), ckpt_path=name)
-    trainer.fit(Regressor(), make_loader())
-    trainer.max_epochs = 2
-    trainer.fit(Regressor(), make_loader(), ckpt_path="last")
-    assert trainer.global_step == 6
+def test_last_and_best_are_found_on_disk_by_a_new_trainer(tmp_path):
+    def make(max_epochs, *callbacks):
+        return make_trainer(
+            tmp_path, callbacks=[ModelCheckpoint(tmp_path, monitor="val/loss"), *callbacks], max_epochs=max_epochs
+        )
+
+    with pytest.raises(ValueError, match="ckpt_path='best', but there is no such checkpoint"):
+        make(1).fit(Regressor(), make_loader(), ckpt_path="best")
+    with pytest.warns(UserWarning, match="there is no checkpoint .*: training starts from the beginning"):
+        make(1).fit(Regressor(), make_loader(), make_loader(), ckpt_path="last")
+    for name, epochs in (("last", 2), ("best", 3)):
+        trainer = make(epochs, began := watch("on_train_start", lambda trainer, module: trainer.global_step))
+        trainer.fit(Regressor(), make_loader(), make_loader(), ckpt_path=name)
+        assert (began.seen, trainer.global_step) == ([3 * (epochs - 1)], 3 * epochs)
+    best, other = Regressor(), Regressor()
+    make(1).validate(best, make_loader(), ckpt_path="best")
+    checkpoint.load_weights(other, checkpoint.load(tmp_path / "best.ckpt")["state_dict"], "best")
+    assert_same(best, other)
+
+
+def test_last_is_found_in_the_folder_of_an_earlier_version_which_goes_on(tmp_path):
+    def fit(max_epochs, **options):
+        trainer = make_trainer(tmp_path, logger=True, enable_checkpointing=True, max_epochs=max_epochs)
+        trainer.fit(Regressor(), make_loader(), **options)
+        return trainer
+
+    fit(1), fit(1)
+    trainer = fit(2, ckpt_path="last")
+    assert (trainer.global_step, trainer.log_dir.name) == (6, "version_1")
+    assert sorted(path.name for path in (tmp_path / "proxtrain_logs").iterdir()) == ["version_0", "version_1"]
+    assert checkpoint.load(tmp_path / "proxtrain_logs/version_1/checkpoints/last.ckpt")["progress"]["epoch"] == 2
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    def make(max_epochs):
+        return make_trainer(tmp_path, callbacks=ModelCheckpoint(tmp_path, monitor="val/loss"), max_epochs=max_epochs)
+
+    make(2).fit(Regressor(), make_loader(), make_loader())
+    last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
+    os.utime(best, (1, 1))
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=r"passed over: .*last.ckpt is truncated, damaged"):
+        make(3).fit(Regressor(), make_loader(), make_loader(), ckpt_path="last")
+    for path in (last, best):
+        path.write_bytes(path.read_bytes()[:-100])
+    module = Regressor()
+    with (
+        assert_unchanged(module),
+        pytest.warns(UserWarning, match="passed over"),
+        pytest.raises(ValueError, match=r"no checkpoint .* intact"),
+    ):
+        make(4).fit(module, make_loader(), make_loader(), ckpt_path="last")
+
+
+def test_each_flipped_bit_is_noticed(good):
+    whole, generator = good.read_bytes(), torch.Generator().manual_seed(0)
+    for _ in range(40):
+        place, bit = (int(torch.randint(high, (), generator=generator)) for high in (len(whole), 8))
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << bit
+        good.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"last\.ckpt"):
+            checkpoint.load(good)
+    good.write_bytes(whole)
+    assert torch.load(good, weights_only=True).keys() == checkpoint.load(good).keys()
+
+
+def test_a_checkpoint_has_the_mode_of_any_file_and_a_link_stays_one(tmp_path):
+    before = os.umask(0o027)
+    try:
+        checkpoint.save({"a": torch.ones(3)}, tmp_path / "real.ckpt")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "real.ckpt").stat().st_mode & 0o777 == 0o640
+    (tmp_path / "link.ckpt").symlink_to(tmp_path / "real.ckpt")
+    checkpoint.save({"a": torch.zeros(3)}, tmp_path / "link.ckpt")
+    assert (tmp_path / "link.ckpt").is_symlink()
+    assert torch.equal(torch.load(tmp_path / "real.ckpt")["a"], torch.zeros(3))
+
+
+def test_what_a_dead_writer_left_is_removed(tmp_path):
+    left = tmp_path / f".x.ckpt.{socket.gethostname()}.{2**22 + 1}.part"
+    writing = tmp_path / f".x.ckpt.{socket.gethostname()}.{os.getppid()}.part"
+    for path in (left, writing):
+        path.write_bytes(b"half")
+    checkpoint.save({"a": torch.ones(3)}, tmp_path / "x.ckpt")
+    assert sorted(os.listdir(tmp_path)) == [writing.name, "x.ckpt"]
+
+
+FULL = """
+import resource, signal, sys
+from tests.modules import Regressor, make_loader, make_trainer
+from framework.callbacks import ModelCheckpoint
+callback = ModelCheckpoint(sys.argv[1], every_n_train_steps=1)
+class Growing(Regressor):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if self.trainer.global_step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+make_trainer(sys.argv[1], callbacks=callback).fit(Growing(), make_loader())
+"""
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "cannot write the checkpoint: File too large; the one that was there is as it was" in ended.stderr
+    assert "OSError" in ended.stderr.splitlines()[-1]
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+    assert checkpoint.load(tmp_path / "last.ckpt")["progress"]["global_step"] == 3
+
+
+def test_the_state_before_a_step_is_written_when_it_fails(tmp_path):
+    class Failing(Regressor):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.global_step == 40:
+                self.net[0].weight.data.zero_()
+                raise MemoryError("too much")
+            return super().training_step(batch, batch_idx)
+
+    options = {"max_epochs": 20}
+    whole = run(tmp_path, "own_generator", one_cycle, **options)
+    trainer = make_trainer(
+        tmp_path, callbacks=[EarlyStopping("val/loss", patience=3), ModelCheckpoint(tmp_path)], **options
+    )
+    seed_all(0)
+    with pytest.raises(MemoryError, match="too much"):
+        trainer.fit(Failing(one_cycle, stochastic().net), LOADERS["own_generator"](), make_loader())
+    step = checkpoint.load(tmp_path / "last.ckpt")["progress"]["global_step"]
+    assert 0 < step <= 40
+    assert_same_runs(run(tmp_path, "own_generator", one_cycle, ckpt_path=tmp_path / "last.ckpt", **options), whole)
+
+
+@pytest.mark.parametrize(("option", "expected"), [(True, True), (False, False)])
+def test_a_second_ctrl_c_leaves_a_checkpoint_unless_told_otherwise(tmp_path, option, expected):
+    def kill_twice(trainer, *_):
+        if trainer.global_step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    callbacks = [callback_of(on_before_optimizer_step=kill_twice), ModelCheckpoint(tmp_path, save_on_exception=option)]
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path, callbacks=callbacks).fit(Regressor(), make_loader())
+    assert (tmp_path / "last.ckpt").exists() == expected
+
+
+def test_a_checkpoint_from_elsewhere_names_no_other_folder(tmp_path):
+    def fit(folder, **options):
+        callback = ModelCheckpoint(folder, monitor="val/loss", mode="max" if options else "min")
+        make_trainer(tmp_path, callbacks=callback).fit(Regressor(), make_loader(), make_loader(), **options)
+        return callback
+
+    fit(tmp_path / "one")
+    callback = fit(tmp_path / "two", ckpt_path=tmp_path / "one" / "last.ckpt")
+    assert callback.best_model_path == ""
 
 
 def test_a_crash_while_saving_leaves_the_old_checkpoint_whole(tmp_path):
@@ -438,7 +587,7 @@ def test_a_foreign_file_is_refused(tmp_path, content):
 def test_a_checkpoint_of_something_else_is_refused_by_what_it_lacks(tmp_path):
     path = tmp_path / "weights.ckpt"
     torch.save(Regressor().state_dict(), path)
-    refuse(path, Regressor(), r"weights\.ckpt is not a checkpoint of a Trainer: it lacks progress")
+    refuse(path, Regressor(), r"weights\.ckpt is not a checkpoint of a Trainer .*: it lacks progress")
     torch.save(torch.ones(3), path)
     refuse(path, Regressor(), "is not a checkpoint of a Trainer")
 

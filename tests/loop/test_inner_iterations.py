@@ -239,7 +239,7 @@ def test_a_long_minimization_is_saved_as_often_as_a_long_run(tmp_path):
     saved = []
 
     def load(*_):
-        checkpoint.__dict__["_due"] = 0.0  # as if a minute had passed
+        checkpoint.__dict__["_save_due"] = 0.0  # as if a minute had passed
         if (tmp_path / "last.ckpt").exists():
             saved.append(torch.load(tmp_path / "last.ckpt", weights_only=True))
 
