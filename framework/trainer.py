@@ -27,6 +27,7 @@ from framework.loop.fit import fit
 from framework.loop.hooks import Hooks, each
 from framework.loop.metrics import Metrics
 from framework.loop.overrides import check_overrides
+from framework.loop.processes import Processes, check_strategy
 from framework.loop.progress import Progress
 from framework.loop.run import FitRun, Run, Stop
 from framework.loop.schedulers import SchedulerConfig
@@ -113,6 +114,7 @@ class Trainer:
         default_root_dir: str | Path | None = None,
     ) -> None:
         check_settings(locals())
+        check_strategy(strategy)
         if fast_dev_run:
             limit_train_batches = limit_val_batches = limit_test_batches = limit_predict_batches = int(fast_dev_run)
             max_epochs, max_steps, num_sanity_val_steps = 1, int(fast_dev_run), 0
@@ -139,7 +141,11 @@ class Trainer:
             accelerator=accelerator, strategy=strategy, devices=devices, num_nodes=num_nodes, precision=precision
         )
         self.fabric.launch()
+        self._processes = Processes(self.fabric) if self.fabric.world_size > 1 else None
         self.loggers = make_loggers(logger, self.default_root_dir)
+        for each_logger in self.loggers:
+            if isinstance(each_logger, CSVLogger | TensorBoardLogger) and self._processes is not None:
+                each_logger.go_on_in(self._processes.share(each_logger.version))
         self.callbacks = default_callbacks(
             as_callbacks(callbacks),
             summary=enable_model_summary,
@@ -202,7 +208,9 @@ class Trainer:
             found = None if ckpt_path is None else self._find_checkpoint(ckpt_path, stage="fit")
             writers = [callback for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
             check_checkpoints(writers, self.log_dir / "checkpoints")
-            train, val = read_fit_data(settings, model, train_dataloaders, val_dataloaders, self.fabric.device)
+            train, val = read_fit_data(
+                settings, model, train_dataloaders, val_dataloaders, self.fabric.device, self._processes
+            )
             self.num_training_batches = train.num_batches
             engine = Engine(self.fabric, model)
             run = FitRun(
@@ -216,6 +224,7 @@ class Trainer:
                 val_batches=val,
                 configured=model.configure_optimizers(),
                 callbacks=self.callbacks,
+                processes=self._processes,
             )
             self._run = self._fit = run
             if found is not None:
@@ -246,10 +255,14 @@ class Trainer:
         with self._running(model, name) as hooks:
             check_step(model, stage, f"{name} was called")
             engine, progress = Engine(self.fabric, model), self.progress
-            run = self._run = Run(self._settings(), engine, model, hooks, self.loggers, self._stop, progress)
+            run = self._run = Run(
+                self._settings(), engine, model, hooks, self.loggers, self._stop, progress, self._processes
+            )
             if found := None if ckpt_path is None else self._find_checkpoint(ckpt_path, stage=name):
                 checkpoints.load_weights(model, found[1]["state_dict"], found[0])
-            batches = Batches(dataloaders, limit=limit, device=engine.device, name="dataloaders")
+            batches = Batches(
+                dataloaders, limit=limit, device=engine.device, name="dataloaders", processes=self._processes
+            )
             values, outputs = evaluate(run, batches, stage)
             return values or {}, outputs
 
@@ -270,7 +283,7 @@ class Trainer:
             )
         hooks = Hooks(self, module, self.callbacks)
         outer, module._trainer = module._trainer, self
-        self._stop, self._run = Stop(), None
+        self._stop, self._run = Stop(processes=self._processes), None
         if stage == "fit":
             self._fit = None
         error: BaseException | None = None
@@ -280,6 +293,8 @@ class Trainer:
                 hooks.call("setup", stage)
                 yield hooks
         except BaseException as raised:
+            if self._processes is not None:
+                raised = self._processes.fail(raised)
             error = each([partial(listener, raised) for listener in hooks.on_exception], after=raised)
         status = "success" if error is None else "failed"
         ends = [partial(listener, stage) for listener in hooks.teardown]
@@ -337,6 +352,8 @@ class Trainer:
     def save_checkpoint(self, path: str | Path, checkpoint: Mapping[str, Any] | None = None) -> None:
         """Write everything that `fit` needs to continue from here as if it had not been interrupted.
 
+        With several processes all must call this; rank zero writes.
+
         Called in ``on_train_batch_end`` or ``on_train_epoch_end``, it writes the file when these hooks have been called
         on everybody and what they logged is sent; from a callback with `Callback.after_module`, at once. During
         validation the file holds the state before it, with which a continued run validates again.
@@ -351,11 +368,9 @@ class Trainer:
             OSError: If the file cannot be written; what was there is as it was.
         """
         run = self._last_fit("save_checkpoint")
-        if not self.fabric.is_global_zero:
-            return
         if checkpoint is None:
             run.save(path)
-        else:
+        elif self.fabric.is_global_zero:
             checkpoints.save(checkpoint, path)
 
     def dump_checkpoint(self) -> dict[str, Any]:
@@ -370,7 +385,19 @@ class Trainer:
         return run.state_dict()
 
     def _find_checkpoint(self, ckpt_path: str | Path, stage: str) -> tuple[Path, dict[str, Any]] | None:
-        """Return the checkpoint that a call of `fit` or the like names, and what it holds."""
+        """Return the checkpoint that a call of `fit` or the like names, and what it holds.
+
+        Of several processes, rank zero looks for it.
+        """
+        if self._processes is not None and self._processes.rank > 0:
+            path = self._processes.share(None)
+            return None if path is None else (path, checkpoints.load(path))
+        found = self._look_for_checkpoint(ckpt_path, stage)
+        if self._processes is not None:
+            self._processes.share(None if found is None else found[0])
+        return found
+
+    def _look_for_checkpoint(self, ckpt_path: str | Path, stage: str) -> tuple[Path, dict[str, Any]] | None:
         if ckpt_path not in ("last", "best"):
             return Path(ckpt_path), checkpoints.load(ckpt_path)
         name = "*" if ckpt_path == "last" else "best"
@@ -387,13 +414,17 @@ class Trainer:
         if found is None and (stage, ckpt_path) == ("fit", "last"):
             warnings.warn(
                 f"ckpt_path='last', but there is no checkpoint in {folders[0]}: training starts from the beginning",
-                stacklevel=4,
+                stacklevel=5,
             )
         elif found is None:
             raise ValueError(
                 f"ckpt_path={ckpt_path!r}, but there is no such checkpoint in {folders[0]}: pass the path of one"
             )
         return found
+
+    def clock(self) -> float:
+        """Return a time in seconds, for decisions in a fit that all processes take alike: the clock of rank zero."""
+        return self._last_fit("clock").clock()
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Send values to all loggers; ``step`` defaults to `global_step`."""

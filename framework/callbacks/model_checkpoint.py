@@ -77,7 +77,7 @@ class ModelCheckpoint(Monitor):
         self.best_model_path = str(best) if self._had_best and best.exists() else ""
         self._validated = False
         self._save_seconds = 0.02  # a guess, until one is measured
-        now = self._saved_at = time.monotonic()
+        now = self._saved_at = trainer.clock()
         self._save_due = now + min(FIRST_SAVE, self.train_time_interval).total_seconds()
         self._copy_due = math.inf
         if self.save_last and self.save_on_exception:
@@ -87,14 +87,14 @@ class ModelCheckpoint(Monitor):
     def on_train_batch_end(
         self, trainer: Trainer, module: Module, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        steps, now = self.every_n_train_steps, time.monotonic()
+        steps, now = self.every_n_train_steps, trainer.clock()
         if self.save_last and ((steps and trainer.global_step % steps == 0) or now >= self._save_due):
             self._save_last(trainer)
         elif now >= self._copy_due:
             self._keep_copy(trainer)
 
     def on_optimizer_iteration(self, trainer: Trainer, module: Module, iteration: int, value: float) -> None:
-        if self.save_last and time.monotonic() >= self._save_due:
+        if self.save_last and trainer.clock() >= self._save_due:
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
@@ -107,7 +107,7 @@ class ModelCheckpoint(Monitor):
                 self.best_model_path = str(self._folder / "best.ckpt")
                 self._save(trainer, self.best_model_path)
         validated, self._validated = self._validated, False
-        if self.save_last and validated and self._save_seconds <= SHARE * (time.monotonic() - self._saved_at):
+        if self.save_last and validated and self._save_seconds <= SHARE * (trainer.clock() - self._saved_at):
             self._save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
@@ -145,8 +145,8 @@ class ModelCheckpoint(Monitor):
     def _save(self, trainer: Trainer, path: str) -> None:
         started = time.monotonic()
         trainer.save_checkpoint(path)
-        self._saved_at = time.monotonic()
-        self._save_seconds = self._saved_at - started
+        self._saved_at = trainer.clock()
+        self._save_seconds = trainer.fabric.broadcast(time.monotonic() - started)
         if path == self.last_model_path:
             self._copy = None
 
@@ -154,8 +154,8 @@ class ModelCheckpoint(Monitor):
         """Copy the state to the memory of the CPU."""
         started = time.monotonic()
         self._copy = apply_to_collection(trainer.dump_checkpoint(), Tensor, _copied)
-        now = time.monotonic()
-        self._copy_due = now + (now - started) / SHARE
+        seconds = trainer.fabric.broadcast(time.monotonic() - started)
+        self._copy_due = trainer.clock() + seconds / SHARE
 
 
 def _copied(tensor: Tensor) -> Tensor:

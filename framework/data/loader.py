@@ -85,6 +85,20 @@ class TensorLoader:
         self._position.begun = True
         return self._batches(self._position)
 
+    def shard(self, num_shards: int, index: int) -> Iterator[tuple[Tensor, ...]]:
+        """Iterate over every ``num_shards``-th batch of the next epoch, from batch ``index`` on; read no others.
+
+        Where the last ``num_shards`` batches are incomplete and the one of this shard is missing, the first of them is
+        read instead, so that all shards have as many batches.
+        """
+        self._position = _Position(self._position.epoch + self._position.begun, begun=True)
+        order = self._order(self._position.epoch) if self.shuffle else None
+        for first in range(0, len(self), num_shards):
+            batch = first + index if first + index < len(self) else first
+            rows = slice(batch * self.batch_size, min((batch + 1) * self.batch_size, self.num_samples))
+            parts = [t[rows] if order is None else t.index_select(0, order[rows]) for t in self.tensors]
+            yield tuple(parts) if self.transform is None else self.transform(*parts)
+
     def _batches(self, position: _Position) -> Iterator[tuple[Tensor, ...]]:
         order = self._order(position.epoch) if self.shuffle else None
         stop = min(len(self) * self.batch_size, self.num_samples)

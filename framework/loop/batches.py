@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
 from framework.data import TensorLoader
+from framework.loop.processes import Processes
 from framework.loop.progress import Progress
 from framework.loop.settings import Settings
 from framework.loop.validation import (
@@ -35,10 +36,25 @@ class Batches:
         limit: How many batches (int) or what fraction of them (float) to read; None means all.
         device: Where batches should live. A loader with a method ``to`` is moved as a whole, once.
         name: What to call the loader in error messages.
+        processes: If there are several, this one reads its share; a limit counts batches of all of them together.
     """
 
-    def __init__(self, loader: Any, *, limit: int | float | None, device: torch.device, name: str) -> None:
+    def __init__(
+        self,
+        loader: Any,
+        *,
+        limit: int | float | None,
+        device: torch.device,
+        name: str,
+        processes: Processes | None = None,
+    ) -> None:
         check_loader(loader, name)
+        self._whole = loader
+        if processes is not None:
+            from framework.loop.shards import shard
+
+            loader = shard(loader, processes, name)
+        self._processes = processes
         self.loader = loader.to(device) if hasattr(loader, "to") else loader
         self.name = name
         self.limit = limit
@@ -48,6 +64,7 @@ class Batches:
         self._has_begun = self._goes_on = False
         self._held: Batches | None = None
         self._held_rng: dict[str, Any] | None = None
+        self._held_padding: set[int] = set()
         # Such a loader derives the order of an epoch from the epoch's number, others draw it from random generators.
         self.has_epochs = hasattr(loader, "set_epoch")
 
@@ -92,31 +109,49 @@ class Batches:
             batches = itertools.islice(batches, int(self.num_batches) - done)
         if self._device is not None:
             batches = (move_data_to_device(batch, self._device) for batch in batches)
-        return batches
+        return batches if self._processes is None else self._noting_padding(batches, done)
+
+    def _noting_padding(self, batches: Iterator[Any], done: int) -> Iterator[Any]:
+        assert self._processes is not None
+        is_padding = getattr(self.loader, "is_padding", self._held_padding.__contains__)
+        for index, batch in enumerate(batches, done):
+            self._processes.note_padding(batch if is_padding(index) else None)
+            yield batch
 
     def hold(self) -> None:
         """Read the batches once and repeat exactly those from now on (``overfit_batches``)."""
-        generators = self.generators()
-        self._held_rng, self._held = rng_state(generators), copy.copy(self)
-        self.loader, self._device = list(self._held), None
+        self._held_rng, self._held = rng_state(self.generators()), copy.copy(self)
+        self._read_held()
         self.limit = None
+
+    def _read_held(self) -> None:
+        """Read the batches to repeat, and note which of them is padding."""
+        assert self._held is not None
+        self.loader, self._device, self._held_padding = [], None, set()
+        for index, batch in enumerate(self._held):
+            self.loader.append(batch)
+            if self._processes is not None and self._processes.is_padding(batch):
+                self._held_padding.add(index)
 
     def generators(self) -> list[Generator]:
         """Return the generators that batches are drawn from, besides the global ones and those set by ``set_epoch``."""
-        return find_generators(self.loader)
+        return [] if self._held is not None else find_generators(self._whole)
 
     # --------------------------------------------------------------------------------------- saving, continuing
 
     def fingerprint(self) -> dict[str, int | None]:
-        """Return how many batches an epoch has, of how many samples each and together, as far as this is known."""
-        loader = self.loader if self._held is None else self._held.loader
+        """Return how many batches an epoch has, of how many samples each and together, as far as this is known.
+
+        The batches that several processes read at the same time are one.
+        """
+        loader, together = self._whole, 1 if self._processes is None else self._processes.size
         owners = (loader, getattr(loader, "batch_sampler", None))
         sizes = [size for owner in owners if isinstance(size := getattr(owner, "batch_size", None), int)]
         data = loader if isinstance(loader, TensorLoader) else getattr(loader, "dataset", None)
         samples = data.num_samples if isinstance(data, TensorLoader) else num_batches(data)
         return {
             "num_batches": None if self.num_batches == math.inf else int(self.num_batches),
-            "batch_size": sizes[0] if sizes else None,
+            "batch_size": sizes[0] * together if sizes else None,
             "num_samples": None if samples == math.inf else int(samples),
         }
 
@@ -139,7 +174,8 @@ class Batches:
             generators = self._held.generators()
             now = rng_state(generators)
             set_rng_state(state["held_rng"], generators)
-            self.loader, self._held_rng = list(self._held), state["held_rng"]
+            self._read_held()
+            self._held_rng = state["held_rng"]
             set_rng_state(now, generators)
 
     def start_workers(self) -> None:
@@ -151,7 +187,8 @@ class Batches:
             set_rng_state(now, generators)
 
     def _keeps_state(self) -> bool:
-        return hasattr(self.loader, "state_dict") and hasattr(self.loader, "load_state_dict")
+        several = self._processes is not None  # their number may be another one when the run continues
+        return not several and hasattr(self.loader, "state_dict") and hasattr(self.loader, "load_state_dict")
 
 
 def groups(batches: Batches, size: int | str, progress: Progress) -> Iterator[tuple[int, float, Any]]:
@@ -197,7 +234,12 @@ def num_steps(num_batches: float, size: int | str) -> float:
 
 
 def read_fit_data(
-    settings: Settings, module: Module, train_dataloaders: Any, val_dataloaders: Any, device: torch.device
+    settings: Settings,
+    module: Module,
+    train_dataloaders: Any,
+    val_dataloaders: Any,
+    device: torch.device,
+    processes: Processes | None = None,
 ) -> tuple[Batches, Batches | None]:
     """Return the training and the validation data of a fit, cut to the limits.
 
@@ -212,7 +254,7 @@ def read_fit_data(
         passes = num_passes(settings.max_epochs, settings.accumulate_grad_batches)
         check_readable_again(train_dataloaders, "train_dataloaders", passes)
     train_limit, val_limit = held or settings.limit_train_batches, held or settings.limit_val_batches
-    train = Batches(train_dataloaders, limit=train_limit, device=device, name="train_dataloaders")
+    train = Batches(train_dataloaders, limit=train_limit, device=device, name="train_dataloaders", processes=processes)
     val = None
     if val_dataloaders is not None and val_limit != 0:
         check_step(module, "validation", "val_dataloaders are given")
@@ -220,7 +262,7 @@ def read_fit_data(
             settings.max_epochs, settings.check_val_every_n_epoch, settings.num_sanity_val_steps
         )
         check_readable_again(val_dataloaders, "val_dataloaders", passes)
-        val = Batches(val_dataloaders, limit=val_limit, device=device, name="val_dataloaders")
+        val = Batches(val_dataloaders, limit=val_limit, device=device, name="val_dataloaders", processes=processes)
     if held:
         train.hold()
     return train, val

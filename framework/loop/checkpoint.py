@@ -232,7 +232,7 @@ def _is_optimizer(value: Any) -> bool:
 
 
 def _is_metrics(value: Any) -> bool:
-    entry = {"options", "metric", "logged", "unsent", "total", "weight"}
+    entry = {"options", "metric", "logged", "unsent", "unsent_weight", "total", "weight"}
     return (
         _is_mapping(value)
         and value.keys() == {"latest", "steps", "epoch_loss", "sums"}

@@ -1,4 +1,4 @@
-"""A module and its optimizer as Fabric places them: device, precision, processes."""
+"""A module and its optimizer as Fabric places them: device and precision."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision, Precision
-from lightning.fabric.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
@@ -20,8 +19,8 @@ from framework.objective.vector import all_parameters
 class Engine:
     """What a run calls instead of the module and the optimizer themselves.
 
-    One device at full precision needs none of Fabric's wrappers, which cost as much as a small step: there, the engine
-    uses the raw module, optimizer and ``loss.backward()``.
+    Full precision needs none of Fabric's wrappers, which cost as much as a small step: there, the engine uses the raw
+    module, optimizer and ``loss.backward()``. Several processes are no matter of the module: see `Processes`.
 
     Attributes:
         device: Where the module is and batches should live.
@@ -33,9 +32,10 @@ class Engine:
     def __init__(self, fabric: Fabric, module: Module) -> None:
         self.device = fabric.device
         self._fabric, self._module = fabric, module
-        self._wrapped = fabric.setup_module(module)
         self._precision = fabric.strategy.precision
-        self._plain = type(fabric.strategy) is SingleDeviceStrategy and type(self._precision) is Precision
+        self._precision.convert_module(module)
+        fabric.to_device(module)
+        self._plain = type(self._precision) is Precision
         self.backward: Callable[[Tensor], None] = Tensor.backward if self._plain else fabric.backward
         self.precision: str = self._precision.precision
         self.grad_scaler = getattr(self._precision, "scaler", None)
@@ -48,14 +48,9 @@ class Engine:
         """Return a step method of the module, such as "training_step"."""
         if self._plain:
             return getattr(self._module, name)
-        precision = self._precision
-        if type(self._fabric.strategy) is SingleDeviceStrategy:
-            method = getattr(self._module, name)
-            # Autocast decides per operation; Fabric would round all floats of a batch, targets too, to half precision.
-            convert = (lambda batch: batch) if isinstance(precision, MixedPrecision) else precision.convert_input
-        else:
-            self._wrapped.mark_forward_method(name)
-            method, convert = getattr(self._wrapped, name), precision.convert_input
+        precision, method = self._precision, getattr(self._module, name)
+        # Autocast decides per operation; Fabric would round all floats of a batch, targets too, to half precision.
+        convert = (lambda batch: batch) if isinstance(precision, MixedPrecision) else precision.convert_input
 
         def forward(batch: Any, batch_idx: int) -> Any:
             with precision.forward_context():

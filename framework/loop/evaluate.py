@@ -8,11 +8,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.apply_func import apply_to_collection
+from torch import Tensor
 
 from framework.loop.batches import Batches
 from framework.loop.run import FitRun, Run
 from framework.loop.validation import check_monitors, refuse_empty
 from framework.module import Module
+from framework.objective.replay import keeping_metrics
+
+_NONE = object()
 
 
 def evaluate(
@@ -42,9 +47,12 @@ def evaluate(
             for batch_idx, batch in enumerate(itertools.islice(batches, max_batches)):
                 hooks.call(f"on_{stage}_batch_start", batch, batch_idx)
                 metrics.read(batch)
-                output = step(batch, batch_idx)
-                if stage == "predict":
-                    outputs.append(output)
+                if run.processes is not None and run.processes.is_padding(batch):
+                    with keeping_metrics(run.module):
+                        output = step(batch, batch_idx)
+                else:
+                    output = step(batch, batch_idx)
+                    outputs += [output] if stage == "predict" else []
                 hooks.call(f"on_{stage}_batch_end", output, batch, batch_idx)
                 of_batch = metrics.log_step({})
                 if not run.sanity_checking:
@@ -61,7 +69,17 @@ def evaluate(
             hooks.call(f"on_{stage}_end")
     if values is not None and not run.sanity_checking:
         counts[stage] = seen + batch_idx + 1
-    return values, outputs
+    return values, outputs if run.processes is None else _in_order(run.processes.gather(_on_cpu(outputs)))
+
+
+def _on_cpu(outputs: list[Any]) -> list[Any]:
+    return apply_to_collection(outputs, Tensor, Tensor.cpu)
+
+
+def _in_order(outputs_of_all: list[list[Any]]) -> list[Any]:
+    """Put the outputs of all processes, each of which had every so many-th batch, in the order of the batches."""
+    rows = itertools.zip_longest(*outputs_of_all, fillvalue=_NONE)
+    return [output for row in rows for output in row if output is not _NONE]
 
 
 def validate(run: FitRun, *, max_batches: int | None = None) -> bool:

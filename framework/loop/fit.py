@@ -46,7 +46,8 @@ def fit(run: FitRun) -> None:
             norm = step(batches, batch_idx, log or _is_last(run, next_idx, of_epoch=leaves_out_penalty))
             run.gradient_norm = norm if norm is not None else run.gradient_norm
             progress.global_step += 1
-            metrics.end_step(closure.first.loss, batches)  # type: ignore[union-attr]
+            assert closure.first is not None
+            metrics.end_step(closure.first.loss, batches, closure.first.weight)
             progress.batch_idx = batch_idx if phase.iterations.cut_short else next_idx
 
             for scheduler in step_schedulers:

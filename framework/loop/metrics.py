@@ -20,6 +20,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from framework.data.samples import first_length
+from framework.loop.processes import Processes
 from framework.module import Module
 
 Value = float | Tensor
@@ -52,6 +53,7 @@ class _Entry:
         metric: The `torchmetrics.Metric` that is logged, if it is one.
         logged: Whether it was logged since the epoch began.
         unsent: The last value of a step that the loggers have not got; None if they have.
+        unsent_weight: The number of samples behind it, where several processes take the mean of theirs.
         total: The reduction over the epoch so far; not for a `torchmetrics.Metric`, which does that itself.
         weight: The sum of the weights in a mean.
     """
@@ -61,6 +63,7 @@ class _Entry:
     metric: Metric | None
     logged: bool = False
     unsent: Value | None = None
+    unsent_weight: float = 1.0
     total: Tensor | None = None
     weight: float = 0.0
 
@@ -89,6 +92,17 @@ class _Entry:
         assert self.total is not None
         return float(self.total / self.weight if self.options.reduce_fx == "mean" else self.total)
 
+    def logged_here(self) -> dict[str, Any]:
+        """Return what this process has logged, as plain data."""
+        return {
+            "options": self.options._asdict(),
+            "logged": self.logged,
+            "unsent": None if self.unsent is None else float(self.unsent),
+            "unsent_weight": self.unsent_weight,
+            "total": None if self.total is None else float(self.total),
+            "weight": self.weight,
+        }
+
     def clear(self) -> None:
         """Start anew."""
         if self.metric is not None and self.logged:
@@ -105,11 +119,11 @@ class EpochLoss:
     def __init__(self) -> None:
         self._recent: list[Tensor] = []
         self._stacked: list[Tensor] = []  # a tensor of its own for every loss would fill the memory in a long epoch
-        self._weights: list[int] = []
+        self._weights: list[float] = []
         self._total = 0.0
-        self._weight = 0
+        self._weight = 0.0
 
-    def add(self, loss: Tensor, weight: int) -> None:
+    def add(self, loss: Tensor, weight: float) -> None:
         """Note f of a step, a 0-d tensor that nobody writes into."""
         self._recent.append(loss)
         self._weights.append(weight)
@@ -132,7 +146,7 @@ class EpochLoss:
         """Return the mean, and start anew; None if there was no step."""
         self.read()
         mean = self._total / self._weight if self._weight else None
-        self._total, self._weight = 0.0, 0
+        self._total, self._weight = 0.0, 0.0
         return mean
 
     def state_dict(self) -> dict[str, float]:
@@ -157,6 +171,7 @@ class Metrics:
         awaited: The stage whose first epoch is still to come: until then, a name never logged is no mistake.
         own: The trainer's own values as of the last step; they are asked for when somebody reads. A name that the
             module logs, too, is the module's.
+        processes: If there are several, means and the like are those over the samples of all of them.
 
     Attributes:
         stage: "train", "validation", "test" or "predict": whose names are collected, and by which defaults; None where
@@ -170,12 +185,14 @@ class Metrics:
         *,
         awaited: str | None = None,
         own: Callable[[], Iterable[tuple[str, Value]]] = tuple,
+        processes: Processes | None = None,
     ) -> None:
         self.stage: str | None = None
         self.epoch_loss = EpochLoss()
         self._module = module
         self._awaited = awaited
         self._own = own
+        self._processes = processes
         self._muted = False
         # The one or several under way, whose samples are the weight in a mean; None between epochs.
         self._batches: list[Any] | None = None
@@ -245,6 +262,8 @@ class Metrics:
         """See ``Module.log``."""
         if self._muted:
             return
+        if self._processes is not None and self._batches and self._processes.is_padding(self._batches[-1]):
+            return
         if self.stage is None:
             raise RuntimeError(
                 f"log({name!r}): nothing is collected here. Log between on_fit_start and on_train_epoch_end, or "
@@ -274,13 +293,15 @@ class Metrics:
         entry.logged = True
         if options.on_step:
             entry.unsent = value
+            if self._processes is not None:
+                entry.unsent_weight = self._weight(name, batch_size)
             for public_name in entry.step_names:
                 self._publish(public_name, value)
 
-    def end_step(self, loss: Tensor, batches: Iterable[Any]) -> None:
-        """Note f of the step just taken over these batches."""
+    def end_step(self, loss: Tensor, batches: Iterable[Any], weight: float | None = None) -> None:
+        """Note f of the step just taken over these batches; ``weight`` is the number of samples if it is known."""
         self.read_group(batches)
-        self.epoch_loss.add(loss, self._weight("train/loss_epoch", None))
+        self.epoch_loss.add(loss, self._weight("train/loss_epoch", None) if weight is None else weight)
         self._steps += 1
 
     def _weight(self, name: str, batch_size: int | None) -> int:
@@ -316,6 +337,8 @@ class Metrics:
 
         Waits for the device: to be called on a step that logs.
         """
+        if self._processes is not None:
+            self._merge(self._processes)
         logged_names = self._logged_names()
         sent = {name: value for name, value in own.items() if name not in logged_names}
         for name, value in sent.items():
@@ -335,6 +358,8 @@ class Metrics:
 
     def log_epoch(self) -> dict[str, float]:
         """Publish the reductions over the epoch and start them anew; return those for the loggers."""
+        if self._processes is not None:
+            self._merge(self._processes, of_epoch=True)
         sent: dict[str, float] = {}
         loss = self.epoch_loss.take() if self.stage == "train" else None
         if loss is not None and "train/loss_epoch" not in self._logged_names():
@@ -353,6 +378,20 @@ class Metrics:
         if self.stage == self._awaited:
             self._awaited = None
         return sent
+
+    def _merge(self, processes: Processes, *, of_epoch: bool = False) -> None:
+        """Replace what this process logged by what all of them did: values of the step, or also sums ``of_epoch``."""
+        entries = self._entries[self.stage]
+        logged = _merged(processes.gather({name: entry.logged_here() for name, entry in entries.items()}))
+        for name, one in logged.items():
+            entry = entries.setdefault(name, _Entry(name, _Options(**one["options"]), None))
+            if one["unsent"] is not None:
+                entry.unsent, entry.unsent_weight = one["unsent"], one["unsent_weight"]
+                for public_name in entry.step_names:
+                    self._latest[public_name] = (one["unsent"], max(1, self._count_of(public_name)))
+            if of_epoch and one["total"] is not None:
+                entry.logged, entry.weight = True, one["weight"]
+                entry.total = torch.tensor(one["total"], dtype=torch.float64)
 
     def _publish(self, name: str, value: Value) -> None:
         self._latest[name] = (value, self._count_of(name) + 1)
@@ -406,6 +445,11 @@ class Metrics:
         if name not in self._logged_names():
             self.note_own(up_to=name)
         count = self._count_of(name)
+        if self._processes is not None:  # what was logged in single steps may differ
+            last = self._processes.share(None if count == 0 else (float(self._latest[name][0]), count))
+            count = 0 if last is None else last[1]
+            if last is not None:
+                self._latest[name] = last
         if count == 0 and self._awaited is None and strict:
             raise ValueError(
                 f"{reader} monitors {name!r}, which was never logged; logged so far: "
@@ -422,22 +466,16 @@ class Metrics:
         """
         self.note_own()
         names = {part: name for name, part in self._module.named_modules() if isinstance(part, Metric)}
+        sums = {
+            name: {**entry.logged_here(), "metric": None if entry.metric is None else names[entry.metric]}
+            for name, entry in self._entries["train"].items()
+            if entry.metric is None or entry.metric in names
+        }
         return {
             "latest": {name: (float(value), count) for name, (value, count) in self._latest.items()},
             "steps": self._steps,
             "epoch_loss": self.epoch_loss.state_dict(),
-            "sums": {
-                name: {
-                    "options": entry.options._asdict(),
-                    "metric": None if entry.metric is None else names[entry.metric],
-                    "logged": entry.logged,
-                    "unsent": None if entry.unsent is None else float(entry.unsent),
-                    "total": None if entry.total is None else float(entry.total),
-                    "weight": entry.weight,
-                }
-                for name, entry in self._entries["train"].items()
-                if entry.metric is None or entry.metric in names
-            },
+            "sums": sums if self._processes is None else _merged(self._processes.gather(sums)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -448,9 +486,36 @@ class Metrics:
         for name, saved in state["sums"].items():
             metric: Any = None if saved["metric"] is None else self._module.get_submodule(saved["metric"])
             entry = self._entries["train"][name] = _Entry(name, _Options(**saved["options"]), metric)
+            if self._processes is not None and self._processes.rank > 0:
+                continue  # the sum is that of all processes: one of them keeps it
             entry.logged, entry.unsent, entry.weight = saved["logged"], saved["unsent"], saved["weight"]
             if saved["total"] is not None:
                 entry.total = torch.tensor(saved["total"], dtype=torch.float64)
+
+
+def _merged(logged_by_all: Iterable[Mapping[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Return what several processes logged as if one had: the sums of all, and the weighted mean of the last values."""
+    merged: dict[str, dict[str, Any]] = {}
+    for logged in logged_by_all:
+        for name, one in logged.items():
+            before = merged.setdefault(name, one)
+            if before is one:
+                continue
+            both = {**before, "logged": before["logged"] or one["logged"], "weight": before["weight"] + one["weight"]}
+            for key in ("total", "unsent"):
+                if before[key] is None:
+                    both[key] = one[key]
+            if before["unsent"] is None:
+                both["unsent_weight"] = one["unsent_weight"]
+            elif one["unsent"] is not None:
+                weights = before["unsent_weight"], one["unsent_weight"]
+                both["unsent_weight"] = sum(weights)
+                both["unsent"] = (before["unsent"] * weights[0] + one["unsent"] * weights[1]) / sum(weights)
+            if before["total"] is not None and one["total"] is not None:
+                terms = (torch.tensor(each["total"], dtype=torch.float64) for each in (before, one))
+                both["total"] = float(_REDUCTIONS[before["options"]["reduce_fx"]](*terms))
+            merged[name] = both
+    return merged
 
 
 def _value(name: str, value: Any) -> Value:

@@ -26,6 +26,8 @@ from framework.loop.engine import Engine
 from framework.loop.hooks import Hooks
 from framework.loop.inner_iterations import InnerIterations
 from framework.loop.metrics import Metrics
+from framework.loop.processes import Processes
+from framework.loop.processes import check_module as check_module_in_processes
 from framework.loop.progress import Progress
 from framework.loop.schedulers import SchedulerConfig, learning_rates, parse_optimizers
 from framework.loop.settings import Settings
@@ -63,10 +65,13 @@ class Stop:
     Attributes:
         reason: Why; None while nobody asks.
         interrupted_by: The name of the signal that asks, if one does.
+        request: With several processes, what was asked in this one, until all have agreed (`agree`).
     """
 
     reason: str | None = None
     interrupted_by: str | None = None
+    processes: Processes | None = None
+    request: tuple[str, str | None] | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -75,12 +80,34 @@ class Stop:
 
     def ask(self, reason: str) -> None:
         """Ask for the end after the step under way; the first reason is kept."""
-        self.reason = self.reason or reason
+        if self.processes is not None:
+            self.request = self.request or (reason, None)
+        else:
+            self.reason = self.reason or reason
 
     def interrupt(self, signal_name: str) -> None:
         """Ask for the end because of a signal."""
-        self.interrupted_by = signal_name
-        self.ask(f"interrupted by {signal_name}")
+        if self.processes is not None:
+            self.request = (self.request or (f"interrupted by {signal_name}",))[0], signal_name
+        else:
+            self.interrupted_by = signal_name
+            self.ask(f"interrupted by {signal_name}")
+
+    def agree(self, milliseconds: int) -> int:
+        """Let all processes know what was asked in one of them; return the clock of rank zero.
+
+        Args:
+            milliseconds: The clock of this process.
+        """
+        assert self.processes is not None
+        asked, now = self.processes.max(
+            [int(self.request is not None), milliseconds if self.processes.rank == 0 else 0]
+        )
+        if asked:
+            requests = [request for request in self.processes.gather(self.request) if request is not None]
+            self.reason = self.reason or requests[0][0]
+            self.interrupted_by = next((signal for _, signal in requests if signal), None)
+        return now
 
 
 class Run:
@@ -96,6 +123,7 @@ class Run:
         metrics: What the module logs.
         progress: How far training has come: the step at which metrics are logged.
         sanity_checking: Whether validation is only being tried.
+        processes: This one among several; None if it is alone.
     """
 
     def __init__(
@@ -107,14 +135,16 @@ class Run:
         loggers: Sequence[Logger],
         stop: Stop,
         progress: Progress,
+        processes: Processes | None = None,
     ) -> None:
+        self.processes = processes
         self.settings = settings
         self.engine = engine
         self.module = module
         self.hooks = hooks
         self.loggers = loggers
         self.stop = stop
-        self.metrics = Metrics(module)
+        self.metrics = Metrics(module, processes=processes)
         self.progress = progress
         self.sanity_checking = False
 
@@ -182,12 +212,13 @@ class FitRun(Run):
         val_batches: Batches | None,
         configured: Any,
         callbacks: Sequence[Callback],
+        processes: Processes | None = None,
     ) -> None:
-        super().__init__(settings, engine, module, hooks, loggers, stop, Progress())
+        super().__init__(settings, engine, module, hooks, loggers, stop, Progress(), processes)
         self.train_batches = train_batches
         self.val_batches = val_batches
         awaited = "train" if val_batches is None else "validation"
-        self.metrics = Metrics(module, awaited=awaited, own=self.own_values)
+        self.metrics = Metrics(module, awaited=awaited, own=self.own_values, processes=processes)
         self.seconds = 0.0
         self.gradient_norm: Tensor | None = None
         self.is_between_epochs = True
@@ -199,7 +230,12 @@ class FitRun(Run):
         self._end: dict[str, Any] | None = None
         self.phase = self._make_phase(configured, settings.accumulate_grad_batches, evaluations=0)
         self.callbacks = callbacks
-        self._deadline = time.monotonic() + settings.max_time
+        if processes is not None:
+            check_module_in_processes(module, engine.device)
+            processes.synchronize(module, self.phase.optimizer)
+            processes.part_random_streams()
+        self._clock = 0.0 if processes is None else processes.share(time.monotonic())
+        self._deadline = self.clock() + settings.max_time
 
     # ------------------------------------------------------------------------------------------------ optimizing
 
@@ -234,6 +270,7 @@ class FitRun(Run):
             backward=engine.backward,
             recorder=self.metrics,
             evaluations=evaluations,
+            peers=self.processes,
         )
         check_penalty(module, [dict(group) for group in objective.groups if is_penalized(group)])
         closure = Closure(
@@ -279,21 +316,27 @@ class FitRun(Run):
 
     def generators(self) -> list[Generator]:
         """Return the generators besides the global ones on which training depends: those of the data and the module."""
-        return find_generators(self.train_batches.loader, *self.module.modules())
+        return self.train_batches.generators() + find_generators(*self.module.modules())
 
     # ------------------------------------------------------------------------------------------------------ ends
 
     def is_over(self) -> bool:
-        """Tell whether a limit is reached or somebody asked to stop."""
+        """Tell whether a limit is reached or somebody asked to stop; all processes ask at the same time."""
+        if self.processes is not None:
+            self._clock = self.stop.agree(int(time.monotonic() * 1000)) / 1000
         if self.stop.reason is None:
             settings, progress = self.settings, self.progress
             if 0 <= settings.max_steps <= progress.global_step:
-                self.stop.ask("max_steps")
+                self.stop.reason = "max_steps"
             elif 0 <= settings.max_epochs <= progress.epoch:
-                self.stop.ask("max_epochs")
-            elif time.monotonic() >= self._deadline:
-                self.stop.ask("max_time")
+                self.stop.reason = "max_epochs"
+            elif self.clock() >= self._deadline:
+                self.stop.reason = "max_time"
         return self.stop.reason is not None
+
+    def clock(self) -> float:
+        """Return a time in seconds; several processes have that of rank zero, as of the last step."""
+        return time.monotonic() if self.processes is None else self._clock
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint; if hooks are under way after which something is due, write it then.
@@ -305,7 +348,9 @@ class FitRun(Run):
             self._awaited_checkpoints.append(path)
             return
         self.check_finite()
-        save(self.state_dict(), path)
+        checkpoint = self.state_dict()
+        if self.processes is None or self.processes.rank == 0:
+            save(checkpoint, path)
 
     def complete(self) -> None:
         """Do what is due when the hooks after a step or an epoch were called."""
@@ -330,11 +375,12 @@ class FitRun(Run):
         """
         assert self.val_batches is not None
         generators = self.generators() + self.val_batches.generators()
-        self._rng_before_validation, self._held_logs = rng_state(generators), []
+        state, self._held_logs = rng_state(generators), []
+        self._rng_before_validation = self._rng_state() if self.processes is not None else state
         try:
             yield
         finally:
-            set_rng_state(self._rng_before_validation, generators)
+            set_rng_state(state, generators)
             self._rng_before_validation = self._held_logs = None
 
     def send_held_logs(self) -> None:
@@ -353,7 +399,8 @@ class FitRun(Run):
     @contextmanager
     def trying_validation(self) -> Iterator[None]:
         """Within, metrics are collected aside and dropped afterwards."""
-        kept, self.metrics, self.sanity_checking = self.metrics, Metrics(self.module), True
+        kept, self.sanity_checking = self.metrics, True
+        self.metrics = Metrics(self.module, processes=self.processes)
         try:
             yield
         finally:
@@ -447,10 +494,10 @@ class FitRun(Run):
             "closure_evaluations": self.phase.closure.evaluations,
             "callbacks": {name: state for name, c in _named(self.callbacks) if (state := c.state_dict())},
             "metrics": self.metrics.state_dict(),
-            "metric_states": metric_states(self.module),
+            "metric_states": metric_states(self.module, together=self.processes is not None),
             "data": self.train_batches.state_dict(within_epoch=progress.is_within_epoch),
             "loggers": [_state_of(logger) for logger in self.loggers],
-            "rng": self._rng_before_validation or rng_state(self.generators()),
+            "rng": self._rng_before_validation or self._rng_state(),
         }
 
     def _fingerprint(self) -> dict[str, int | str | None]:
@@ -531,7 +578,14 @@ class FitRun(Run):
         self.metrics.load_state_dict(state["metrics"])
         set_metric_states(self.module, state["metric_states"])
         self.train_batches.load_state_dict(state["data"], within_epoch=self.progress.is_within_epoch)
-        set_rng_state(state["rng"], self.generators())
+        if self.processes is None:
+            set_rng_state(state["rng"], self.generators())
+        else:
+            self.processes.set_rng_states(state["rng"], self.generators())
+
+    def _rng_state(self) -> dict[str, Any]:
+        generators = self.generators()
+        return rng_state(generators) if self.processes is None else self.processes.rng_states(generators)
 
 
 def _state_of(logger: Logger) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from framework.objective.batched_values import stacked_values, warn_one_by_one
 from framework.objective.curvature import HessianVectorProduct, hessian_vector_product
 from framework.objective.groups import Group, declared_groups, penalty_value
 from framework.objective.output import check_finite, parse_output
-from framework.objective.replay import Generator, Replay
+from framework.objective.replay import Generator, Replay, keeping_metrics
 from framework.objective.vector import ParameterVector, all_parameters
 from framework.penalties import Penalty
 
@@ -36,6 +36,16 @@ class Recorder(Protocol):
 
     def muted(self) -> AbstractContextManager[None]:
         """Ignore what is logged within this context, because the step is being evaluated again."""
+
+
+class Peers(Protocol):
+    """The other processes that evaluate the same objective, each on batches of its own."""
+
+    def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Compute the sum over all processes of each tensor."""
+
+    def is_padding(self, batch: Any) -> bool:
+        """Tell whether a batch is another process's, evaluated here only so that all make the same calls."""
 
 
 class Unrecorded:
@@ -57,6 +67,7 @@ class Evaluation:
         loss: f, a 0-d tensor, the mean over the samples.
         penalty: g; None if there is none, or if neither the optimizer nor a log needs it.
         value: What the optimizer minimizes through its closure: f + g, or f if it handles the penalty itself.
+        weight: How many samples there were in all processes; None in one process, where nobody needs to know.
         outputs: What `training_step` returned, as a mapping with "loss"; for several batches, a list of mappings.
     """
 
@@ -64,6 +75,7 @@ class Evaluation:
     penalty: Tensor | None
     value: Tensor
     outputs: Any
+    weight: float | None = None
 
     @property
     def objective(self) -> Tensor:
@@ -83,6 +95,7 @@ class Objective:
         backward: Adds the gradients of a loss to those in the parameters.
         recorder: Told which batch is being evaluated.
         evaluations: How many evaluations were made before.
+        peers: The other processes, if there are any: f, g and gradients are those over the batches of all.
 
     Attributes:
         evaluations: How many evaluations were made: with gradients, without, and for products with the Hessian.
@@ -98,8 +111,10 @@ class Objective:
         backward: Callable[[Tensor], None] = Tensor.backward,
         recorder: Recorder | None = None,
         evaluations: int = 0,
+        peers: Peers | None = None,
     ) -> None:
         self.evaluations = evaluations
+        self.peers = peers
         self.handles_penalty: bool = getattr(type(optimizer), "handles_penalty", False)
         self.module = module
         self.optimizer = optimizer
@@ -132,18 +147,27 @@ class Objective:
         """
         self.evaluations += 1
         outputs: Any
-        if isinstance(batches, list) and len(batches) == 1:
+        weight: float | None = None
+        if self.peers is not None:
+            loss, penalty, outputs, weight = self._mean_with_peers(batches, batch_idx, differentiate, with_penalty)
+        elif isinstance(batches, list) and len(batches) == 1:
             loss, penalty, outputs = self._add(batches[0], batch_idx, 1.0, differentiate, with_penalty)
         else:
             loss, penalty, outputs = self._mean(batches, batch_idx, differentiate, with_penalty)
-        return Evaluation(loss, penalty, loss if penalty is None or self.handles_penalty else loss + penalty, outputs)
+        value = loss if penalty is None or self.handles_penalty else loss + penalty
+        return Evaluation(loss, penalty, value, outputs, weight)
 
     def graph(
         self, batch: Any, batch_idx: int, *, with_penalty: bool = True
     ) -> tuple[Tensor, Tensor, Tensor | None, Mapping[str, Any]]:
         """Return, for one batch, the value with its graph, f, g and whatever else `training_step` returned."""
         self._recorder.read(batch)
-        loss, penalty, extras = parse_output(self.module, self._forward(batch, batch_idx))
+        if self.peers is not None and self.peers.is_padding(batch):
+            with self._recorder.muted(), keeping_metrics(self.module):
+                output = self._forward(batch, batch_idx)
+        else:
+            output = self._forward(batch, batch_idx)
+        loss, penalty, extras = parse_output(self.module, output)
         if self.evaluations == 1:
             check_finite(self.module, loss, penalty)
         if with_penalty or not self.handles_penalty:
@@ -190,6 +214,43 @@ class Objective:
             self._scale_gradients(1 / total_weight)
         self._recorder.read_group(batches)
         return f / total_weight, None if g is None else g / total_weight, outputs
+
+    def weigh(self, batch: Any) -> int:
+        """Count the samples of a batch, 0 for one that is another process's."""
+        return 0 if self.peers is not None and self.peers.is_padding(batch) else self.module.count_samples(batch)
+
+    def sum_of_values(self, batches: Iterable[Any], batch_idx: int) -> Tensor:
+        """Compute the value of each batch times its samples, summed over those of this process; evaluate once."""
+        self.evaluations += 1
+        terms = [
+            self.graph(batch, index, with_penalty=False)[0] * self.weigh(batch)
+            for index, batch in enumerate(batches, batch_idx)
+        ]
+        self._recorder.read_group(batches)
+        return torch.stack(terms).sum(0)
+
+    def _mean_with_peers(
+        self, batches: Iterable[Any], batch_idx: int, differentiate: bool, with_penalty: bool
+    ) -> tuple[Tensor, Tensor | None, list[dict[str, Any]], float]:
+        """Do what `_mean` does over the batches of all processes; sum up once, after the last batch of this one."""
+        assert self.peers is not None
+        outputs, sums = [], []
+        for index, batch in enumerate(batches, batch_idx):
+            size = self.weigh(batch)
+            loss, penalty, output = self._add(batch, index, float(size), differentiate, with_penalty)
+            outputs.append(output)
+            sums.append([part * size for part in (loss, penalty) if part is not None] + [loss.new_tensor(size)])
+        if not sums:
+            raise ValueError("the data loader yielded no batch: is it empty, or a generator that was read before?")
+        self._recorder.read_group(batches)
+        own = [torch.stack(terms).sum(0) for terms in zip(*sums, strict=True)]
+        params = all_parameters(self.optimizer) if differentiate else []
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in params]
+        used = torch.tensor([p.grad is not None for p in params], dtype=own[0].dtype)
+        *grads, used, f, g, total = self.peers.sum([*grads, used, own[0], own[-2], own[-1]])
+        for param, grad, uses in zip(params, grads, used.tolist(), strict=True):
+            param.grad = grad / total.to(grad) if uses else None  # none if no process has one
+        return f / total, g / total if len(own) == 3 else None, outputs, float(total)
 
     def zero_gradients(self) -> None:
         """Drop the gradients of the optimizer's parameters."""
@@ -282,7 +343,7 @@ class Closure:
                 with self._aside(), torch.no_grad():
                     at_once = stacked_values(objective.module, self._fresh_value, params, candidates)
                 objective.evaluations = before + len(at_once)
-                return at_once
+                return self._over_peers(at_once)
             except RuntimeError as error:
                 failure, objective.evaluations = str(error), before
         values, kept = [], [param.detach().clone() for param in params]
@@ -296,7 +357,16 @@ class Closure:
         if failure is not None:  # vmap's fault: an error of the module itself would have been raised again just now
             self._vmaps = False
             warn_one_by_one(objective.module, failure)
-        return torch.stack(values)
+        return self._over_peers(torch.stack(values))
+
+    def _over_peers(self, sums: Tensor) -> Tensor:
+        """Return the values (k,) over the batches of all processes, given those of `_fresh_value` in this one."""
+        objective, step = self.objective, self._under_way()
+        if objective.peers is None:
+            return sums
+        samples = sums.new_tensor(sum(objective.weigh(batch) for batch in step.batches))
+        sums, samples = objective.peers.sum([sums, samples])
+        return sums / samples
 
     def hvp(self) -> Callable[[Tensor], Tensor]:
         """Return the Hessian at the current point, as a function from a vector (n,) or a stack (k, n) to its products.
@@ -314,10 +384,10 @@ class Closure:
         with self._aside():
             self.objective.evaluations += 1
             kept = [
-                (self.objective.module.count_samples(batch), self.objective.curvature(batch, index))
+                (self.objective.weigh(batch), self.objective.curvature(batch, index))
                 for index, batch in enumerate(step.batches, step.batch_idx)
             ]
-        return lambda vector: _mean((size, curvature(vector)) for size, curvature in kept)
+        return lambda vector: self._mean((size, curvature(vector)) for size, curvature in kept)
 
     # --------------------------------------------------------------------------------------- for the trainer
 
@@ -468,9 +538,11 @@ class Closure:
             self._evaluate_value(with_penalty=False)
 
     def _fresh_value(self) -> Tensor:
-        """Compute the value, whatever was evaluated before."""
+        """Compute the value, whatever was evaluated before; with peers, the sum over the samples of this process."""
         step = self._under_way()
         with torch.set_grad_enabled(self._needs_graph):
+            if self.objective.peers is not None:
+                return self.objective.sum_of_values(step.batches, step.batch_idx)
             evaluation = self.objective.evaluate(step.batches, step.batch_idx, differentiate=False, with_penalty=False)
         return evaluation.value
 
@@ -478,10 +550,19 @@ class Closure:
         step, objective = self._under_way(), self.objective
         with self._aside():
             objective.evaluations += 1
-            return _mean(
-                (objective.module.count_samples(batch), objective.curvature(batch, batch_idx)(vector))
+            return self._mean(
+                (objective.weigh(batch), objective.curvature(batch, batch_idx)(vector))
                 for batch_idx, batch in enumerate(step.batches, step.batch_idx)
             )
+
+    def _mean(self, weighted: Iterable[tuple[int, Tensor]]) -> Tensor:
+        """Compute the weighted mean of vectors, over all processes."""
+        total, weight = torch.zeros(()), torch.zeros(())
+        for size, vector in weighted:
+            total, weight = total.to(vector) + size * vector, weight.to(vector) + size
+        if self.objective.peers is not None:
+            total, weight = self.objective.peers.sum([total, weight])
+        return total / weight
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
@@ -577,14 +658,6 @@ def _averaged_batch_norm(parts: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-
-
-def _mean(weighted: Iterable[tuple[int, Tensor]]) -> Tensor:
-    """Compute the weighted mean of vectors."""
-    total, weight = torch.zeros(()), 0
-    for size, vector in weighted:
-        total, weight = total.to(vector) + size * vector, weight + size
-    return total / weight
 
 
 def reevaluates(optimizer: Optimizer) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -207,10 +207,17 @@ class Replay:
             _set_metric_state(metric, state, update_count)
 
 
-def metric_states(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return the states of the torchmetrics in a module that were updated, by their names in it, as plain data."""
+def metric_states(module: nn.Module, *, together: bool = False) -> dict[str, dict[str, Any]]:
+    """Return the states of the torchmetrics in a module that were updated, by their names in it, as plain data.
+
+    ``together`` are those of all processes in one; then all processes must ask.
+    """
     metrics = {name: part for name, part in module.named_modules() if isinstance(part, Metric) and part._update_count}
-    states = _metric_states(metrics.values())
+    with ExitStack() as synchronized:
+        for metric in metrics.values():
+            if together:
+                synchronized.enter_context(metric.sync_context())
+        states = _metric_states(metrics.values())
     return {name: {"state": state, "updates": n} for name, (state, n) in zip(metrics, states, strict=True)}
 
 
@@ -220,6 +227,18 @@ def set_metric_states(module: nn.Module, states: Mapping[str, Mapping[str, Any]]
         metric: Any = module.get_submodule(name)
         state = apply_to_collection(saved["state"], Tensor, lambda value, device=metric.device: value.to(device))
         _set_metric_state(metric, state, saved["updates"])
+
+
+@contextmanager
+def keeping_metrics(module: nn.Module) -> Iterator[None]:
+    """Leave the torchmetrics in a module as they are, whatever updates them in this context."""
+    metrics = [part for part in module.modules() if isinstance(part, Metric)]
+    states = _metric_states(metrics)
+    try:
+        yield
+    finally:
+        for metric, (state, update_count) in zip(metrics, states, strict=True):
+            _set_metric_state(metric, state, update_count)
 
 
 def _set_metric_state(metric: Metric, state: Mapping[str, Tensor | list[Tensor]], update_count: int) -> None:
