@@ -201,7 +201,7 @@ def _cases() -> dict[str, dict[str, Any]]:
     for name in ("l_bfgs_b", "newton_cg", "trust_ncg", "nelder_mead"):
         cases[name]["accumulate_grad_batches"] = "epoch"
     # Its step lengths amplify the rounding tenfold at every step, until another one is accepted.
-    cases["sparsa"]["max_steps"] = 3
+    cases["sparsa"]["max_steps"] = 2
     cases["sparsa_epoch"] = {"module": "sparsa", "accumulate_grad_batches": "epoch", "max_steps": 3}
     cases["sparsa_accumulating"] = {"module": "sparsa", "accumulate_grad_batches": 2, "max_steps": 3}
     for name in ("sgd", "lbfgs", "ista", "hvp", "penalized_sgd", "logging"):
