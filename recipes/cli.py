@@ -1,5 +1,6 @@
 """The command ``proxtrain``: compose a recipe with Hydra and train it."""
 
+import itertools
 import os
 import sys
 from importlib.metadata import version
@@ -8,29 +9,55 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from recipes.mistakes import explain, innermost
 from recipes.overrides import refuse_without_effect
+from recipes.resume import expand
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 TRACEBACKS = "HYDRA_FULL_ERROR"
 
 
+def unused(folder: str) -> str:
+    """Make a folder that nobody has: with a number behind it if another run started in the same second."""
+    path = Path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(2):
+        try:
+            path.mkdir()
+            return str(path)
+        except FileExistsError:
+            path = Path(f"{folder}_{number}")
+    raise AssertionError
+
+
+OmegaConf.register_new_resolver("unused", unused, use_cache=True, replace=True)
+
+
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
-def run_job(config: DictConfig) -> None:
-    """Do the task of one composed configuration."""
+def run_job(config: DictConfig) -> float | None:
+    """Do the task of one composed configuration; return the metric for a sweeper to optimize."""
     settings = HydraConfig.get()
+    # Processes that a trainer starts are to do this job, not a whole sweep.
+    arguments, sys.argv = sys.argv, [sys.argv[0], *settings.overrides.task]
+    with read_write(settings):  # type: ignore[arg-type]
+        settings.run.dir = settings.runtime.output_dir  # asked for once more, it would be another unused folder
     try:
         refuse_without_effect(config, settings.overrides.task, settings.runtime.choices)
         # torch takes seconds to import, which help and mistakes on the command line need not wait for.
-        from recipes.train import run
+        from recipes.train import end_processes, optimized, run
 
-        run(config, Path(settings.runtime.output_dir))
+        try:
+            return optimized(run(config, Path(settings.runtime.output_dir)), config.optimized_metric)
+        finally:
+            end_processes()
     except Exception as error:
         if settings.mode == RunMode.MULTIRUN:
             raise  # by hydra, after the other jobs of the sweep
         raise SystemExit(1) from error
+    finally:
+        sys.argv = arguments
 
 
 def main() -> None:
@@ -44,7 +71,12 @@ def main() -> None:
         return
     tracebacks, error = os.environ.get(TRACEBACKS), None
     os.environ[TRACEBACKS] = "1"  # hydra raises what it would print in its own way
+    given = sys.argv
     try:
+        sys.argv = [given[0], *expand(given[1:])]
+        if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) > 0:
+            sys.argv = [argument for argument in sys.argv if not argument.startswith("hydra.run.dir=")]
+            sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]  # rank zero has the folder
         run_job()
     except SystemExit as ended:
         if not isinstance(ended.__cause__, Exception):
@@ -53,6 +85,7 @@ def main() -> None:
     except Exception as raised:
         error = raised
     finally:
+        sys.argv = given
         del os.environ[TRACEBACKS]
         if tracebacks is not None:
             os.environ[TRACEBACKS] = tracebacks

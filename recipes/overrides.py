@@ -67,7 +67,7 @@ def _why_unread(config: DictConfig, key: str, choices: Mapping[str, str]) -> str
             return f"{instead} is {value} whatever {key} is; set {instead}"
         chosen = instead.partition(".")[0]
         return f"{f'{chosen}={choices[chosen]}' if choices.get(chosen) else 'this recipe'} does not read it; drop it"
-    if part in ("ckpt_path", "learning_rates") and config.task != TRAINING:
+    if part in ("ckpt_path", "learning_rates", "resume") and config.task != TRAINING:
         return f"the task {config.task} does not read it; drop it"
     if key == "penalty.happy_lambda" and config.penalty.get("function") is None:
         return "there is no penalty to weigh; choose one, such as penalty=l1"

@@ -83,6 +83,11 @@ def predict(trainer: Trainer, module: SupervisedModule, loader: TensorLoader) ->
     return torch.cat([output.float().cpu() for output in trainer.predict(module, loader)])
 
 
+def read_summary(path: Path) -> dict[str, float]:
+    """Return the final metrics of a run that has written its summary; nothing if it has not."""
+    return json.loads(path.read_text())["metrics"] if path.exists() else {}
+
+
 def read_history(path: Path) -> dict[str, tuple[list[float], list[float]]]:
     """Read the steps and values of every metric in a metrics.csv; empty where there is no such file."""
     history: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from hydra.utils import get_method, instantiate
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from framework import Trainer, seed_everything
+from framework import Callback, Trainer, seed_everything
 from framework.auto_lambda import auto_happy_lambda
 from framework.data import TensorLoader
+from framework.loop.checkpoint import newest
 from framework.losses import L2Loss
 from framework.objective.replay import rng_state, set_rng_state
 from recipes.function import FunctionData, MeanOutput
 from recipes.module import SupervisedModule
-from recipes.report import make_loggers, write_report
+from recipes.report import make_loggers, read_summary, write_report
+from recipes.resume import record, why_finished
 
 
 def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, Any]:
@@ -81,23 +91,102 @@ def universal_threshold(module: SupervisedModule, loader: TensorLoader) -> float
 def train(config: DictConfig, folder: Path) -> dict[str, float]:
     """Train the model that a configuration describes, write everything about it, and return the final metrics."""
     trainer, module, data = build(config, folder)
-    trainer.fit(module, data.train, data.val, ckpt_path=config.ckpt_path)
+    if config.resume is not None and (reason := _nothing_left(trainer, config, folder)):
+        print(f"nothing to resume in {folder}: {reason}", flush=True)
+        return read_summary(folder / "summary.json")
+    ckpt_path = config.ckpt_path
+    if config.resume is not None:
+        ckpt_path = "last"
+        trainer.callbacks.insert(0, _Recording(config, folder))
+    trainer.fit(module, data.train, data.val, ckpt_path=ckpt_path)
     interrupted = trainer.interrupted
     metrics = write_report(trainer, module, data, config, folder)
     if interrupted:
         # So that a shell, or the rest of a sweep, stops too.
-        raise SystemExit(130)
+        raise SystemExit(128 + signal.SIGINT)
     return metrics
 
 
+def _nothing_left(trainer: Trainer, config: DictConfig, folder: Path) -> str | None:
+    """Return why a run cannot go on, None if it can; say from where it does."""
+    found = newest([folder / "checkpoints"])
+    if found is None:
+        return None  # it starts from the beginning, of which fit warns
+    progress = found[1]["progress"]
+    changed = OmegaConf.to_container(config, resolve=True) != _as_recorded(config, folder)
+    if reason := why_finished(folder, progress, trainer.max_epochs, trainer.max_steps, changed=changed):
+        return reason
+    print(f"resuming from {found[0].name}: epoch {progress['epoch']}, step {progress['global_step']}", flush=True)
+    return None
+
+
+def _as_recorded(config: DictConfig, folder: Path) -> Any:
+    return {**OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), "resume": config.resume}  # type: ignore[dict-item]
+
+
+class _Recording(Callback):
+    """Writes down the configuration of a resumed run when it goes on: a start that is refused changes nothing."""
+
+    def __init__(self, config: DictConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+
+    def on_fit_start(self, trainer: Trainer, module: Any) -> None:
+        record(self.config, self.folder)
+
+
 def run(config: DictConfig, folder: Path) -> dict[str, float]:
-    """Do a configuration's task, which writes to ``folder``; print the folder first and last; return the metrics."""
+    """Do a configuration's task, which writes to ``folder``; print the folder first and last; return the metrics.
+
+    Of several processes, those above rank zero print nothing, and what they write is dropped.
+
+    Raises:
+        FileExistsError: If the folder holds another run, which is not to be resumed.
+    """
+    if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
+        with TemporaryDirectory() as nowhere, redirect_stdout(io.StringIO()):
+            return get_method(config.task)(config, Path(nowhere))
     print(f"run folder: {folder}", flush=True)
-    if (folder / "config.yaml").exists():
-        raise FileExistsError(f"{folder} holds another run; start again, or choose hydra.run.dir=...")
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    if config.get("resume") is None:
+        claim(folder)
+        record(config, folder)
     try:
         return get_method(config.task)(config, folder)
     finally:
         print(f"run folder: {folder}", flush=True)
+
+
+def claim(folder: Path) -> None:
+    """Make a folder this run's, however many start at the same moment.
+
+    Raises:
+        FileExistsError: If it is another run's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        os.close(os.open(folder / "config.yaml", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        raise FileExistsError(
+            f"{folder} holds another run; continue it by resume={folder}, or choose hydra.run.dir=..."
+        ) from None
+
+
+def optimized(metrics: Mapping[str, float], name: str | None) -> float | None:
+    """Return the metric that a sweeper optimizes, if it is to optimize one.
+
+    Raises:
+        ValueError: If the run has no such metric; the message lists those that it has.
+    """
+    if name is None:
+        return None
+    if name not in metrics:
+        raise ValueError(f"optimized_metric={name}: the run has no such metric, but {', '.join(sorted(metrics))}")
+    return float(metrics[name])
+
+
+def end_processes() -> None:
+    """Part from the processes that a trainer started, so that the next job of a sweep can start its own."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+                os.environ.pop(name, None)

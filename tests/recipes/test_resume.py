@@ -1,0 +1,198 @@
+"""``proxtrain resume=FOLDER``, folders that no two runs share, exit codes, and several processes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).parents[2]
+QUIET = ("trainer.enable_model_summary=false", "trainer.enable_progress_bar=false")
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def files(folder):
+    """Return the content of every file of a run."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_run_goes_on_in_its_own_folder(proxtrain):
+    whole = proxtrain("epochs=6", "lr=0.02", *QUIET).folder
+    folder = proxtrain("epochs=3", "lr=0.02", *QUIET).folder
+    resumed = proxtrain(f"resume={folder}/", "epochs=6")
+    assert (resumed.code, resumed.folder) == (0, folder)
+    assert "resuming from last.ckpt: epoch 3, step 24" in resumed.stdout
+    assert (folder / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    metrics, expected = (json.loads((path / "summary.json").read_text())["metrics"] for path in (folder, whole))
+    assert metrics == expected
+    config = OmegaConf.load(folder / "config.yaml")
+    assert (config.epochs, config.lr) == (6, 0.02)
+    # It remembers what was given anew.
+    assert "nothing to resume" in proxtrain(f"resume={folder}").stdout
+    assert proxtrain(f"resume={folder}", "epochs=7").code == 0
+    assert rows(folder)[-1]["step"] == "56"
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(proxtrain):
+    folder = proxtrain("epochs=3", *QUIET).folder
+    before = files(folder)
+    resumed = proxtrain(f"resume={folder}")
+    assert resumed.code == 0
+    assert f"nothing to resume in {folder}: all of its 3 epochs are done; to go on, raise epochs=3" in resumed.stdout
+    assert files(folder) == before
+
+
+def test_a_start_that_is_refused_changes_nothing(proxtrain):
+    folder = proxtrain("epochs=3", *QUIET).folder
+    before = files(folder)
+    refused = proxtrain(f"resume={folder}", "epochs=6", "model.hidden=[7]")
+    assert refused.code == 1
+    assert "last.ckpt is from another model" in refused.stderr
+    assert files(folder) == before
+    assert proxtrain(f"resume={folder}", "epochs=6").code == 0
+
+
+def test_a_run_that_stopped_itself_goes_on_when_something_is_changed(proxtrain):
+    stopping = (
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=1",
+        "callbacks.early_stopping.min_delta=9",
+    )
+    folder = proxtrain("recipe=xor", "epochs=50", *stopping, *QUIET).folder
+    done = json.loads((folder / "summary.json").read_text())["epochs"]
+    assert done < 50
+    assert "it stopped because of early_stopping" in proxtrain(f"resume={folder}").stdout
+    assert proxtrain(f"resume={folder}", "callbacks.early_stopping.patience=4").code == 0
+    assert json.loads((folder / "summary.json").read_text())["epochs"] > done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["resume=nowhere"], "there is no such folder; pass a run folder"),
+        (["resume=."], "is not a run folder: it has no .hydra/overrides.yaml"),
+        (["resume=sweep"], "is not a run folder: it holds those of a sweep:"),
+        (["resume=sweep/0", "-m", "lr=1,2"], "resume=FOLDER continues one run"),
+        (["resume=sweep/0", "resume=sweep/1"], "resume=FOLDER continues one run"),
+    ],
+)
+def test_what_cannot_be_resumed_is_named(proxtrain, tmp_path, arguments, said):
+    (tmp_path / "sweep" / "0" / ".hydra").mkdir(parents=True)
+    (tmp_path / "sweep" / "0" / ".hydra" / "overrides.yaml").write_text("[]\n")
+    refused = proxtrain(*arguments)
+    assert refused.code == 1
+    assert said in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_job_of_a_sweep_goes_on(proxtrain, tmp_path):
+    proxtrain("-m", "epochs=2", "lr=0.01,0.02", "hydra.sweep.dir=sweep", *QUIET)
+    resumed = proxtrain("resume=sweep/1", "epochs=3")
+    assert (resumed.code, resumed.folder) == (0, tmp_path / "sweep" / "1")
+    assert OmegaConf.load(tmp_path / "sweep" / "1" / "config.yaml").lr == 0.02
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_two_starts_into_one_folder_do_not_share_it(proxtrain):
+    first = proxtrain("epochs=2", "hydra.run.dir=mine", *QUIET)
+    before = files(first.folder)
+    second = proxtrain("epochs=3", "hydra.run.dir=mine", *QUIET)
+    assert second.code == 1
+    assert "holds another run; continue it by resume=" in second.stderr
+    assert files(first.folder) == before
+
+
+def command(*arguments, torchrun=False):
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT")}
+    start = [sys.executable]
+    if torchrun:
+        start += ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+        start += ["--rdzv-endpoint", "localhost:0"]
+    return {
+        "args": [*start, "-m", "recipes.cli", *arguments],
+        "env": {**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
+
+
+START = """
+import sys, time
+from pathlib import Path
+from recipes.cli import unused
+from recipes.train import claim
+while time.time() < float(sys.argv[1]):
+    pass
+folder = Path(unused("runs/same_second"))
+claim(folder)
+try:
+    claim(Path("one"))
+    print(folder, "and one")
+except FileExistsError:
+    print(folder)
+"""
+
+
+@pytest.mark.slow
+def test_ten_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_path):
+    options = command() | {"args": [sys.executable, "-c", START, str(time.time() + 40)]}
+    started = [subprocess.Popen(**options, cwd=tmp_path) for _ in range(10)]
+    printed = [process.communicate(timeout=200)[0].strip() for process in started]
+    assert len({line.removesuffix(" and one") for line in printed}) == len(list((tmp_path / "runs").iterdir())) == 10
+    assert sum(line.endswith(" and one") for line in printed) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+def test_a_signal_ends_the_command_with_its_code_and_the_run_goes_on(tmp_path, number):
+    process = subprocess.Popen(**command("epochs=100000", "hydra.run.dir=run", *QUIET), cwd=tmp_path)
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "run" / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    process.communicate(timeout=100)
+    assert process.returncode == 128 + number
+    steps = int(rows(tmp_path / "run")[-1]["step"])
+    ended = subprocess.run(**command("resume=run", f"trainer.max_steps={steps + 30}"), cwd=tmp_path, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    assert "resuming from last.ckpt" in ended.stdout
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["steps"], summary["stopped_because"]) == (steps + 30, "max_steps")
+
+
+SEVERAL = ("trainer=ddp", "trainer.accelerator=cpu", "data.batch_size=5", *QUIET)
+
+
+@pytest.mark.slow
+def test_two_processes_leave_the_summary_of_one_with_the_combined_batch(tmp_path, proxtrain):
+    one = proxtrain("epochs=3", "data.batch_size=10", "hydra.run.dir=one", *QUIET).folder
+    ended = subprocess.run(**command("-m", "epochs=3,4", *SEVERAL, "hydra.sweep.dir=two"), cwd=tmp_path, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path / "two" / "0", one))
+    assert ours.keys() == theirs.keys()
+    assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-4)
+    assert [ours[key] for key in ("steps", "epochs", "closure_evaluations")] == [24, 3, 24]
+    assert json.loads((tmp_path / "two" / "1" / "summary.json").read_text())["epochs"] == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["0", "1", "multirun.yaml"]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_command(tmp_path):
+    ended = subprocess.run(**command("epochs=2", *SEVERAL, torchrun=True), cwd=tmp_path, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("run folder: ") == 2
+    (folder,) = (tmp_path / "outputs" / "toy_regression").iterdir()
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 16
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
