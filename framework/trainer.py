@@ -264,6 +264,8 @@ class Trainer:
                 dataloaders, limit=limit, device=engine.device, name="dataloaders", processes=self._processes
             )
             values, outputs = evaluate(run, batches, stage)
+            if self._processes is not None:
+                self._stop.agree(0)  # a signal to one of them ends all
             return values or {}, outputs
 
     @contextmanager

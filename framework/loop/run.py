@@ -252,6 +252,8 @@ class FitRun(Run):
         self.metrics.note_own()
         self.phase.iterations.release()
         self.phase = self._make_phase(configured, accumulate_grad_batches, evaluations=self.phase.closure.evaluations)
+        if self.processes is not None:
+            self.processes.synchronize(self.module, self.phase.optimizer)
 
     def _make_phase(self, configured: Any, accumulate_grad_batches: int | str, *, evaluations: int) -> Phase:
         module, engine, settings = self.module, self.engine, self.settings

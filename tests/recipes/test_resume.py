@@ -63,12 +63,8 @@ def test_a_start_that_is_refused_changes_nothing(proxtrain):
 
 
 def test_a_run_that_stopped_itself_goes_on_when_something_is_changed(proxtrain):
-    stopping = (
-        "callbacks=early_stopping",
-        "callbacks.early_stopping.patience=1",
-        "callbacks.early_stopping.min_delta=9",
-    )
-    folder = proxtrain("recipe=xor", "epochs=50", *stopping, *QUIET).folder
+    stopping = [f"callbacks.early_stopping.{option}" for option in ("patience=1", "min_delta=9")]
+    folder = proxtrain("callbacks=early_stopping", "epochs=50", "val_every=1", *stopping, *QUIET).folder
     done = json.loads((folder / "summary.json").read_text())["epochs"]
     assert done < 50
     assert "it stopped because of early_stopping" in proxtrain(f"resume={folder}").stdout
