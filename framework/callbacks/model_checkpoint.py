@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.fabric.utilities.apply_func import apply_to_collection
 from torch import Tensor
 
 from framework.callbacks.monitor import Monitor
@@ -153,10 +152,19 @@ class ModelCheckpoint(Monitor):
     def _keep_copy(self, trainer: Trainer) -> None:
         """Copy the state to the memory of the CPU."""
         started = time.monotonic()
-        self._copy = apply_to_collection(trainer.dump_checkpoint(), Tensor, _copied)
+        self._copy = _copied(trainer.dump_checkpoint())
         seconds = trainer.fabric.broadcast(time.monotonic() - started)
         self._copy_due = trainer.clock() + seconds / SHARE
 
 
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
+def _copied(part: Any) -> Any:
+    """Copy a part of a state, tensors to the CPU; numbers, strings and tuples of them stay what they are."""
+    if isinstance(part, Tensor):
+        return part.detach().to("cpu", copy=True)
+    if isinstance(part, dict):
+        return {key: _copied(value) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_copied(value) for value in part]
+    if isinstance(part, tuple) and not all(isinstance(value, int | float) for value in part):
+        return tuple(_copied(value) for value in part)
+    return part
