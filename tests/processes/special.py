@@ -16,8 +16,8 @@ from torch.optim import LBFGS, SGD
 from framework import Trainer
 from framework.callbacks import ModelCheckpoint
 from framework.data import TensorLoader
-from tests.modules import Regressor, at_step, callback_of, make_net, regression_data, seed_all
-from tests.processes.cases import SIZE, run
+from tests.modules import Regressor, at_step, callback_of, evaluating, make_net, regression_data, seed_all
+from tests.processes.cases import SIZE, Plain, run
 
 
 def trainer(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
@@ -49,6 +49,16 @@ def fail() -> None:
     raise KeyError("only here")
 
 
+def asking(question: Any) -> Any:
+    """Make an optimizer that evaluates once and asks one thing more."""
+
+    def ask(closure: Any) -> None:
+        closure()
+        question(closure, [p for group in closure.objective.optimizer.param_groups for p in group["params"]])
+
+    return evaluating(ask)
+
+
 def count(folder: Path) -> dict[str, Any]:
     """Count the collective calls and bytes of steps and evaluations."""
     found: dict[str, Any] = {}
@@ -56,6 +66,12 @@ def count(folder: Path) -> dict[str, Any]:
         "sgd": ({}, lambda m: SGD(m.param_groups(), lr=0.05)),
         "sgd accumulating": ({"accumulate_grad_batches": 4}, lambda m: SGD(m.param_groups(), lr=0.05)),
         "lbfgs": ({}, lambda m: LBFGS(m.parameters(), max_iter=3)),
+        "value": ({}, asking(lambda closure, params: closure.value())),
+        "values": (
+            {},
+            asking(lambda closure, params: closure.values([p.detach().expand(5, *p.shape) for p in params])),
+        ),
+        "hvp": ({}, asking(lambda closure, params: closure.hvp()(torch.cat([p.detach().flatten() for p in params])))),
     }
     for name, (options, optimize) in cases.items():
         calls: list[Any] = []
@@ -66,7 +82,7 @@ def count(folder: Path) -> dict[str, Any]:
 
         watching = callback_of(on_train_batch_end=note, after_module=True)
         one = trainer(folder, watching, max_epochs=1, enable_checkpointing=False, **options)
-        module = Regressor(optimize)
+        module = Plain(optimize)
         one.fit(module, loader())
         # The first step is logged, which takes a call more.
         found[name] = [[b - a for a, b in zip(*pair, strict=True)] for pair in pairwise(calls[1:])]

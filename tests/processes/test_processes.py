@@ -92,6 +92,9 @@ def test_one_call_sums_an_evaluation_after_the_last_batch(well):
         for calls, size, evaluations in found[name]:
             assert size == 8 * numbers * evaluations
             assert calls == evaluations + 1  # and one in which all agree to go on
+    # After an evaluation with gradients: f, g and the samples; five values and the samples; a vector and the samples.
+    for name, more in (("value", 3), ("values", 6), ("hvp", found["parameters"] + 1)):
+        assert [step[:2] for step in found[name]] == [[3, 8 * (numbers + more)]] * 3
     assert len(found["sgd"]) == 3
     assert any(evaluations > 1 for *_, evaluations in found["lbfgs"])
 
