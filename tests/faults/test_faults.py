@@ -37,4 +37,9 @@ def test_a_fault_loses_nothing_and_doubles_nothing(laboratory, number, name):
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(OF_HOOKS)))
 def test_an_error_in_a_hook_loses_nothing(laboratory, number, name):
-    assert attempt(laboratory, name, list(TRAININGS)[number % len(TRAININGS)]) == []
+    assert attempt(laboratory, name, list(TRAININGS)[(number + 2) % len(TRAININGS)]) == []
+
+
+@pytest.mark.xfail(strict=True, reason="a run that a callback has stopped trains on when it is continued")
+def test_a_run_that_early_stopping_has_ended_stays_ended(laboratory):
+    assert attempt(laboratory, "an error in on_fit_end of a callback", "plateau") == []
