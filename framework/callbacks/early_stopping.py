@@ -48,6 +48,9 @@ class EarlyStopping(Monitor):
         super().setup(trainer, module, stage)
         self.wait_count = 0
 
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        self._stop_if_patience_is_over(trainer)  # already, in the run that is continued
+
     def on_optimizer_iteration(self, trainer: Trainer, module: Module, iteration: int, value: float) -> None:
         self._look(trainer)
 
@@ -72,7 +75,11 @@ class EarlyStopping(Monitor):
             trainer.stop(f"early_stopping: {self.monitor} is {value}")
         elif self.stopping_threshold is not None and sign * value < sign * self.stopping_threshold:
             trainer.stop(f"early_stopping: {self.monitor} reached {value:g}")
-        elif self.wait_count >= max(1, self.patience):
+        else:
+            self._stop_if_patience_is_over(trainer)
+
+    def _stop_if_patience_is_over(self, trainer: Trainer) -> None:
+        if self.wait_count >= max(1, self.patience):
             trainer.stop(f"early_stopping: {self.monitor} is no better than {self.best} after {self.wait_count} checks")
 
     def state_dict(self) -> dict[str, Any]:
