@@ -72,6 +72,12 @@ class ModelCheckpoint(Monitor):
 
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
         self._folder = self.folder(trainer)
+        existing = next((path for path in (self._folder, *self._folder.parents) if path.exists()), None)
+        if existing is not None and not existing.is_dir():
+            raise ValueError(
+                f"ModelCheckpoint would write to the folder {self._folder}, but {existing} is a file: pass another "
+                "dirpath, or move the file"
+            )
         best = self._folder / "best.ckpt"
         self.best_model_path = str(best) if self._had_best and best.exists() else ""
         self._validated = False

@@ -21,22 +21,27 @@ A checkpoint is one mapping of tensors, numbers, strings and containers of them:
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
 import pickle
 import socket
 import warnings
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
+from torch.serialization import get_safe_globals
 
 from framework.loop.progress import Progress
 from framework.module import Module
 
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.Size, torch.device, torch.dtype})
 _NAMES = ("last.ckpt", "best.ckpt")
 
 _SEAL = b"sha256:"
@@ -284,6 +289,38 @@ def check(checkpoint: Any, path: str | Path) -> None:
         raise ValueError(f"{path} is damaged: {', '.join(wrong)} in it is not what a Trainer writes")
 
 
+def plain(value: Any, name: str) -> Any:
+    """Return a part of a checkpoint in the form in which `load` reads it again: numpy's numbers become Python's.
+
+    Args:
+        value: The part.
+        name: What to call it in errors.
+
+    Raises:
+        ValueError: If it is or holds an object that `load` would refuse; the message says where.
+    """
+    if isinstance(value, np.number | np.bool_ | np.str_):
+        value = value.item()
+    kind = type(value)
+    if kind in _PLAIN or isinstance(value, torch.Tensor) or kind in get_safe_globals():
+        return value
+    if kind in (dict, OrderedDict, Counter):
+        items = [(plain(k, f"a key of {name}"), plain(v, f"{name}[{k!r}]")) for k, v in value.items()]
+        filled = copy.copy(value)  # what a module's state_dict knows besides its entries is kept
+        filled.clear()
+        for key, item in items:
+            filled[key] = item
+        return filled
+    if kind in (list, tuple, set):
+        if all(type(item) in _PLAIN for item in value):  # such as the 625 numbers of a random stream
+            return value
+        return kind(plain(item, f"{name}[{index}]") for index, item in enumerate(value))
+    raise ValueError(
+        f"{name} is a {kind.__module__}.{kind.__qualname__}, which a checkpoint cannot hold, because reading it would "
+        "run code: keep it as tensors, numbers, strings, or dictionaries, lists, tuples and sets of them"
+    )
+
+
 def load_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: str | Path) -> None:
     """Load parameters and buffers into a module, all or nothing.
 
@@ -322,10 +359,11 @@ def newest(folders: Iterable[Path], name: str = "*") -> tuple[Path, dict[str, An
         ValueError: If there are files, but none is intact.
     """
     paths = {path for folder in folders for path in folder.glob(f"{name}.ckpt") if path.name in _NAMES}
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    # A symbolic link may lead nowhere: it has a time of its own.
+    for path in sorted(paths, key=lambda path: os.stat(path, follow_symlinks=path.exists()).st_mtime_ns, reverse=True):
         try:
             return path, load(path)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             warnings.warn(f"passed over: {error}", stacklevel=2)
     if paths:
         raise ValueError(f"no checkpoint in {', '.join(sorted({str(path.parent) for path in paths}))} is intact")

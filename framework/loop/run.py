@@ -21,7 +21,7 @@ from framework._version import __version__
 from framework.callback import Callback
 from framework.loggers import Logger, warn_of_doubles
 from framework.loop.batches import Batches, num_steps
-from framework.loop.checkpoint import check_weights, load_weights, save
+from framework.loop.checkpoint import check_weights, load_weights, plain, save
 from framework.loop.engine import Engine
 from framework.loop.hooks import Hooks
 from framework.loop.inner_iterations import InnerIterations
@@ -469,6 +469,7 @@ class FitRun(Run):
 
         Raises:
             RuntimeError: If a step is under way.
+            ValueError: If a part could not be read again, such as an object in the state of a callback.
         """
         if self.is_in_step:
             raise RuntimeError(
@@ -486,7 +487,7 @@ class FitRun(Run):
             **(self._end or self._standing()),
         }
         self.hooks.call("on_save_checkpoint", checkpoint)
-        return checkpoint
+        return {name: plain(part, f"checkpoint[{name!r}]") for name, part in checkpoint.items()}
 
     def _standing(self) -> dict[str, Any]:
         """Return how far the run has come: the part of the state that hooks and loggers move on."""

@@ -52,3 +52,12 @@ def test_a_run_that_diverged_between_two_log_steps_leaves_the_last_checkpoint_as
     with pytest.raises(ValueError, match="nan at global_step 2"):
         make_trainer(tmp_path, callbacks=callback, max_epochs=1).fit(Diverging(), make_loader())
     assert torch.load(tmp_path / "last.ckpt")["progress"]["global_step"] == 2
+
+
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_a_folder_that_is_a_file_is_refused_before_training(tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    trainer = make_trainer(tmp_path, callbacks=ModelCheckpoint(tmp_path / "file" / below))
+    with pytest.raises(ValueError, match="file is a file: pass another dirpath"):
+        trainer.fit(Regressor(), make_loader())
+    assert trainer.global_step == 0

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -627,3 +628,42 @@ def test_a_checkpoint_of_another_configuration_is_refused_and_the_module_unchang
 
 def test_the_number_of_samples_is_what_the_steps_above_assume():
     assert NUM_SAMPLES == 20
+
+
+def test_numbers_of_numpy_can_be_read_again(tmp_path):
+    def optimize(module):
+        return torch.optim.Adam(module.param_groups(), lr=np.float64(0.01))
+
+    kept = callback_of(state_dict=lambda: {"best": np.float32(0.5), "of": [np.int64(1)], np.int64(3): True})
+    callbacks = [kept, ModelCheckpoint(tmp_path)]
+    make_trainer(tmp_path, callbacks=callbacks, max_epochs=1).fit(Regressor(optimize), make_loader())
+    saved = checkpoint.load(tmp_path / "last.ckpt")
+    assert saved["optimizer"]["param_groups"][0]["lr"] == 0.01
+    assert next(iter(saved["callbacks"].values())) == {"best": 0.5, "of": [1], 3: True}
+    trainer = make_trainer(tmp_path, max_epochs=2)
+    trainer.fit(Regressor(optimize), make_loader(), ckpt_path=tmp_path / "last.ckpt")
+    assert trainer.global_step == 6
+
+
+@pytest.mark.parametrize("state", [np.zeros(2), Path("folder"), [{"of": object()}]], ids=["array", "path", "nested"])
+def test_a_state_that_could_not_be_read_again_is_refused_before_training(tmp_path, state):
+    kept = callback_of(state_dict=lambda: {"mine": state})
+    trainer = make_trainer(tmp_path, callbacks=[kept, ModelCheckpoint(tmp_path)])
+    with pytest.raises(ValueError, match=r"\['mine'\].* is a .*which a checkpoint cannot hold"):
+        trainer.fit(Regressor(), make_loader())
+    assert trainer.global_step == 0
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "dangling link"])
+def test_last_passes_over_what_is_no_file(tmp_path, kind):
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    make_trainer(tmp_path, callbacks=ModelCheckpoint(good), max_epochs=1).fit(Regressor(), make_loader())
+    bad.mkdir()
+    if kind == "folder":
+        (bad / "last.ckpt").mkdir()
+    else:
+        (bad / "last.ckpt").symlink_to(tmp_path / "gone.ckpt")
+    with pytest.warns(UserWarning, match="passed over: there is no checkpoint"):
+        path, _ = checkpoint.newest([good, bad])
+    assert path == good / "last.ckpt"
