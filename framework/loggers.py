@@ -13,6 +13,7 @@ import io
 import itertools
 import os
 import socket
+import threading
 import time
 import warnings
 import zlib
@@ -30,6 +31,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 _count = itertools.count()
+_lock = threading.RLock()  # loggers may be called from several threads
 
 
 def _gives_up(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,20 +44,28 @@ def _gives_up(method: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self._has_given_up or not _is_rank_zero():
             return None
-        try:
-            return method(self, *args, **kwargs)
-        except OSError as error:
-            self._has_given_up = True
-            with suppress(OSError):
-                self._release()
-            warnings.warn(
-                f"{type(self).__name__} cannot write to {self.log_dir}: {error}. What was logged before stays; from "
-                "here on it logs nothing, and the run goes on",
-                stacklevel=2,
-            )
-            return None
+        with _lock:
+            try:
+                return method(self, *args, **kwargs)
+            except OSError as error:
+                _give_up(self, error)
+                return None
 
     return guarded
+
+
+def _give_up(logger: Any, error: OSError) -> None:
+    """Let a logger write nothing more, and warn of it, once."""
+    if logger._has_given_up:
+        return
+    logger._has_given_up = True
+    with suppress(OSError):
+        logger._release()
+    warnings.warn(
+        f"{type(logger).__name__} cannot write to {logger.log_dir}: {error}. What was logged before stays; from "
+        "here on it logs nothing, and the run goes on",
+        stacklevel=3,
+    )
 
 
 class _GrowingFile:
@@ -95,38 +105,75 @@ class EventFile:
     takes turns from a small step, and prints a traceback when a disk is full.
 
     Args:
-        path: The file; if it is new, it starts with the record that says what it is.
+        path: The file. If it is new, the files of other runs in its folder are set aside at the first `flush`, and it
+            starts with the record that says what it is.
+        attempt: Calls what it is given, a function that writes; it knows what to do if that fails.
+
+    Attributes:
+        size: In bytes, of what is on disk.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, attempt: Callable[[Callable[[], None]], None]) -> None:
         self.path = path
-        self._file = _GrowingFile(path)
+        self.size = os.path.getsize(path) if os.path.exists(path) else 0
+        self._attempt = attempt
+        self._file: _GrowingFile | None = None
         self._pending = io.BytesIO()
         self._records = RecordWriter(self._pending)
         self._due = 0.0
-        if self._file.size == 0:
-            self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._aside: Path | None = None
+        if self.size == 0:
+            self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def add_event(self, event: Event) -> None:
         """Append an event; it is on disk at the next `flush`, and at the next event after a second."""
-        self._records.write(event.SerializeToString())
-        if time.monotonic() >= self._due:
-            self.flush()
+        with _lock:
+            self._records.write(event.SerializeToString())
+            if time.monotonic() >= self._due:
+                self.flush()
 
     def flush(self) -> None:
         """Write everything to disk."""
-        self._due = time.monotonic() + 1.0
-        pending = self._pending.getvalue()
-        self._pending.seek(0)
-        self._pending.truncate()
-        self._file.write(pending)
+        with _lock:
+            self._due = time.monotonic() + 1.0
+            pending = self._pending.getvalue()
+            self._pending.seek(0)
+            self._pending.truncate()
+            if pending:
+                self._attempt(functools.partial(self._write, pending))
+
+    def _write(self, data: bytes) -> None:
+        if self._file is None:
+            if self.size == 0:
+                self._aside = _set_aside(sorted(self.path.parent.glob("events.out.tfevents.*")))
+            self._file = _GrowingFile(self.path)
+        os.stat(self.path)  # raises if the file was removed, to which one can write
+        self._file.write(data)
+        self.size = self._file.size
 
     def close(self) -> None:
-        """Write everything to disk; nothing can be appended any more."""
-        try:
-            self.flush()
-        finally:
+        """Write everything to disk; a further event opens the file again."""
+        self.flush()
+        if self._file is not None:
             self._file.close()
+            self._file = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.flush()
+        return {**vars(self), "_file": None}  # a copy opens the file by itself
+
+    def put_back(self, name: str) -> None:
+        """Undo that a file was set aside: it turned out to be of this run."""
+        if self._aside is not None and (self._aside / name).exists():
+            os.rename(self._aside / name, self.path.with_name(name))
+            with suppress(OSError):
+                self._aside.rmdir()  # unless something else is in it
+
+    def take_over(self, other: EventFile) -> None:
+        """Append the events of another file, and remove that."""
+        data = other.path.read_bytes()
+        self._pending.write(data[int.from_bytes(data[:8], "little") + 16 :])  # all but the first record
+        other.path.unlink()
 
     def get_logdir(self) -> str:
         """Return the folder of the file."""
@@ -152,11 +199,13 @@ class TensorBoardLogger(FabricTensorBoardLogger):
         prefix: str = "",
         sub_dir: str | Path | None = None,
     ) -> None:
-        super().__init__(root_dir, name, version, default_hp_metric, prefix, sub_dir)
+        super().__init__(_absolute(root_dir), name, version, default_hp_metric, prefix, sub_dir)
         _check_confined(self)
         self._waiting: list[Event] = []
         self._due = 0.0
-        self._path: Path | None = None
+        # The files of a run have one name, in its folder and in those of the runs that `add_scalars` makes below it.
+        self._file_name = ""
+        self._files: dict[str, EventFile] = {}
         self._chooses_version = version is None
         self._has_given_up = False
 
@@ -165,12 +214,13 @@ class TensorBoardLogger(FabricTensorBoardLogger):
         """The `SummaryWriter`; what was logged before is in it."""
         if not _is_rank_zero():
             return super().experiment  # one that does nothing
-        if self._experiment is None:
-            self._experiment = self._make_writer()
-        waiting, self._waiting = self._waiting, []
-        for event in waiting:
-            self._experiment._get_file_writer().event_writer.add_event(event)
-        return self._experiment
+        with _lock:
+            if self._experiment is None:
+                self._experiment = self._make_writer()
+            waiting, self._waiting = self._waiting, []
+            for event in waiting:
+                self._experiment._get_file_writer().event_writer.add_event(event)
+            return self._experiment
 
     def _make_writer(self) -> Any:
         # Slow to import.
@@ -180,30 +230,48 @@ class TensorBoardLogger(FabricTensorBoardLogger):
         base: Any = SummaryWriter
         logger = self
 
+        def file_writer(folder: str) -> Any:
+            writer: Any = FileWriter.__new__(FileWriter)  # its own __init__ would begin another file
+            writer.event_writer = logger._file(folder)
+            return writer
+
         class AppendingWriter(base):
-            """A `SummaryWriter` on the event file of this run."""
+            """A `SummaryWriter` on the event files of this run."""
 
             def _get_file_writer(self) -> Any:
                 if self.file_writer is None:
-                    self.file_writer: Any = FileWriter.__new__(FileWriter)  # its own __init__ would begin another file
-                    self.file_writer.event_writer = EventFile(logger._event_file())
-                    self.all_writers = {logger.log_dir: self.file_writer}
+                    self.file_writer: Any = file_writer("")
+                    self.all_writers = {self.file_writer.get_logdir(): self.file_writer}
                 return self.file_writer
+
+            def add_scalars(self, main_tag: str, tag_scalar_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+                log_dir = self._get_file_writer().get_logdir()
+                for tag in tag_scalar_dict:
+                    folder = f"{main_tag.replace('/', '_')}_{tag}"
+                    self.all_writers.setdefault(f"{log_dir}/{folder}", file_writer(folder))
+                super().add_scalars(main_tag, tag_scalar_dict, *args, **kwargs)
 
         return AppendingWriter(self.log_dir)
 
-    def _event_file(self) -> Path:
-        if self._path is None:
-            _set_aside(sorted(Path(self.log_dir).glob("events.out.tfevents.*")))
-            name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_count)}"
-            self._path = Path(self.log_dir) / name
-        return self._path
+    def _file(self, folder: str) -> EventFile:
+        if not self._file_name:
+            number = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_count)}"
+            self._file_name = f"events.out.tfevents.{number}"
+        if folder not in self._files:
+            self._files[folder] = EventFile(Path(self.log_dir) / folder / self._file_name, self._attempt)
+        return self._files[folder]
+
+    @_gives_up
+    def _attempt(self, write: Callable[[], None]) -> None:
+        write()
 
     @_gives_up
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         prefix = f"{self._prefix}-" if self._prefix else ""
-        values = [Summary.Value(tag=f"{prefix}{name}", simple_value=float(value)) for name, value in metrics.items()]
-        self._waiting.append(Event(wall_time=time.time(), step=step or 0, summary=Summary(value=values)))
+        values = [
+            Summary.Value(tag=f"{prefix}{name}", simple_value=_number(name, value)) for name, value in metrics.items()
+        ]
+        self._waiting.append(Event(wall_time=time.time(), step=int(step or 0), summary=Summary(value=values)))
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + 1.0
             _ = self.experiment
@@ -214,11 +282,14 @@ class TensorBoardLogger(FabricTensorBoardLogger):
 
         Fabric logs these values once more, by default at step 0: there TensorBoard takes the run for restarted and
         drops the curves.
+
+        They are written with what is logged next, so that they may be logged before a run is continued.
         """
         from torch.utils.tensorboard.summary import hparams  # slow to import, and seldom needed
 
+        params = params if isinstance(params, Mapping) else vars(params)
         for summary in hparams(dict(_flattened(params)), dict(metrics or {})):
-            self.experiment._get_file_writer().add_summary(summary, step)
+            self._waiting.append(Event(wall_time=time.time(), step=int(step or 0), summary=summary))
 
     @_gives_up
     def save(self) -> None:
@@ -238,31 +309,41 @@ class TensorBoardLogger(FabricTensorBoardLogger):
         if self._experiment is not None:
             self._experiment.close()
 
-    @_gives_up
     def state_dict(self) -> dict[str, Any] | None:
-        """Return the name of the event file and its size so far; None before anything was logged."""
-        if not self._waiting and self._path is None:
-            return None
-        self.save()
-        assert self._path is not None
-        return {"file": self._path.name, "bytes": self._path.stat().st_size}
+        """Return the name of the event files and their sizes so far, by folder; None before anything was logged."""
+        if _is_rank_zero() and (self._waiting or self._files):
+            self.save()
+        sizes = {folder: file.size for folder, file in self._files.items() if file.size}
+        return {"file": self._file_name, "bytes": sizes} if sizes else None
 
     @_gives_up
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Cut the event file off where the state was taken, and append to it from now on.
+        """Cut the event files off where the state was taken, and append to them from now on.
 
-        In another folder than that of the run that was saved there is nothing to cut: a new file begins.
+        What was logged before in this process is appended, too. In another folder than that of the run that was saved
+        there is nothing to cut: a new file begins.
         """
-        path = Path(self.log_dir) / Path(state["file"]).name
-        if not path.exists():
-            return
-        self._waiting = []
+        log_dir, name = Path(self.log_dir), Path(state["file"]).name
         self._release()
-        self._path = path
-        if path.stat().st_size >= state["bytes"]:
-            os.truncate(path, state["bytes"])
-        else:
-            warnings.warn(f"{path} is shorter than when the checkpoint was written: events are missing", stacklevel=2)
+        for file in self._files.values():
+            file.put_back(name)
+        if not (log_dir / name).exists():
+            return
+        before, self._files, self._file_name = self._files, {}, name
+        for path in log_dir.rglob(name):
+            folder = path.parent.relative_to(log_dir).as_posix()
+            size = state["bytes"].get("" if folder == "." else folder)
+            if size is None:
+                path.unlink()  # a run of `add_scalars` that began later
+            elif path.stat().st_size >= size:
+                os.truncate(path, size)
+            else:
+                warnings.warn(
+                    f"{path} is shorter than when the checkpoint was written: events are missing", stacklevel=2
+                )
+        for folder, file in before.items():
+            if file.path.name != name and file.path.exists():
+                self._file(folder).take_over(file)
 
 
 # --------------------------------------------------------------------------------------------------------------- CSV
@@ -287,8 +368,10 @@ class MetricsFile:
         """Write a row."""
         if not self._names and self.path.exists():
             _set_aside([self.path])
+        elif self._names:
+            os.stat(self.path)  # raises if the file was removed, to which one can write
         if not row.keys() <= set(self._names):
-            self._write_all(sorted({*self._names, *row}), self._read())
+            self._write_all(sorted({*self._names, *row}), self._read() if self._names else [])
         if self._file is None:
             self._file = _GrowingFile(self.path)
         self._file.write(_as_csv(self._names, [row]))
@@ -297,7 +380,7 @@ class MetricsFile:
 
     def cut(self, num_rows: int, checksum: int) -> bool:
         """Keep the first rows, and their names; return False, and change nothing, if they are another run's."""
-        rows = self._read()[:num_rows]
+        rows = self._read()[:num_rows] if self.path.exists() else []
         found = 0
         for row in rows:
             found = _chained(found, row)
@@ -316,10 +399,14 @@ class MetricsFile:
 
     def _read(self) -> list[dict[str, str]]:
         """Return the rows in the file, as text, without what is empty."""
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            return [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(file)]
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return [
+                {name: value for name, value in row.items() if name is not None and value}
+                for row in csv.DictReader(file)
+            ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_file": None}  # a copy opens the file by itself
 
     def _write_all(self, names: list[str], rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the file anew, in one piece."""
@@ -351,7 +438,7 @@ class CSVLogger(FabricCSVLogger):
     """
 
     def __init__(self, root_dir: str | Path, name: str = "", version: int | str | None = "", **kwargs: Any) -> None:
-        super().__init__(root_dir, name, version, **kwargs)
+        super().__init__(_absolute(root_dir), name, version, **kwargs)
         _check_confined(self)
         self._table: MetricsFile | None = None
         self._chooses_version = version is None
@@ -367,8 +454,8 @@ class CSVLogger(FabricCSVLogger):
     @_gives_up
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         prefix = f"{self._prefix}-" if self._prefix else ""
-        row = {f"{prefix}{name}": value if isinstance(value, int) else float(value) for name, value in metrics.items()}
-        self.experiment.append({**row, "step": self.experiment.num_rows if step is None else step})
+        row = {f"{prefix}{name}": _number(name, value) for name, value in metrics.items()}
+        self.experiment.append({**row, "step": self.experiment.num_rows if step is None else int(step)})
 
     def log_hyperparams(self, params: Any) -> None:
         """Hyperparameters stand in the run folder's config.yaml; a table of numbers has no place for them."""
@@ -389,7 +476,6 @@ class CSVLogger(FabricCSVLogger):
         if self._table is not None:
             self._table.close()
 
-    @_gives_up
     def state_dict(self) -> dict[str, int] | None:
         """Return how many rows were logged, and their checksum; None before the first."""
         if self._table is None or not self._table.num_rows:
@@ -418,10 +504,33 @@ def _is_rank_zero() -> bool:
     return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
-def _set_aside(paths: Sequence[Path]) -> None:
-    """Move the files of another run, so that they are neither lost nor mixed with those of this one; warn of it."""
+def _absolute(root_dir: str | Path) -> Path:
+    """Return the path that a folder has now, wherever the program goes later."""
+    return Path(os.path.expandvars(root_dir)).expanduser().absolute()
+
+
+def _number(name: str, value: Any) -> int | float:
+    """Return a value to log as a number.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    try:
+        return value if type(value) is int else float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name!r} is a {type(value).__name__}: loggers take numbers and tensors of one element; text, pictures "
+            "and the like go through the experiment of a TensorBoardLogger"
+        ) from error
+
+
+def _set_aside(paths: Sequence[Path]) -> Path | None:
+    """Move the files of another run, so that they are neither lost nor mixed with those of this one; warn of it.
+
+    Return the folder that they are in now.
+    """
     if not paths:
-        return
+        return None
     folder = paths[0].parent
     aside = next(aside for n in itertools.count(1) if not (aside := folder / f"previous-{n}").exists())
     aside.mkdir()
@@ -429,6 +538,7 @@ def _set_aside(paths: Sequence[Path]) -> None:
         os.rename(path, aside / path.name)
     names = ", ".join(path.name for path in paths)
     warnings.warn(f"{folder} had the logs of another run: {names} moved to {aside}", stacklevel=2)
+    return aside
 
 
 def _check_confined(logger: Any) -> None:
@@ -466,11 +576,36 @@ def _flattened(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 
 
 def make_loggers(logger: bool | Logger | Sequence[Logger], root_dir: Path) -> list[Logger]:
-    """The loggers of a trainer from its ``logger`` argument; True means TensorBoard in ``root_dir/proxtrain_logs``."""
+    """Return the loggers of a trainer from its ``logger`` argument.
+
+    True means TensorBoard in ``root_dir/proxtrain_logs``.
+
+    A logger of your own derives from `lightning.fabric.loggers.Logger`. For a run that is continued it may have:
+
+    - ``state_dict()``: called when a checkpoint is written. Bring everything to disk; return how much of it belongs to
+      the run so far, in numbers, strings and containers of them, or None for nothing.
+    - ``load_state_dict(state)``: called before a continued run logs anything. Remove what came after ``state``: the run
+      logs it again.
+
+    A state goes to the logger of the same class; of several, to the one at the same place among them.
+
+    Raises:
+        TypeError: If something else than loggers is passed.
+        ValueError: If two loggers would write the same file.
+    """
     if isinstance(logger, bool):
         return [TensorBoardLogger(root_dir, name="proxtrain_logs")] if logger else []
     loggers = list(logger) if isinstance(logger, Sequence) else [logger]
+    places = []
     for each in loggers:
         if not isinstance(each, Logger):
             raise TypeError(f"logger has a {type(each).__name__}; pass True, False or loggers of lightning.fabric")
+        if isinstance(each, CSVLogger | TensorBoardLogger):
+            place = (type(each), each.root_dir, each.name, each._version, getattr(each, "sub_dir", None))
+            if place in places:
+                raise ValueError(
+                    f"two loggers are a {type(each).__name__} in {each.root_dir} with name {each.name!r}, and would "
+                    "write the same file: give each another name, or a version of its own"
+                )
+            places.append(place)
     return loggers

@@ -1,8 +1,12 @@
 """What stands in the files that the loggers write."""
 
 import csv
+import os
+import pickle
+import shutil
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 
 import pytest
@@ -259,3 +263,198 @@ def test_fabrics_own_loggers_are_named_when_a_run_goes_on_in_them(tmp_path):
     train(tmp_path, save, make=lambda folder: [FabricTensorBoardLogger(folder)])
     with pytest.warns(UserWarning, match=r"TensorBoardLogger logs some steps twice.*use framework.loggers"):
         train(tmp_path, make=lambda folder: [FabricTensorBoardLogger(folder)], ckpt_path=tmp_path / "some.ckpt")
+
+
+# ------------------------------------------------------------------------------------------------ without a trainer
+
+
+def steps(folder, tag):
+    events = EventAccumulator(str(folder), purge_orphaned_data=False)
+    events.Reload()
+    return [event.step for event in events.Scalars(tag)]
+
+
+def table(folder):
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_runs_that_add_scalars_makes_are_continued_too(tmp_path):
+    def log(logger, numbers, name="x"):
+        for number in numbers:
+            logger.experiment.add_scalars("pair", {name: number}, number)
+
+    logger = TensorBoardLogger(tmp_path, name="", version="tb")
+    log(logger, range(3))
+    state = logger.state_dict()
+    log(logger, range(3, 5))
+    log(logger, range(3, 5), "later")
+    logger.finalize("failed")
+    logger = TensorBoardLogger(tmp_path, name="", version="tb")
+    logger.load_state_dict(state)
+    log(logger, range(3, 6))
+    logger.finalize("success")
+    assert steps(tmp_path / "tb" / "pair_x", "pair") == [0, 1, 2, 3, 4, 5]
+    assert not list((tmp_path / "tb" / "pair_later").iterdir())
+
+
+def begun(folder):
+    """Log two steps, of which one is in the state that is returned."""
+    logger = TensorBoardLogger(folder, name="", version="tb")
+    logger.log_metrics({"a": 0.0}, 0)
+    state = logger.state_dict()
+    logger.log_metrics({"a": 1.0}, 1)
+    logger.finalize("failed")
+    return state
+
+
+def test_hyperparameters_may_be_logged_before_a_run_is_continued(tmp_path):
+    state = begun(tmp_path)
+    logger = TensorBoardLogger(tmp_path, name="", version="tb")
+    logger.log_hyperparams({"lr": 0.1})
+    logger.load_state_dict(state)
+    logger.log_metrics({"a": 1.0}, 1)
+    logger.finalize("success")
+    assert steps(tmp_path / "tb", "a") == [0, 1]
+    assert len(list((tmp_path / "tb").iterdir())) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*had the logs of another run")
+def test_events_written_before_a_run_is_continued_are_taken_over(tmp_path):
+    state = begun(tmp_path)
+    logger = TensorBoardLogger(tmp_path, name="", version="tb")
+    logger.experiment.add_scalar("b", 5.0, 7)
+    logger.save()
+    logger.load_state_dict(state)
+    logger.log_metrics({"a": 1.0}, 1)
+    logger.finalize("success")
+    assert steps(tmp_path / "tb", "a") == [0, 1]
+    assert steps(tmp_path / "tb", "b") == [7]
+    assert len(list((tmp_path / "tb").iterdir())) == 1
+
+
+def test_a_relative_folder_stays_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    both = [CSVLogger("logs"), TensorBoardLogger("logs", name="", version="tb")]
+    for logger in both:
+        logger.log_metrics({"a": 1.0}, 0)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    for logger in both:
+        logger.log_metrics({"a": 2.0, "b": 1.0}, 1)
+        logger.finalize("success")
+    assert [row["a"] for row in table(tmp_path / "logs")] == ["1.0", "2.0"]
+    assert steps(tmp_path / "logs" / "tb", "a") == [0, 1]
+
+
+def test_names_and_numbers_of_any_kind_are_continued(tmp_path):
+    names = ["", "a,b", 'quote"', "new\nline", "cr\rx", "\u00fc", " space", "=sum"]
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics(dict.fromkeys(names, float("nan")), torch.tensor(0))
+    logger.log_metrics({"yes": True, "count": 7, "one": torch.tensor(1.0)}, 1)
+    state = logger.state_dict()
+    logger.log_metrics({"late": 1.0}, 2)
+    logger.finalize("failed")
+    logger = CSVLogger(tmp_path)
+    logger.load_state_dict(state)
+    logger.log_metrics({"": -0.0}, 2)
+    logger.finalize("success")
+    rows = table(tmp_path)
+    assert rows[0].keys() == {*names, "yes", "count", "one", "step"}
+    assert [row["step"] for row in rows] == ["0", "1", "2"]
+    assert [rows[1][name] for name in ("yes", "count", "one")] == ["1.0", "7", "1.0"]
+
+
+@pytest.mark.parametrize("logger", [CSVLogger, TensorBoardLogger])
+@pytest.mark.parametrize("value", ["text", None, torch.zeros(2)])
+def test_what_is_no_number_is_refused_by_name(tmp_path, logger, value):
+    with pytest.raises(TypeError, match=r"'speed' is a .*: loggers take numbers"):
+        logger(tmp_path).log_metrics({"speed": value}, 0)
+
+
+@pytest.mark.parametrize("logger", [CSVLogger, TensorBoardLogger])
+def test_two_loggers_of_one_file_are_refused(tmp_path, logger):
+    with pytest.raises(ValueError, match="would write the same file"):
+        make_trainer(tmp_path, logger=[logger(tmp_path), logger(tmp_path)])
+    assert len(make_trainer(tmp_path, logger=[logger(tmp_path, name="a"), logger(tmp_path, name="b")]).loggers) == 2
+
+
+def test_loggers_in_another_order_are_continued(tmp_path):
+    train(tmp_path / "whole")
+    folder = tmp_path / "parts"
+    train(folder, at_step(4, lambda trainer: trainer.save_checkpoint(folder / "some.ckpt")), max_epochs=2)
+    train(folder, make=lambda folder: loggers(folder)[::-1], ckpt_path=folder / "some.ckpt")
+    assert logged(folder) == logged(tmp_path / "whole")
+
+
+def test_loggers_can_be_copied_while_in_use(tmp_path):
+    for logger in loggers(tmp_path):
+        logger.log_metrics({"a": 1.0}, 0)
+        copied = pickle.loads(pickle.dumps(logger))
+        copied.log_metrics({"a": 2.0}, 1)
+        copied.finalize("success")
+        logger.finalize("success")
+    assert [row["a"] for row in table(tmp_path)] == ["1.0", "2.0"]
+    assert steps(tmp_path / "tb", "a") == [0, 1]
+
+
+def test_threads_may_log_at_the_same_time(tmp_path):
+    both = loggers(tmp_path)
+
+    def log(number):
+        for step in range(100):
+            for logger in both:
+                logger.log_metrics({f"a{number}": step}, step)
+            both[1].experiment.add_scalar(f"b{number}", step, step)
+
+    threads = [threading.Thread(target=log, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for logger in both:
+        logger.finalize("success")
+    for number in range(4):
+        assert [row["step"] for row in table(tmp_path) if row[f"a{number}"]] == [str(step) for step in range(100)]
+        assert steps(tmp_path / "tb", f"a{number}") == steps(tmp_path / "tb", f"b{number}") == list(range(100))
+
+
+def log_and_save(logger):
+    logger.log_metrics({"b": 2.0}, 1)
+    logger.save()
+
+
+def test_a_folder_that_is_removed_silences_the_loggers(tmp_path):
+    for logger in loggers(tmp_path / "logs"):
+        logger.log_metrics({"a": 1.0}, 0)
+        logger.save()
+        state = logger.state_dict()
+        shutil.rmtree(tmp_path / "logs")
+        with pytest.warns(UserWarning, match="Logger cannot write to"):
+            log_and_save(logger)
+        logger.log_metrics({"a": 3.0}, 2)
+        assert logger.state_dict() == state
+        logger.finalize("success")
+    assert not os.listdir(tmp_path)
+
+
+DRAWING = """
+import resource, sys, torch
+from framework.loggers import TensorBoardLogger
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+logger = TensorBoardLogger(sys.argv[1], name="", version="tb")
+writer = logger.experiment
+for step in range(3):
+    writer.add_scalar("a", step, step)
+    writer.flush()
+    writer.add_image("noise", torch.rand(3, 40, 40), step)
+    writer.flush()
+logger.finalize("success")
+"""
+
+
+def test_a_full_disk_raises_nothing_where_pictures_are_drawn(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", DRAWING, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("cannot write to") == 1
+    assert steps(tmp_path / "tb", "a") == [0]

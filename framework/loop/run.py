@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 import math
 import time
 from collections import Counter
@@ -539,11 +538,14 @@ class FitRun(Run):
             if isinstance(error, ValueError) and str(path) in str(error):
                 raise
             raise ValueError(f"{path} cannot be restored: {type(error).__name__}: {error}") from error
-        for logger, saved in itertools.zip_longest(self.loggers, checkpoint["loggers"][: len(self.loggers)]):
+        saved = list(checkpoint["loggers"])
+        for logger in self.loggers:
+            own = next((i for i, one in enumerate(saved) if one["class"] == type(logger).__name__), None)
+            logged = None if own is None else saved.pop(own)["state"]
             if not hasattr(logger, "load_state_dict"):
                 warn_of_doubles(logger)
-            elif saved and saved["state"] is not None and saved["class"] == type(logger).__name__:
-                logger.load_state_dict(saved["state"])
+            elif logged is not None:
+                logger.load_state_dict(logged)
 
     def _restore(self, checkpoint: Mapping[str, Any], path: str | Path) -> None:
         # A callback may have changed the phase.
