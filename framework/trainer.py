@@ -404,6 +404,11 @@ class Trainer:
             return Path(ckpt_path), checkpoints.load(ckpt_path)
         name = "*" if ckpt_path == "last" else "best"
         writers = [callback for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
+        if ckpt_path == "best":
+            writers = [writer for writer in writers if writer.monitor is not None]
+            if len(writers) > 1:
+                monitors = " and ".join(repr(writer.monitor) for writer in writers)
+                raise ValueError(f"ckpt_path='best' is that of {monitors}: pass the path of one")
         folders = [writer.folder(self) for writer in writers] or [self.log_dir / "checkpoints"]
         found = checkpoints.newest(folders, name)
         if found is None and self.log_dir / "checkpoints" in folders:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
@@ -168,7 +169,9 @@ def _copied(part: Any) -> Any:
     if isinstance(part, Tensor):
         return part.detach().to("cpu", copy=True)
     if isinstance(part, dict):
-        return {key: _copied(value) for key, value in part.items()}
+        copied = copy.copy(part)  # what a module's state_dict knows besides its entries is kept
+        copied.update({key: _copied(value) for key, value in part.items()})
+        return copied
     if isinstance(part, list):
         return [_copied(value) for value in part]
     if isinstance(part, tuple) and not all(isinstance(value, int | float) for value in part):

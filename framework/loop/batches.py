@@ -155,14 +155,16 @@ class Batches:
             "num_samples": None if samples == math.inf else int(samples),
         }
 
-    def state_dict(self, *, within_epoch: bool) -> dict[str, Any]:
+    def state_dict(self, *, is_at: bool) -> dict[str, Any]:
         """Return what the next batches depend on besides the random state of the epoch.
 
         These are the state of a loader that has a ``state_dict`` of its own, and the random state that the batches of
         ``overfit_batches`` were drawn from.
+
+        Args:
+            is_at: Whether the loader is where the run is. Within a step it is further; then a continued run skips.
         """
-        # Where a limit cuts the epoch short, the loader's own position is not where the next epoch starts.
-        own = self._keeps_state() and (within_epoch or self._limit is None)
+        own = is_at and self._keeps_state()
         return {"loader": self.loader.state_dict() if own else None, "held_rng": self._held_rng}
 
     def load_state_dict(self, state: Mapping[str, Any], *, within_epoch: bool) -> None:
@@ -170,6 +172,8 @@ class Batches:
         if state["loader"] is not None and self._keeps_state():
             self.loader.load_state_dict(state["loader"])
             self._goes_on = within_epoch
+            if not within_epoch and self._limit is not None:
+                self._leave_epoch()
         if state["held_rng"] is not None and self._held is not None:
             generators = self._held.generators()
             now = rng_state(generators)
@@ -177,6 +181,13 @@ class Batches:
             self._read_held()
             self._held_rng = state["held_rng"]
             set_rng_state(now, generators)
+
+    def _leave_epoch(self) -> None:
+        """Break an epoch off, as a limit did before the state was saved, so that the next one starts anew."""
+        generators = self.generators()
+        now = rng_state(generators)
+        next(self._read(done=0), None)
+        set_rng_state(now, generators)
 
     def start_workers(self) -> None:
         """Start workers that persist, as the first epoch of a run does: the next one draws no seed for them."""

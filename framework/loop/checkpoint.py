@@ -173,6 +173,8 @@ def load(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is truncated or damaged, is not a checkpoint of a trainer, or would run code.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"the checkpoint {path} is a folder: pass a file, such as last.ckpt in it")
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     _check_seal(path)
@@ -328,7 +330,7 @@ def load_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: s
         ValueError: If they belong to another model; the message names the entries that differ. The module is unchanged.
     """
     check_weights(module, state_dict, path)
-    module.load_state_dict(dict(state_dict))
+    module.load_state_dict(state_dict)
 
 
 def check_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: str | Path) -> None:

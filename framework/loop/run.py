@@ -221,7 +221,7 @@ class FitRun(Run):
         self.seconds = 0.0
         self.gradient_norm: Tensor | None = None
         self.is_between_epochs = True
-        self.is_in_step = False
+        self.is_in_step = self._is_iterating = False
         self.due: Callable[[], None] | None = None
         self._awaited_checkpoints: list[str | Path] = []
         self._held_logs: list[tuple[dict[str, float], int]] | None = None
@@ -295,9 +295,10 @@ class FitRun(Run):
         evaluations = float(self.phase.closure.evaluations)
         values = {"iteration/objective": value, "iteration/closure_evaluations": evaluations}
         self.log_metrics(self.metrics.log_iteration(values), self.progress.iterations)
-        self.is_in_step = False  # the parameters are at the best point, from which the step can be taken again
+        # The parameters are at the best point, from which the step can be taken again.
+        self.is_in_step, self._is_iterating = False, True
         self.hooks.call("on_optimizer_iteration", iteration, value)
-        self.is_in_step = True
+        self.is_in_step, self._is_iterating = True, False
 
     def stationarity_gap(self) -> float:
         """Compute the stationarity gap on all the training data: one evaluation more, and the device is waited for."""
@@ -497,7 +498,7 @@ class FitRun(Run):
             "callbacks": {name: state for name, c in _named(self.callbacks) if (state := c.state_dict())},
             "metrics": self.metrics.state_dict(),
             "metric_states": metric_states(self.module, together=self.processes is not None),
-            "data": self.train_batches.state_dict(within_epoch=progress.is_within_epoch),
+            "data": self.train_batches.state_dict(is_at=not (self._is_iterating or self.phase.iterations.cut_short)),
             "loggers": [_state_of(logger) for logger in self.loggers],
             "rng": self._rng_before_validation or self._rng_state(),
         }

@@ -18,6 +18,7 @@ from torchmetrics import MeanSquaredError
 
 from framework.callbacks import EarlyStopping, ModelCheckpoint
 from framework.data import TensorLoader
+from framework.optim import MinimizeWrapper
 from tests.modules import (
     NoisyDataset,
     Regressor,
@@ -31,6 +32,7 @@ from tests.modules import (
     make_trainer,
     regression_data,
     seed_all,
+    watch,
 )
 
 
@@ -243,18 +245,17 @@ class Counting:
     """Batches that depend on how often they were read: a private state, which it can save."""
 
     def __init__(self) -> None:
-        self.reads = self.position = 0
+        self.reads = self.position = self.start = 0
 
     def __len__(self) -> int:
         return 5
 
     def __iter__(self) -> Iterator[Any]:
         batches = list(zip(*(part.split(4) for part in regression_data()), strict=True))
-        position, self.position = self.position, 0
-        self.reads += position == 0
-        for index in range(position, 5):
-            self.position = index + 1
-            X, y = batches[index]
+        start, self.start = self.start, 0
+        self.reads += start == 0
+        for self.position in range(start + 1, 6):
+            X, y = batches[self.position - 1]
             yield X * self.reads, y
         self.position = 0
 
@@ -262,7 +263,7 @@ class Counting:
         return {"reads": self.reads, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        vars(self).update(state)
+        self.reads, self.start = state["reads"], state["position"]
 
 
 class Hiding(Counting):
@@ -276,6 +277,33 @@ def test_a_loaders_own_state_is_saved(tmp_path, steps):
     whole = fit(tmp_path, Counting)
     _, rows = fit(tmp_path, Counting, ModelCheckpoint(tmp_path), max_steps=steps)
     assert_same_runs(fit(tmp_path, Counting, rows=rows, ckpt_path=tmp_path / "last.ckpt"), whole)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 6])
+def test_a_loaders_own_state_is_saved_where_a_limit_cuts_its_epochs(tmp_path, steps):
+    whole = fit(tmp_path, Counting, limit_train_batches=3)
+    _, rows = fit(tmp_path, Counting, ModelCheckpoint(tmp_path), limit_train_batches=3, max_steps=steps)
+    continued = fit(tmp_path, Counting, rows=rows, limit_train_batches=3, ckpt_path=tmp_path / "last.ckpt")
+    assert_same_runs(continued, whole)
+
+
+def test_a_minimization_that_was_stopped_is_taken_up_on_its_own_batch(tmp_path):
+    def minimizing(module):
+        return MinimizeWrapper(module.parameters(), {"method": "BFGS", "options": {"maxiter": 5}})
+
+    def train(*callbacks, **options):
+        seen = watch("on_train_batch_start", lambda trainer, module, batch, index: (index, float(batch[0].sum())))
+        trainer = make_trainer(tmp_path, callbacks=[seen, *callbacks], max_epochs=1)
+        with pytest.warns(RuntimeWarning, match="a whole minimization"):
+            trainer.fit(Regressor(minimizing), Counting(), **options)
+        return dict(seen.seen)
+
+    whole = train()
+    stop = callback_of(
+        on_optimizer_iteration=lambda trainer, *_: trainer.stop("enough") if trainer.global_step == 2 else None
+    )
+    train(stop, ModelCheckpoint(tmp_path))
+    assert train(ckpt_path=tmp_path / "last.ckpt") == {index: whole[index] for index in (2, 3, 4)}
 
 
 def test_a_loader_that_hides_its_state_is_named_when_a_run_continues(tmp_path):
