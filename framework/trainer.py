@@ -315,7 +315,7 @@ class Trainer:
     @property
     def should_stop(self) -> bool:
         """Whether the run has been asked to end after the current step; set it to True to ask."""
-        return self._stop.reason is not None
+        return self._stop.reason is not None or self._stop.request is not None
 
     @should_stop.setter
     def should_stop(self, value: bool) -> None:

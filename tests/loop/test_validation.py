@@ -66,7 +66,7 @@ def refuse(tmp_path, module: Any, message: str, error: Any = ValueError, loader:
         ({"precision": 32.0}, r"precision=32\.0; it must be a string such as '32-true'"),
         ({"precision": "fp16"}, "Precision 'fp16' is invalid. Allowed"),
         ({"accelerator": "gpuu"}, "invalid accelerator name: `accelerator='gpuu'`. Available"),
-        ({"strategy": "dpp"}, "invalid strategy name: `strategy='dpp'`"),
+        ({"strategy": "dpp"}, "strategy='dpp' is not supported: use strategy='ddp'"),
         ({"devices": True}, "devices=True; it must be 'auto', a number of devices"),
         *[
             (
