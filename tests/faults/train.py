@@ -300,6 +300,13 @@ def train(name: str, folder: Path, faults: Sequence[Fault] = (), counts_path: Pa
         faults: What happens to it.
         counts_path: Where to write how many lines of each file, and each hook, the run executed.
     """
+    try:
+        _train(name, folder, faults, counts_path)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _train(name: str, folder: Path, faults: Sequence[Fault], counts_path: Path | None) -> None:
     errors = os.open(folder.with_suffix(".err"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(errors, 2)
     os.dup2(errors, 1)
@@ -339,8 +346,6 @@ def train(name: str, folder: Path, faults: Sequence[Fault] = (), counts_path: Pa
         if at_lines or counts_path is not None:
             _strike_at_lines(at_lines, lines)
         trainer.fit(module, training.loader(), validation, ckpt_path="last")
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
     finally:
         sys.settrace(None)
         sys.stderr.flush()
