@@ -189,10 +189,17 @@ class PenaltyPath(Callback):
         self._sum = self._sum + self._loss / self._steps + penalty
         self._loss, self._steps, self._epochs = 0.0, 0, self._epochs + 1
         if self.is_final:
-            if self._has_settled(self.final_window, self.final_tol):
-                trainer.stop("penalty_path: the objective no longer decreases")
+            self._is_over = self._has_settled(self.final_window, self.final_tol)
+            self._stop_if_over(trainer)
         elif self._has_settled(self.window, self.tol) or self._epochs >= self.max_epochs:
             self._end_stage(trainer, module)
+
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        self._stop_if_over(trainer)  # already, in the run that is continued
+
+    def _stop_if_over(self, trainer: Trainer) -> None:
+        if self._is_over:
+            trainer.stop("penalty_path: the objective no longer decreases")
 
     def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
         if stage == "fit" and self._full is not None:
@@ -200,13 +207,13 @@ class PenaltyPath(Callback):
             self._full = None
 
     def state_dict(self) -> dict[str, Any]:
-        counts = {"stage": self.stage, "epochs": self._epochs, "steps": self._steps}
+        counts = {"stage": self.stage, "epochs": self._epochs, "steps": self._steps, "is_over": self._is_over}
         sums = {"loss": float(self._loss), "sum": float(self._sum), "mean": self._mean}
         return {"stages": self._described_stages(), "history": list(self.history), **counts, **sums}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.stage, self.history = state_dict["stage"], list(state_dict["history"])
-        self._epochs, self._steps = state_dict["epochs"], state_dict["steps"]
+        self._epochs, self._steps, self._is_over = state_dict["epochs"], state_dict["steps"], state_dict["is_over"]
         self._loss, self._sum, self._mean = state_dict["loss"], state_dict["sum"], state_dict["mean"]
 
     # --------------------------------------------------------------------------------------------------- stages
@@ -214,6 +221,7 @@ class PenaltyPath(Callback):
     def _start(self) -> None:
         self.stage = 0
         self.history = []
+        self._is_over = False
         self._start_stage()
 
     def _start_stage(self) -> None:

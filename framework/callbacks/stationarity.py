@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from framework.callback import Callback
 from framework.callbacks.penalty_path import PenaltyPath
@@ -35,13 +35,30 @@ class Stationarity(Callback):
             raise ValueError(f"Stationarity: every_n_epochs={every_n_epochs!r}; it must be at least 1")
         self.tol = tol
         self.every_n_epochs = every_n_epochs
+        self._gap = math.inf  # the last one that was measured
+
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        if stage == "fit":
+            self._gap = math.inf
+
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        self._stop_if_stationary(trainer)  # already, in the run that is continued
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         if trainer.progress.epochs_completed % self.every_n_epochs or any(
             isinstance(callback, PenaltyPath) and not callback.is_final for callback in trainer.callbacks
         ):
             return
-        gap = trainer.stationarity_gap()
-        module.log("stationarity_gap", gap)
-        if gap <= self.tol:
-            trainer.stop(f"stationarity: the gap is {gap:.2g}")
+        self._gap = trainer.stationarity_gap()
+        module.log("stationarity_gap", self._gap)
+        self._stop_if_stationary(trainer)
+
+    def _stop_if_stationary(self, trainer: Trainer) -> None:
+        if self._gap <= self.tol:
+            trainer.stop(f"stationarity: the gap is {self._gap:.2g}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"gap": self._gap}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._gap = state_dict["gap"]

@@ -6,6 +6,7 @@ A checkpoint is one mapping of tensors, numbers, strings and containers of them:
 ``version``            the version of this package
 ``progress``           epochs completed, batches done of the next one, optimizer steps (`Progress`)
 ``closure_evaluations``
+``gradient_norm``      that of the last step for which it was computed, if any
 ``state_dict``         the module's parameters and buffers
 ``optimizer``          its ``state_dict()``, and ``optimizer_class``, its name
 ``lr_schedulers``      their ``state_dict()``, in order, each with what it has seen of its metric
@@ -87,12 +88,12 @@ class _Remembering:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def write(self, data: Any) -> int:
         try:
             return self._file.write(data)
-        except OSError as error:
+        except BaseException as error:  # perhaps Ctrl-C
             self.error = error
             raise
 
@@ -261,6 +262,7 @@ def _is_list_with(*keys: str) -> Callable[[Any], bool]:
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "progress": _is_progress,
     "closure_evaluations": _is_count,
+    "gradient_norm": lambda value: value is None or _is_number(value),
     "state_dict": _is_mapping,
     "optimizer": _is_optimizer,
     "optimizer_class": lambda value: isinstance(value, str),

@@ -219,7 +219,7 @@ class FitRun(Run):
         awaited = "train" if val_batches is None else "validation"
         self.metrics = Metrics(module, awaited=awaited, own=self.own_values, processes=processes)
         self.seconds = 0.0
-        self.gradient_norm: Tensor | None = None
+        self.gradient_norm: Tensor | float | None = None
         self.is_between_epochs = True
         self.is_in_step = self._is_iterating = False
         self.due: Callable[[], None] | None = None
@@ -495,6 +495,7 @@ class FitRun(Run):
         return {
             "progress": {**vars(progress), "epoch": progress.epochs_completed},
             "closure_evaluations": self.phase.closure.evaluations,
+            "gradient_norm": None if self.gradient_norm is None else float(self.gradient_norm),
             "callbacks": {name: state for name, c in _named(self.callbacks) if (state := c.state_dict())},
             "metrics": self.metrics.state_dict(),
             "metric_states": metric_states(self.module, together=self.processes is not None),
@@ -578,6 +579,7 @@ class FitRun(Run):
         """Undo `_standing`, but for the loggers."""
         self.progress = Progress(**state["progress"])
         self.phase.closure.objective.evaluations = state["closure_evaluations"]
+        self.gradient_norm = state["gradient_norm"]
         for name, callback in _named(self.callbacks):
             if name in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][name])

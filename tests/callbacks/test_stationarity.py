@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam
 
 from framework import Callback
-from framework.callbacks import Stationarity
+from framework.callbacks import ModelCheckpoint, Stationarity
 from framework.optim import FISTA, ProxAdam, SpaRSA, stationarity_gap
 from framework.penalties import L1
 from recipes.module import SupervisedModule
 from tests.callbacks.lasso import data, fit, make_module
-from tests.modules import assert_same
+from tests.modules import assert_same, make_trainer
 
 
 def gap_by_hand(module: SupervisedModule) -> Tensor:
@@ -79,3 +79,14 @@ def test_batch_norm_dropout_and_logs_do_not_notice_the_measurement(tmp_path):
 def test_a_measurement_out_of_range_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Stationarity(**options)
+
+
+def test_a_run_that_it_has_ended_stays_ended_when_it_is_continued(tmp_path):
+    def train(**options):
+        trainer = make_trainer(tmp_path, callbacks=[Stationarity(1.0), ModelCheckpoint(tmp_path)], max_epochs=500)
+        trainer.fit(make_module(SpaRSA), data(), **options)
+        return trainer.global_step, trainer.stopped_because
+
+    ended = train()
+    assert ended[1].startswith("stationarity")
+    assert train(ckpt_path="last") == ended

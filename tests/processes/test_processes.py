@@ -139,7 +139,9 @@ def test_when_one_fails_all_end_with_its_error(tmp_path, what, torchrun):
 def test_when_one_is_killed_the_other_ends_and_says_so(tmp_path):
     ended = launch("tests.processes.special", "kill", str(tmp_path), torchrun=False, timeout=90)
     assert ended.returncode != 0
-    assert "another process has ended, or was killed" in ended.stderr
+    # Fabric's launcher looks after its children every five seconds, and ends the rest.
+    said = ("another process has ended, or was killed", "terminated with code -9")
+    assert any(words in ended.stderr for words in said)
 
 
 @pytest.mark.parametrize(("what", "code"), [("SIGINT", 0), ("SIGTERM", 143)])
