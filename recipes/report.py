@@ -130,7 +130,7 @@ def log_hyperparameters(
         if isinstance(logger, TensorBoardLogger):
             logger.log_metrics(new, step)
             logger.log_hyperparams(chosen, metrics)
-            logger.finalize("success")
+        logger.finalize("success")
 
 
 def write_summary(config: DictConfig, metrics: dict[str, float], path: Path, **facts: Any) -> None:
