@@ -7,12 +7,14 @@ used by a run in one process.
 
 from __future__ import annotations
 
+import random
 import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
@@ -122,7 +124,7 @@ class Processes:
     # ------------------------------------------------------------------------------------------------------- a fit
 
     def synchronize(self, module: Module, optimizer: Optimizer) -> None:
-        """Take the parameters, buffers and the optimizer's state from rank zero, and random streams of one's own."""
+        """Take the parameters, buffers and the optimizer's state from rank zero."""
         with torch.no_grad():
             for tensor in (*module.parameters(), *module.buffers()):
                 self._call(dist.broadcast, tensor.data, src=0)
@@ -187,10 +189,6 @@ def _await_words(store: Any) -> str | None:
 
 def _seeded(seed: int) -> dict[str, Any]:
     """Return the global random state after seeding, and leave the streams as they are."""
-    import random
-
-    import numpy as np
-
     now = rng_state()
     torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
     state = rng_state()

@@ -584,7 +584,8 @@ class FitRun(Run):
             if name in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][name])
         self.metrics.load_state_dict(state["metrics"])
-        set_metric_states(self.module, state["metric_states"])
+        if self.processes is None or self.processes.rank == 0:  # they are those of all processes: one keeps them
+            set_metric_states(self.module, state["metric_states"])
         self.train_batches.load_state_dict(state["data"], within_epoch=self.progress.is_within_epoch)
         if self.processes is None:
             set_rng_state(state["rng"], self.generators())

@@ -203,8 +203,7 @@ class Replay:
     def _set(self, draws: list[Any], metric_states: list[Any]) -> None:
         for source, state in zip(self._sources, draws, strict=True):
             source.set(state)
-        for metric, (state, update_count) in zip(self._metrics, metric_states, strict=True):
-            _set_metric_state(metric, state, update_count)
+        _restore(self._metrics, metric_states)
 
 
 def metric_states(module: nn.Module, *, together: bool = False) -> dict[str, dict[str, Any]]:
@@ -237,8 +236,13 @@ def keeping_metrics(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for metric, (state, update_count) in zip(metrics, states, strict=True):
-            _set_metric_state(metric, state, update_count)
+        _restore(metrics, states)
+
+
+def _restore(metrics: Iterable[Metric], states: Iterable[tuple[dict[str, Any], int]]) -> None:
+    """Undo `_metric_states`."""
+    for metric, (state, update_count) in zip(metrics, states, strict=True):
+        _set_metric_state(metric, state, update_count)
 
 
 def _set_metric_state(metric: Metric, state: Mapping[str, Tensor | list[Tensor]], update_count: int) -> None:

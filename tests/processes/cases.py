@@ -36,13 +36,16 @@ class Plain(Regressor):
 class Logging(Plain):
     def __init__(self, optimize: Any) -> None:
         super().__init__(optimize)
-        self.error = MeanSquaredError()
+        self.error, self.train_error = MeanSquaredError(), MeanSquaredError()
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx)
         self.log("mean", loss, on_step=False, on_epoch=True)
         self.log("sum", loss * self.count_samples(batch), on_step=False, on_epoch=True, reduce_fx="sum")
         self.log("of_step", loss)
+        X, y = batch
+        self.train_error.update(self.net(X).detach().float(), y.float())
+        self.log("train/error", self.train_error, on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -245,7 +248,7 @@ def run(root: Path, name: str, *, size: int, **changes: Any) -> dict[str, Any]:
     predictions = trainer.predict(module, TensorLoader(*regression_data(30), batch_size=size))
     (validated,) = trainer.validate(module, TensorLoader(*regression_data(30), batch_size=size))
     return {
-        "weights": {key: value.clone() for key, value in module.state_dict().items() if not key.startswith("error")},
+        "weights": {key: value.clone() for key, value in module.state_dict().items() if "error" not in key},
         "counts": [trainer.global_step, trainer.current_epoch, trainer.closure_evaluations],
         "because": trainer.stopped_because,
         "metrics": trainer._fit.metrics.callback_metrics,  # type: ignore[union-attr]

@@ -114,7 +114,7 @@ def go_on_with_another_number(folder: Path) -> None:
     """Continue runs that one process has begun, and begin those that one is to continue."""
     for name in ("sgd", "logging", "lbfgs"):
         two = {"size": SIZE, "devices": 2, "strategy": "ddp"}
-        run(folder, name, **two, max_steps=7, callbacks=[ModelCheckpoint(folder / f"two-{name}")])
+        run(folder, name, **two, max_steps=12, callbacks=[ModelCheckpoint(folder / f"two-{name}")])
         found = run(folder, name, **two, ckpt_path=folder / f"one-{name}" / "last.ckpt")
         torch.save(found, folder / f"{name}-{torch.distributed.get_rank()}.pt")
 

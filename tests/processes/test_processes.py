@@ -75,7 +75,7 @@ def well(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("well")
     for name in ("sgd", "logging", "lbfgs"):
         checkpoint = ModelCheckpoint(folder / f"one-{name}")
-        run(folder, name, size=2 * SIZE, devices=1, max_steps=7, callbacks=[checkpoint])
+        run(folder, name, size=2 * SIZE, devices=1, max_steps=12, callbacks=[checkpoint])
     ended = launch("tests.processes.special", "all is well", str(folder))
     assert ended.returncode == 0, ended.stderr[-3000:]
     return folder
