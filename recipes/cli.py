@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +45,11 @@ def run_job(config: DictConfig) -> float | None:
     with read_write(settings):  # type: ignore[arg-type]
         settings.run.dir = settings.runtime.output_dir  # asked for once more, it would be another unused folder
     try:
+        if "direction" in settings.sweeper and config.optimized_metric is None:
+            raise ValueError(
+                f"hydra/sweeper={settings.runtime.choices['hydra/sweeper']} needs a value to optimize; "
+                "name a final metric, such as optimized_metric=val/loss"
+            )
         refuse_without_effect(config, settings.overrides.task, settings.runtime.choices)
         # torch takes seconds to import, which help and mistakes on the command line need not wait for.
         from recipes.train import end_processes, optimized, run
@@ -79,9 +85,12 @@ def main() -> None:
             sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]  # rank zero has the folder
         run_job()
     except SystemExit as ended:
-        if not isinstance(ended.__cause__, Exception):
+        # One with another code is an interrupted job's; joblib gives it a cause: the traceback in the job's process.
+        if ended.code != 1 or not isinstance(ended.__cause__, Exception):
             raise
         error = ended.__cause__
+    except KeyboardInterrupt:  # before a run, which ends by itself, or while its process is another
+        sys.exit(128 + signal.SIGINT)
     except Exception as raised:
         error = raised
     finally:

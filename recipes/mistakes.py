@@ -12,7 +12,10 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf.errors import OmegaConfBaseException
 
 OURS = {"framework", "recipes"}
-LIBRARIES = OURS | sys.stdlib_module_names | {"antlr4", "hydra", "lightning", "numpy", "omegaconf", "scipy", "torch"}
+PLUGINS = {"hydra_plugins", "joblib", "optuna"}  # of sweeps
+LIBRARIES = (
+    OURS | PLUGINS | sys.stdlib_module_names | {"antlr4", "hydra", "lightning", "numpy", "omegaconf", "scipy", "torch"}
+)
 CHECKED = (ValueError, TypeError, ImportError, HydraException, OmegaConfBaseException)
 
 
