@@ -345,16 +345,20 @@ def test_the_batches_to_overfit_on_are_the_same_when_a_run_continues(tmp_path, l
 
 @pytest.mark.parametrize("steps", [2, 5, 7])
 def test_workers_that_persist_leave_the_order_as_it_was(tmp_path, steps):
+    made = []
+
     def loader():
-        return DataLoader(
-            TensorDataset(*regression_data()), batch_size=4, shuffle=True, num_workers=1, persistent_workers=True
-        )
+        data = TensorDataset(*regression_data())
+        made.append(DataLoader(data, batch_size=4, shuffle=True, num_workers=1, persistent_workers=True))
+        return made[-1]
 
     whole = fit(tmp_path, loader)
     _, rows = fit(tmp_path, loader, ModelCheckpoint(tmp_path), max_steps=steps)
     with pytest.warns(UserWarning, match="persistent_workers") if steps >= 5 else nullcontext():
         continued = fit(tmp_path, loader, rows=rows, ckpt_path=tmp_path / "last.ckpt")
     assert_same_runs(continued, whole)
+    for used in made:
+        used._iterator = None  # ends its workers; the garbage collector would wait five seconds for each
 
 
 # ---------------------------------------------------------------------------------------------------- fingerprint

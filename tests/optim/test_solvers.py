@@ -110,7 +110,8 @@ def test_other_convex_penalties_reach_a_stationary_point(solver, penalty, linear
     W = torch.zeros(3, 60, dtype=torch.float64, requires_grad=True)
     Y = torch.stack([problem.y, -problem.y, problem.y.roll(1)], 1)
     optimizer = solver([W], 10.0, penalty)
-    minimize(optimizer, plain_closure(optimizer, lambda: (Y - problem.X @ W.T).square().sum() / 2), gap=1e-8)
+    # A search that compares values of about 1,000 cannot tell points apart that are closer to the minimum.
+    minimize(optimizer, plain_closure(optimizer, lambda: (Y - problem.X @ W.T).square().sum() / 2), gap=1e-6)
     assert (W == 0).any()
 
 

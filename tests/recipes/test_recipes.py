@@ -293,13 +293,13 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 def test_fashion_mnist_learns_in_a_fraction_of_an_epoch(overrides: tuple[str, ...], tmp_path: Path) -> None:
     limits = [
         "trainer.max_epochs=1",
-        "trainer.limit_val_batches=3",
-        "trainer.limit_train_batches=150",
-        "scheduler=none",
-        "logger=none",
+        "trainer.limit_val_batches=1",
+        "trainer.num_sanity_val_steps=0",
+        "trainer.limit_train_batches=100",
+        "data.batch_size=32",
     ]
     trainer, module, data = build(
         configure("fashion_mnist", tmp_path, *overrides, *limits, "scheduler=none", "logger=none"), tmp_path
     )
     trainer.fit(module, data.train, data.val)
-    assert trainer.validate(module, data.val)[0]["val/accuracy"] > 0.72
+    assert trainer.validate(module, data.val)[0]["val/accuracy"] > 0.65

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+
+from tests.recipes.tasks import claim_folders
 
 ROOT = Path(__file__).parents[2]
 QUIET = ("trainer.enable_model_summary=false", "trainer.enable_progress_bar=false")
@@ -123,30 +126,19 @@ def command(*arguments, torchrun=False):
     }
 
 
-START = """
-import sys, time
-from pathlib import Path
-from recipes.cli import unused
-from recipes.train import claim
-while time.time() < float(sys.argv[1]):
-    pass
-folder = Path(unused("runs/same_second"))
-claim(folder)
-try:
-    claim(Path("one"))
-    print(folder, "and one")
-except FileExistsError:
-    print(folder)
-"""
-
-
 @pytest.mark.slow
 def test_ten_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_path):
-    options = command() | {"args": [sys.executable, "-c", START, str(time.time() + 40)]}
-    started = [subprocess.Popen(**options, cwd=tmp_path) for _ in range(10)]
-    printed = [process.communicate(timeout=200)[0].strip() for process in started]
-    assert len({line.removesuffix(" and one") for line in printed}) == len(list((tmp_path / "runs").iterdir())) == 10
-    assert sum(line.endswith(" and one") for line in printed) == 1
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([claim_folders.__module__])
+    together, printed = context.Barrier(10), context.Queue()
+    processes = [context.Process(target=claim_folders, args=(tmp_path, together, printed)) for _ in range(10)]
+    for process in processes:
+        process.start()
+    claimed = [printed.get(timeout=100) for _ in processes]
+    for process in processes:
+        process.join()
+    assert len({own for own, _ in claimed}) == len(list((tmp_path / "runs").iterdir())) == 10
+    assert [shared for _, shared in claimed].count(True) == 1
 
 
 @pytest.mark.slow
