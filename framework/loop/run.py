@@ -25,6 +25,7 @@ from framework.loop.engine import Engine
 from framework.loop.hooks import Hooks
 from framework.loop.inner_iterations import InnerIterations
 from framework.loop.metrics import Metrics
+from framework.loop.overrides import describe
 from framework.loop.processes import Processes
 from framework.loop.processes import check_module as check_module_in_processes
 from framework.loop.progress import Progress
@@ -496,7 +497,7 @@ class FitRun(Run):
             "progress": {**vars(progress), "epoch": progress.epochs_completed},
             "closure_evaluations": self.phase.closure.evaluations,
             "gradient_norm": None if self.gradient_norm is None else float(self.gradient_norm),
-            "callbacks": {name: state for name, c in _named(self.callbacks) if (state := c.state_dict())},
+            "callbacks": {name: state for name, c in _named(self.callbacks) if (state := _callback_state(c))},
             "metrics": self.metrics.state_dict(),
             "metric_states": metric_states(self.module, together=self.processes is not None),
             "data": self.train_batches.state_dict(is_at=not (self._is_iterating or self.phase.iterations.cut_short)),
@@ -595,6 +596,18 @@ class FitRun(Run):
     def _rng_state(self) -> dict[str, Any]:
         generators = self.generators()
         return rng_state(generators) if self.processes is None else self.processes.rng_states(generators)
+
+
+def _callback_state(callback: Callback) -> dict[str, Any]:
+    """Return a callback's state.
+
+    Raises:
+        TypeError: If it is no dictionary, which could not be restored.
+    """
+    state = callback.state_dict()
+    if not isinstance(state, dict):
+        raise TypeError(f"{type(callback).__name__}.state_dict() returned {describe(state)}; it must return a dictionary")
+    return state
 
 
 def _state_of(logger: Logger) -> dict[str, Any]:

@@ -537,6 +537,12 @@ def test_a_checkpoint_is_loadable_without_running_code(tmp_path):
     run(tmp_path, "own_generator", plateau, extra, ckpt_path=tmp_path / "last.ckpt")
 
 
+def test_a_callback_whose_state_is_no_dictionary_is_refused_when_it_is_saved(tmp_path):
+    counting = callback_of(state_dict=lambda: [1, 2])
+    with pytest.raises(TypeError, match=r"state_dict\(\) returned list \(\[1, 2\]\); it must return a dictionary"):
+        make_trainer(tmp_path, callbacks=[counting, ModelCheckpoint(tmp_path)]).fit(Regressor(), make_loader())
+
+
 # --------------------------------------------------------------------------------------------------- refused files
 
 
