@@ -331,16 +331,18 @@ class TensorBoardLogger(FabricTensorBoardLogger):
             return
         before, self._files, self._file_name = self._files, {}, name
         for path in log_dir.rglob(name):
-            folder = path.parent.relative_to(log_dir).as_posix()
-            size = state["bytes"].get("" if folder == "." else folder)
+            folder = path.parent.relative_to(log_dir).as_posix().removeprefix(".")
+            size = state["bytes"].get(folder)
             if size is None:
                 path.unlink()  # a run of `add_scalars` that began later
-            elif path.stat().st_size >= size:
+                continue
+            if path.stat().st_size >= size:
                 os.truncate(path, size)
             else:
                 warnings.warn(
                     f"{path} is shorter than when the checkpoint was written: events are missing", stacklevel=2
                 )
+            self._file(folder)  # known from now on, also to a state that is taken before anything more is logged
         for folder, file in before.items():
             if file.path.name != name and file.path.exists():
                 self._file(folder).take_over(file)

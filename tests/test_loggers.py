@@ -319,6 +319,23 @@ def test_hyperparameters_may_be_logged_before_a_run_is_continued(tmp_path):
     assert len(list((tmp_path / "tb").iterdir())) == 1
 
 
+@pytest.mark.parametrize("logger", [CSVLogger, TensorBoardLogger])
+def test_a_state_taken_before_more_is_logged_is_that_of_the_run_so_far(tmp_path, logger):
+    state = None
+    for number in range(3):
+        writer = logger(tmp_path, name="", version="run")
+        if state is not None:
+            writer.load_state_dict(state)
+        assert writer.state_dict() == state  # of a run that is interrupted again at once
+        writer.log_metrics({"a": 1.0}, number)
+        state = writer.state_dict()
+        writer.finalize("failed")
+    if logger is CSVLogger:
+        assert [row["step"] for row in table(tmp_path / "run")] == ["0", "1", "2"]
+    else:
+        assert steps(tmp_path / "run", "a") == [0, 1, 2]
+
+
 @pytest.mark.filterwarnings("ignore:.*had the logs of another run")
 def test_events_written_before_a_run_is_continued_are_taken_over(tmp_path):
     state = begun(tmp_path)
