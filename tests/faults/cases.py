@@ -243,15 +243,16 @@ def _starved(laboratory: Laboratory, training: str, folder: Path, fault: Fault, 
         if path.is_dir():
             path.chmod(0o755)
     # A fault after the last save does no harm.
-    if code not in (FAILED, ENDED) or (code == FAILED and message not in _last_line(folder)):
-        return [f"exit code {code}, last words without {message!r}: {_last_line(folder)}"]
+    if code not in (FAILED, ENDED) or (code == FAILED and message not in printed(folder)):
+        return [f"exit code {code}, words without {message!r}: {_last_line(folder)}"]
     return _finish(laboratory, training, folder)
 
 
 def disk_full(laboratory: Laboratory, training: str, choose: random.Random) -> list[str]:
     """No file can grow beyond a random size, from a random line on: `ulimit -f`."""
     folder, reference = laboratory.new_folder(), laboratory.reference(training)
-    size = choose.randint(0, 2 * (reference.folder / "checkpoints" / "last.ckpt").stat().st_size // 3)
+    # What the run prints goes to a file, too, which must have room for the message.
+    size = choose.randint(2000, 2 * (reference.folder / "checkpoints" / "last.ckpt").stat().st_size // 3)
     fault = _any_line(reference, choose, FillDisk(size))
     return _starved(laboratory, training, folder, fault, "File too large")
 

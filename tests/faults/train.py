@@ -304,6 +304,10 @@ def train(name: str, folder: Path, faults: Sequence[Fault] = (), counts_path: Pa
         _train(name, folder, faults, counts_path)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        # Before the traceback, for which there may be no room on a full disk.
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise
 
 
 def _train(name: str, folder: Path, faults: Sequence[Fault], counts_path: Path | None) -> None:
