@@ -28,6 +28,8 @@ arguments ``trainer`` and ``module``), then on the callbacks that watch a metric
     on_fit_end
     teardown("fit")
 
+Where there are several loaders, the hooks around their batches, and the step, are passed ``dataloader_idx``, too.
+
 ``validate``, ``test`` and ``predict`` fire ``setup``, their own ``on_<stage>_...`` hooks and ``teardown``. An exception
 fires ``on_exception`` and then ``teardown``. ``on_load_checkpoint`` fires when a checkpoint is restored, and
 ``on_save_checkpoint`` whenever the state is taken: for a file, or for the copy in memory that `ModelCheckpoint` writes
@@ -120,11 +122,13 @@ class Callback:
     def on_validation_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Called after the validation data are read; what is logged here still counts."""
 
-    def on_validation_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
+    def on_validation_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Called before `validation_step`."""
 
     def on_validation_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Called after `validation_step`; ``outputs`` is what it returned."""
 
@@ -140,10 +144,14 @@ class Callback:
     def on_test_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Called after the test data are read; what is logged here still counts."""
 
-    def on_test_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
+    def on_test_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Called before `test_step`."""
 
-    def on_test_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_test_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Called after `test_step`; ``outputs`` is what it returned."""
 
     def on_predict_start(self, trainer: Trainer, module: Module) -> None:
@@ -158,10 +166,14 @@ class Callback:
     def on_predict_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Called after the data are read."""
 
-    def on_predict_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
+    def on_predict_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Called before `predict_step`."""
 
-    def on_predict_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_predict_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Called after `predict_step`; ``outputs`` is the prediction."""
 
     def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:

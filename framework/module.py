@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +45,61 @@ class Module(nn.Module):
         """The device of the first parameter; the CPU for a module without parameters."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first floating-point parameter; torch's default for a module without any."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+    # ------------------------------------------------------------------------- what its trainer knows; else a default
+
+    @property
+    def current_epoch(self) -> int:
+        """The index of the current epoch; 0 without a trainer."""
+        return 0 if self._trainer is None else self._trainer.current_epoch
+
+    @property
+    def global_step(self) -> int:
+        """The number of optimizer steps taken; 0 without a trainer."""
+        return 0 if self._trainer is None else self._trainer.global_step
+
+    @property
+    def global_rank(self) -> int:
+        """The rank of this process among all; 0 without a trainer."""
+        return 0 if self._trainer is None else self._trainer.global_rank
+
+    @property
+    def local_rank(self) -> int:
+        """The rank of this process on its machine; 0 without a trainer."""
+        return 0 if self._trainer is None else self._trainer.local_rank
+
+    @property
+    def loggers(self) -> list[Any]:
+        """The loggers of the trainer; none without a trainer."""
+        return [] if self._trainer is None else self._trainer.loggers
+
+    @property
+    def logger(self) -> Any:
+        """The first of `loggers`; None if there is none."""
+        return next(iter(self.loggers), None)
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        """Return the optimizer in use; the argument is Lightning's, which wraps its optimizers."""
+        return self.trainer.optimizer
+
+    def lr_schedulers(self) -> Any:
+        """Return the scheduler in use, a list of them if there are several, None if there is none."""
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        return schedulers if len(schedulers) > 1 else next(iter(schedulers), None)
+
+    def print(self, *values: Any, **options: Any) -> None:
+        """Print above the progress bar, in the first of several processes; the options are those of the builtin."""
+        if self._trainer is None:
+            print(*values, **options)
+        else:
+            self._trainer.print(*values, **options)
+
+    # ------------------------------------------------------------------------------------------------ what to define
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | tuple[Tensor, Tensor] | Mapping[str, Any]:
         """Compute the smooth part f of the objective, a scalar: the mean over the samples of the batch.
 
@@ -55,7 +110,11 @@ class Module(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define training_step(batch, batch_idx)")
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        """Process one validation batch, usually with ``self.log("val/loss", ...)``."""
+        """Process one validation batch, usually with ``self.log("val/loss", ...)``.
+
+        With several loaders, a third argument ``dataloader_idx`` says which one the batch is from. So in `test_step`
+        and `predict_step`.
+        """
 
     def test_step(self, batch: Any, batch_idx: int) -> Any:
         """Process one test batch."""
@@ -93,17 +152,34 @@ class Module(nn.Module):
             "return torch.optim.Adam(self.param_groups(), lr=1e-3)"
         )
 
+    # ---------------------------------------------------------------------------------------------------- what to call
+
+    def freeze(self) -> None:
+        """Let no parameter require a gradient, and switch to evaluation mode."""
+        self.requires_grad_(False)
+        self.eval()
+
+    def unfreeze(self) -> None:
+        """Let every parameter require a gradient, and switch to training mode."""
+        self.requires_grad_(True)
+        self.train()
+
     def log(
         self,
         name: str,
         value: Any,
-        *,
         prog_bar: bool = False,
         logger: bool = True,
         on_step: bool | None = None,
         on_epoch: bool | None = None,
-        reduce_fx: str = "mean",
+        reduce_fx: str | Callable[..., Any] = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool = True,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
         batch_size: int | None = None,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
     ) -> None:
         """Log a scalar (or a `torchmetrics.Metric`) under a name; outside a trainer, do nothing.
 
@@ -124,15 +200,28 @@ class Module(nn.Module):
                 have been called on the batch, not only updated.
             on_epoch: Log the reduction over the epoch, in double precision. Default: False in a training step and its
                 hooks, True elsewhere.
-            reduce_fx: ``"mean"`` (weighted by ``batch_size``), ``"sum"``, ``"min"`` or ``"max"``.
+            reduce_fx: ``"mean"`` (weighted by ``batch_size``), ``"sum"``, ``"min"`` or ``"max"``, or a function of such
+                a name, as `torch.mean`.
+            enable_graph: Refused if True: a value is kept without its graph.
+            sync_dist: Lightning's. Several processes always reduce what they log, each sample once.
+            sync_dist_group: Refused if given: values are reduced over all processes.
+            add_dataloader_idx: With several loaders, append ``/dataloader_idx_<i>`` to the name. If False, the
+                reduction is over all of them.
             batch_size: The weight in the mean. Default: `count_samples` of the batch.
+            metric_attribute: Lightning's. Where a `torchmetrics.Metric` is kept is found without it.
+            rank_zero_only: Log only what the first of several processes logs.
 
         Raises:
             RuntimeError: If the trainer is not at a point where metrics are collected.
             ValueError: If the value is no scalar, or an option is wrong or has changed.
             TypeError: If the value is no number.
         """
-        if self._trainer is not None:
+        if enable_graph or sync_dist_group is not None:
+            raise ValueError(
+                f"log({name!r}): enable_graph=True and sync_dist_group have no effect: values are kept without their "
+                "graph, and reduced over all processes; drop them"
+            )
+        if self._trainer is not None and not (rank_zero_only and self.global_rank > 0):
             run = self._trainer._run
             if run is None:
                 raise RuntimeError(
@@ -147,12 +236,13 @@ class Module(nn.Module):
                 on_epoch=on_epoch,
                 reduce_fx=reduce_fx,
                 batch_size=batch_size,
+                add_dataloader_idx=add_dataloader_idx,
             )
 
-    def log_dict(self, values: Mapping[str, Any], **options: Any) -> None:
+    def log_dict(self, dictionary: Mapping[str, Any], *options: Any, **named_options: Any) -> None:
         """Log every entry of a mapping; the options are those of `log`."""
-        for name, value in values.items():
-            self.log(name, value, **options)
+        for name, value in dictionary.items():
+            self.log(name, value, *options, **named_options)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the trainer, so that copies and pickles leave it behind."""

@@ -16,17 +16,18 @@ from typing import Any
 from lightning.fabric import Fabric
 from torch.optim import Optimizer
 
+from framework.answers import Answers
 from framework.callback import Callback
 from framework.callbacks import ModelCheckpoint, default_callbacks
 from framework.loggers import CSVLogger, Logger, TensorBoardLogger, make_loggers
 from framework.loop import checkpoint as checkpoints
-from framework.loop.batches import Batches, num_steps, read_fit_data
+from framework.loop.batches import Batches, named_loaders, num_steps, read_fit_data
 from framework.loop.engine import Engine
 from framework.loop.evaluate import evaluate
 from framework.loop.fit import fit
 from framework.loop.hooks import Hooks, each
 from framework.loop.metrics import Metrics
-from framework.loop.overrides import check_overrides
+from framework.loop.overrides import check_loader_index, check_overrides
 from framework.loop.processes import Processes, check_strategy
 from framework.loop.progress import Progress
 from framework.loop.run import FitRun, Run, Stop
@@ -44,7 +45,7 @@ from framework.module import Module
 from framework.objective.closure import Closure
 
 
-class Trainer:
+class Trainer(Answers):
     """A trainer of a `Module`. Argument names and defaults are Lightning's wherever Lightning has the argument.
 
     Args:
@@ -190,7 +191,7 @@ class Trainer:
         Args:
             model: The module to train.
             train_dataloaders: A `DataLoader`, a `TensorLoader` or any iterable of batches that can be read again.
-            val_dataloaders: The same, for validation.
+            val_dataloaders: The same, for validation; or several, in a list or a mapping.
             ckpt_path: A checkpoint to continue from; or "last" for the newest intact one on disk in the folders of this
                 trainer's `ModelCheckpoint`, whichever process wrote it; or "best" for ``best.ckpt``. If the loggers
                 number their folders (``version_0``, ...), and the new one has none, it is the newest of all versions,
@@ -212,6 +213,8 @@ class Trainer:
                 settings, model, train_dataloaders, val_dataloaders, self.fabric.device, self._processes
             )
             self.num_training_batches = train.num_batches
+            if val:
+                check_loader_index(model, self.callbacks, "validation", len(val))
             engine = Engine(self.fabric, model)
             run = FitRun(
                 settings,
@@ -237,20 +240,21 @@ class Trainer:
                 run.due = None  # a hook has failed before it: nobody is left to do it
 
     def validate(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[dict[str, float]]:
-        """Run `validation_step` over the data; return what was logged, in a list of one mapping."""
-        return [self._evaluate(model, dataloaders, "validation", self.limit_val_batches, ckpt_path)[0]]
+        """Run `validation_step` over the data; return what was logged, one mapping for each loader."""
+        return self._evaluate(model, dataloaders, "validation", self.limit_val_batches, ckpt_path)[0]
 
     def test(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[dict[str, float]]:
-        """Run `test_step` over the data; return what was logged, in a list of one mapping."""
-        return [self._evaluate(model, dataloaders, "test", self.limit_test_batches, ckpt_path)[0]]
+        """Run `test_step` over the data; return what was logged, one mapping for each loader."""
+        return self._evaluate(model, dataloaders, "test", self.limit_test_batches, ckpt_path)[0]
 
     def predict(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[Any]:
-        """Run `predict_step` over the data; return its results, one for each batch."""
-        return self._evaluate(model, dataloaders, "predict", self.limit_predict_batches, ckpt_path)[1]
+        """Run `predict_step` over the data; return its results, one for each batch; of several loaders, a list each."""
+        outputs = self._evaluate(model, dataloaders, "predict", self.limit_predict_batches, ckpt_path)[1]
+        return outputs if len(outputs) > 1 else outputs[0]
 
     def _evaluate(
         self, model: Module, dataloaders: Any, stage: str, limit: Limit, ckpt_path: str | Path | None
-    ) -> tuple[dict[str, float], list[Any]]:
+    ) -> tuple[list[dict[str, float]], list[list[Any]]]:
         name = "validate" if stage == "validation" else stage
         with self._running(model, name) as hooks:
             check_step(model, stage, f"{name} was called")
@@ -260,13 +264,15 @@ class Trainer:
             )
             if found := None if ckpt_path is None else self._find_checkpoint(ckpt_path, stage=name):
                 checkpoints.load_weights(model, found[1]["state_dict"], found[0])
-            batches = Batches(
-                dataloaders, limit=limit, device=engine.device, name="dataloaders", processes=self._processes
-            )
-            values, outputs = evaluate(run, batches, stage)
+            run.data[stage] = [
+                Batches(loader, limit=limit, device=engine.device, name=name, processes=self._processes)
+                for name, loader in named_loaders(dataloaders, "dataloaders")
+            ]
+            check_loader_index(model, self.callbacks, stage, len(run.data[stage]))
+            values, outputs = evaluate(run, stage)
             if self._processes is not None:
                 self._stop.agree(0)  # a signal to one of them ends all
-            return values or {}, outputs
+            return [{} for _ in outputs] if values is None else values, outputs
 
     @contextmanager
     def _running(self, module: Module, stage: str) -> Iterator[Hooks]:
@@ -503,11 +509,6 @@ class Trainer:
     def interrupted(self) -> bool:
         """Whether a signal ended the last run."""
         return self._stop.interrupted
-
-    @property
-    def sanity_checking(self) -> bool:
-        """Whether the current validation is only the check before training."""
-        return self._run is not None and self._run.sanity_checking
 
     @property
     def metrics(self) -> Metrics:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch.utils.data import DataLoader
 
 from framework.data import TensorLoader
 from framework.loop.processes import Processes
@@ -37,6 +38,11 @@ class Batches:
         device: Where batches should live. A loader with a method ``to`` is moved as a whole, once.
         name: What to call the loader in error messages.
         processes: If there are several, this one reads its share; a limit counts batches of all of them together.
+
+    Attributes:
+        given: The loader as it was passed.
+        loader: What is read: on the device if it can be moved, and with several processes this one's share.
+        num_batches: How many batches are read in an epoch; infinite for a stream without length.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class Batches:
         processes: Processes | None = None,
     ) -> None:
         check_loader(loader, name)
-        self._whole = loader
+        self.given = loader
         if processes is not None:
             from framework.loop.shards import shard
 
@@ -135,7 +141,7 @@ class Batches:
 
     def generators(self) -> list[Generator]:
         """Return the generators that batches are drawn from, besides the global ones and those set by ``set_epoch``."""
-        return [] if self._held is not None else find_generators(self._whole)
+        return [] if self._held is not None else find_generators(self.given)
 
     # --------------------------------------------------------------------------------------- saving, continuing
 
@@ -144,7 +150,7 @@ class Batches:
 
         The batches that several processes read at the same time are one.
         """
-        loader, together = self._whole, 1 if self._processes is None else self._processes.size
+        loader, together = self.given, 1 if self._processes is None else self._processes.size
         owners = (loader, getattr(loader, "batch_sampler", None))
         sizes = [size for owner in owners if isinstance(size := getattr(owner, "batch_size", None), int)]
         data = loader if isinstance(loader, TensorLoader) else getattr(loader, "dataset", None)
@@ -251,8 +257,8 @@ def read_fit_data(
     val_dataloaders: Any,
     device: torch.device,
     processes: Processes | None = None,
-) -> tuple[Batches, Batches | None]:
-    """Return the training and the validation data of a fit, cut to the limits.
+) -> tuple[Batches, list[Batches]]:
+    """Return the training and the validation data of a fit, cut to the limits; validation may have several loaders.
 
     Raises:
         TypeError: If they are not iterables of batches.
@@ -266,17 +272,27 @@ def read_fit_data(
         check_readable_again(train_dataloaders, "train_dataloaders", passes)
     train_limit, val_limit = held or settings.limit_train_batches, held or settings.limit_val_batches
     train = Batches(train_dataloaders, limit=train_limit, device=device, name="train_dataloaders", processes=processes)
-    val = None
+    val = []
     if val_dataloaders is not None and val_limit != 0:
         check_step(module, "validation", "val_dataloaders are given")
         passes = num_validation_passes(
             settings.max_epochs, settings.check_val_every_n_epoch, settings.num_sanity_val_steps
         )
-        check_readable_again(val_dataloaders, "val_dataloaders", passes)
-        val = Batches(val_dataloaders, limit=val_limit, device=device, name="val_dataloaders", processes=processes)
+        for name, loader in named_loaders(val_dataloaders, "val_dataloaders"):
+            check_readable_again(loader, name, passes)
+            val.append(Batches(loader, limit=val_limit, device=device, name=name, processes=processes))
     if held:
         train.hold()
     return train, val
+
+
+def named_loaders(given: Any, name: str) -> list[tuple[str, Any]]:
+    """Return the loaders that were passed as one or as several: each with its name in errors."""
+    if isinstance(given, Mapping):
+        return [(f"{name}[{key!r}]", loader) for key, loader in given.items()]
+    if isinstance(given, list | tuple) and any(isinstance(part, DataLoader | TensorLoader) for part in given):
+        return [(f"{name}[{index}]", loader) for index, loader in enumerate(given)]
+    return [(name, given)]
 
 
 def _limited(num_batches: float, limit: int | float | None, name: str) -> float:

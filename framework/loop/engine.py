@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
+from framework.loop.overrides import accepts
 from framework.module import Module
 from framework.objective.closure import gradient_norm
 from framework.objective.vector import all_parameters
@@ -44,17 +45,20 @@ class Engine:
         """Return the optimizer to step, wrapped if necessary."""
         return optimizer if self._plain else self._fabric.setup_optimizers(optimizer)
 
-    def forward(self, name: str) -> Callable[[Any, int], Any]:
-        """Return a step method of the module, such as "training_step"."""
+    def forward(self, name: str) -> Callable[..., Any]:
+        """Return a step method of the module, such as "training_step", to be called with a batch and its indices."""
+        method: Callable[..., Any] = getattr(self._module, name)
+        if accepts(method, 1) and not accepts(method, 2):
+            method = _ignoring_indices(method)
         if self._plain:
-            return getattr(self._module, name)
-        precision, method = self._precision, getattr(self._module, name)
+            return method
+        precision = self._precision
         # Autocast decides per operation; Fabric would round all floats of a batch, targets too, to half precision.
         convert = (lambda batch: batch) if isinstance(precision, MixedPrecision) else precision.convert_input
 
-        def forward(batch: Any, batch_idx: int) -> Any:
+        def forward(batch: Any, *indices: int) -> Any:
             with precision.forward_context():
-                return method(convert(batch), batch_idx)
+                return method(convert(batch), *indices)
 
         return forward
 
@@ -69,3 +73,7 @@ class Engine:
         elif clip_val:
             clip_grad_value_(all_parameters(optimizer), clip_val)
         return norm
+
+
+def _ignoring_indices(method: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda batch, *_: method(batch)

@@ -14,62 +14,87 @@ from torch import Tensor
 from framework.loop.batches import Batches
 from framework.loop.run import FitRun, Run
 from framework.loop.validation import check_monitors, refuse_empty
-from framework.module import Module
 from framework.objective.replay import keeping_metrics
 
 _NONE = object()
 
 
 def evaluate(
-    run: Run, batches: Batches, stage: str, *, max_batches: int | None = None
-) -> tuple[dict[str, float] | None, list[Any]]:
-    """Run ``<stage>_step`` over the batches, in evaluation mode and without gradients.
+    run: Run, stage: str, *, max_batches: int | None = None
+) -> tuple[list[dict[str, float]] | None, list[list[Any]]]:
+    """Run ``<stage>_step`` over the data of a stage, in evaluation mode and without gradients.
 
     Args:
-        run: Whose module, hooks, metrics and loggers take part.
-        batches: The data.
+        run: Whose module, data, hooks, metrics and loggers take part.
         stage: "validation", "test" or "predict".
-        max_batches: Read only so many.
+        max_batches: Read only so many of each loader.
 
     Returns:
-        The reduced metrics, None if a signal broke the pass off, and for "predict" what the steps returned.
+        For each loader, the reduced metrics: its own, and those logged outside of its batches; None if a signal broke
+        the pass off. And for each loader, what ``predict_step`` returned.
     """
-    hooks, metrics = run.hooks, run.metrics
-    step = run.engine.forward(f"{stage}_step")
-    outputs = []
+    hooks, metrics, loaders = run.hooks, run.metrics, run.data[stage]
+    outputs: list[list[Any]] = [[] for _ in loaders]
     counts = run.progress.evaluated_batches
-    seen, broken_off = counts.get(stage, 0), False
-    with _evaluation_mode(run.module), metrics.collecting(stage):
+    seen = counts.get(stage, 0)
+    with _evaluation_mode(run, stage), metrics.collecting(stage):
         with torch.inference_mode() if run.settings.inference_mode else torch.no_grad():
             hooks.call(f"on_{stage}_start")
             hooks.call(f"on_{stage}_epoch_start")
-            batch_idx = -1
-            for batch_idx, batch in enumerate(itertools.islice(batches, max_batches)):
-                hooks.call(f"on_{stage}_batch_start", batch, batch_idx)
-                metrics.read(batch)
-                if run.processes is not None and run.processes.is_padding(batch):
-                    with keeping_metrics(run.module):
-                        output = step(batch, batch_idx)
-                else:
-                    output = step(batch, batch_idx)
-                    outputs += [output] if stage == "predict" else []
-                hooks.call(f"on_{stage}_batch_end", output, batch, batch_idx)
-                of_batch = metrics.log_step({})
-                if not run.sanity_checking:
-                    run.log_metrics(of_batch, seen + batch_idx)
-                if broken_off := run.stop.interrupted:
-                    break
-            if batch_idx < 0 and batches.num_batches:
-                refuse_empty(batches.name)
+            num_batches = [
+                _read(run, stage, index if len(loaders) > 1 else None, batches, max_batches, seen, outputs[index])
+                for index, batches in enumerate(loaders)
+            ]
             hooks.call(f"on_{stage}_epoch_end")
-        values = None if broken_off else metrics.log_epoch()  # half of the data says nothing
+        values = None if run.stop.interrupted else metrics.log_epoch()  # half of the data says nothing
+        of_loaders = None if values is None else [metrics.of_loader(values, index) for index in range(len(loaders))]
         if values is not None and not run.sanity_checking:
             run.log_metrics(values)
         with metrics.collecting(None):
             hooks.call(f"on_{stage}_end")
     if values is not None and not run.sanity_checking:
-        counts[stage] = seen + batch_idx + 1
-    return values, outputs if run.processes is None else _in_order(run.processes.gather(_on_cpu(outputs)))
+        counts[stage] = seen + max(num_batches)
+    if run.processes is not None:
+        outputs = [_in_order(run.processes.gather(_on_cpu(of_loader))) for of_loader in outputs]
+    return of_loaders, outputs
+
+
+def _read(
+    run: Run,
+    stage: str,
+    dataloader_idx: int | None,
+    batches: Batches,
+    max_batches: int | None,
+    seen: int,
+    outputs: list[Any],
+) -> int:
+    """Run the step over one loader, unless a signal breaks it off; return how many batches there were."""
+    if run.stop.interrupted:
+        return 0
+    hooks, metrics, step = run.hooks, run.metrics, run.engine.forward(f"{stage}_step")
+    which = () if dataloader_idx is None else (dataloader_idx,)
+    metrics.dataloader_idx = dataloader_idx
+    count = 0
+    for batch_idx, batch in enumerate(itertools.islice(batches, max_batches)):
+        hooks.call(f"on_{stage}_batch_start", batch, batch_idx, *which)
+        metrics.read(batch)
+        if run.processes is not None and run.processes.is_padding(batch):
+            with keeping_metrics(run.module):
+                output = step(batch, batch_idx, *which)
+        else:
+            output = step(batch, batch_idx, *which)
+            outputs += [output] if stage == "predict" else []
+        hooks.call(f"on_{stage}_batch_end", output, batch, batch_idx, *which)
+        of_batch = metrics.log_step({})
+        if not run.sanity_checking:
+            run.log_metrics(of_batch, seen + batch_idx)
+        count = batch_idx + 1
+        if run.stop.interrupted:
+            break
+    if count == 0 and batches.num_batches:
+        refuse_empty(batches.name)
+    metrics.dataloader_idx = None
+    return count
 
 
 def _on_cpu(outputs: list[Any]) -> list[Any]:
@@ -88,9 +113,8 @@ def validate(run: FitRun, *, max_batches: int | None = None) -> bool:
     Returns:
         Whether they were read to the end, and not broken off by a signal.
     """
-    assert run.val_batches is not None
     with run.validating():
-        values, _ = evaluate(run, run.val_batches, "validation", max_batches=max_batches)
+        values, _ = evaluate(run, "validation", max_batches=max_batches)
         if values is not None and not run.sanity_checking:
             run.send_held_logs()
     return values is not None
@@ -99,7 +123,7 @@ def validate(run: FitRun, *, max_batches: int | None = None) -> bool:
 def sanity_check(run: FitRun) -> None:
     """Try a few validation batches, so that a mistake there does not wait for the end of the first epoch."""
     max_batches = run.settings.num_sanity_val_steps
-    if run.val_batches is None or max_batches == 0:
+    if not run.data["validation"] or max_batches == 0:
         return
     with run.trying_validation():
         run.hooks.call("on_sanity_check_start")
@@ -109,12 +133,14 @@ def sanity_check(run: FitRun) -> None:
 
 
 @contextmanager
-def _evaluation_mode(module: Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each part is in its own mode again."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+def _evaluation_mode(run: Run, stage: str) -> Iterator[None]:
+    """Evaluation mode, in a stage; afterwards each part of the module is in its own mode again."""
+    modes = [(part, part.training) for part in run.module.modules()]
+    before, run.stage = run.stage, stage
+    run.module.eval()
     try:
         yield
     finally:
+        run.stage = before
         for part, mode in modes:
             part.training = mode

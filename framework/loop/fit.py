@@ -34,7 +34,7 @@ def fit(run: FitRun) -> None:
         steps = groups(run.train_batches, size, progress)
         for batch_idx, next_idx, batches in steps:
             batch = batches[0] if size == 1 else batches
-            run.is_in_step = True
+            run.is_in_step, run.next_idx = True, next_idx
             metrics.read_group(batches)
             for hook in batch_start:
                 if (answer := hook(batch, batch_idx)) is not None:
@@ -114,7 +114,7 @@ def _end_epoch(run: FitRun, *, complete: bool) -> None:
     progress = run.progress
     epoch = progress.epoch + 1
     run.check_finite()
-    if run.val_batches is not None and epoch % run.settings.check_val_every_n_epoch == 0 and not validate(run):
+    if run.data["validation"] and epoch % run.settings.check_val_every_n_epoch == 0 and not validate(run):
         return  # half a validation decides nothing: a resumed run makes it again
     run.publish_epoch()
     if complete:

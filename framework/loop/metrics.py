@@ -51,6 +51,7 @@ class _Entry:
         name: As the module calls it.
         options: How it is logged.
         metric: The `torchmetrics.Metric` that is logged, if it is one.
+        dataloader_idx: From which of several loaders it comes; None if there is one, or from outside of its batches.
         logged: Whether it was logged since the epoch began.
         unsent: The last value of a step that the loggers have not got; None if they have.
         unsent_weight: The number of samples behind it, where several processes take the mean of theirs.
@@ -61,6 +62,7 @@ class _Entry:
     name: str
     options: _Options
     metric: Metric | None
+    dataloader_idx: int | None = None
     logged: bool = False
     unsent: Value | None = None
     unsent_weight: float = 1.0
@@ -176,6 +178,7 @@ class Metrics:
     Attributes:
         stage: "train", "validation", "test" or "predict": whose names are collected, and by which defaults; None where
             nobody collects.
+        dataloader_idx: Which of several loaders is being read; None if there is only one.
         epoch_loss: The mean of f over the epoch, ``train/loss_epoch``.
     """
 
@@ -188,6 +191,7 @@ class Metrics:
         processes: Processes | None = None,
     ) -> None:
         self.stage: str | None = None
+        self.dataloader_idx: int | None = None
         self.epoch_loss = EpochLoss()
         self._module = module
         self._awaited = awaited
@@ -256,8 +260,9 @@ class Metrics:
         logger: bool,
         on_step: bool | None,
         on_epoch: bool | None,
-        reduce_fx: str,
+        reduce_fx: Any,
         batch_size: int | None,
+        add_dataloader_idx: bool,
     ) -> None:
         """See ``Module.log``."""
         if self._muted:
@@ -269,25 +274,29 @@ class Metrics:
                 f"log({name!r}): nothing is collected here. Log between on_fit_start and on_train_epoch_end, or "
                 "between on_validation_start and on_validation_epoch_end (and so for test and predict)"
             )
+        if self.dataloader_idx is not None and add_dataloader_idx:
+            name = f"{name}/dataloader_idx_{self.dataloader_idx}"
         in_step = self.stage == "train" and self._batches is not None
         options = _Options(
             on_step=in_step if on_step is None else on_step,
             on_epoch=not in_step if on_epoch is None else on_epoch,
             prog_bar=prog_bar,
             logger=logger,
-            reduce_fx=reduce_fx,
+            reduce_fx=reduce_fx if isinstance(reduce_fx, str) else _name_of_reduction(name, reduce_fx),
         )
         metric = value if isinstance(value, Metric) else None
         entry = self._entries[self.stage].get(name)
         if entry is None:
             _check_options(name, options)
-            entry = self._entries[self.stage][name] = _Entry(name, options, metric)
+            entry = self._entries[self.stage][name] = _Entry(
+                name, options, metric, self.dataloader_idx if add_dataloader_idx else None
+            )
         elif entry.options != options or entry.metric is not metric:
             _refuse_change(entry, options)
         if metric is None:
             value = _value(name, value)
             if options.on_epoch:
-                entry.add(value, self._weight(name, batch_size) if reduce_fx == "mean" else 1)
+                entry.add(value, self._weight(name, batch_size) if options.reduce_fx == "mean" else 1)
         elif options.on_step:
             value = _value_of_step(name, metric)
         entry.logged = True
@@ -378,6 +387,12 @@ class Metrics:
         if self.stage == self._awaited:
             self._awaited = None
         return sent
+
+    def of_loader(self, values: Mapping[str, float], dataloader_idx: int) -> dict[str, float]:
+        """Return those of an epoch's values that belong to one of several loaders, or to none of them."""
+        entries = self._entries[self.stage].values()
+        others = {e.epoch_names[0] for e in entries if e.dataloader_idx not in (None, dataloader_idx)}
+        return {name: value for name, value in values.items() if name not in others}
 
     def _merge(self, processes: Processes, *, of_epoch: bool = False) -> None:
         """Replace what this process logged by what all of them did: values of the step, or also sums ``of_epoch``."""
@@ -542,6 +557,16 @@ def _value_of_step(name: str, metric: Metric) -> Value:
             "metric.update(...), or log it with on_step=False, on_epoch=True"
         )
     return _value(name, metric._forward_cache)
+
+
+def _name_of_reduction(name: str, reduction: Any) -> str:
+    """Return what a function such as `torch.mean` or `max` is called."""
+    if (called := getattr(reduction, "__name__", "")) not in _REDUCTIONS:
+        raise ValueError(
+            f"log({name!r}): reduce_fx={reduction!r} is not one of {', '.join(_REDUCTIONS)}, nor the function of that "
+            "name of torch or Python; log a torchmetrics.Metric instead"
+        )
+    return str(called)
 
 
 def _check_options(name: str, options: _Options) -> None:

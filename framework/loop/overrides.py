@@ -15,7 +15,14 @@ from framework.callback import HOOKS, Callback
 from framework.module import Module
 
 # The arguments of each `Callback` hook after the trainer and the module: those of the module's own hook.
-_HOOK_ARGUMENTS = {hook: list(inspect.signature(getattr(Callback, hook)).parameters)[3:] for hook in HOOKS}
+_HOOK_ARGUMENTS = {
+    hook: [
+        name
+        for name, parameter in list(inspect.signature(getattr(Callback, hook)).parameters.items())[3:]
+        if parameter.default is parameter.empty
+    ]
+    for hook in HOOKS
+}
 # The methods that a trainer calls, and the arguments it passes.
 _CALLED: dict[type, dict[str, list[str]]] = {
     Module: {
@@ -202,17 +209,56 @@ def _check_arguments(owner: Module | Callback, name: str, arguments: list[str]) 
         if isinstance(owner, Module) and name in HOOKS:
             return  # an attribute of the user's that is not a hook
         raise TypeError(f"{type(owner).__name__}.{name} is {describe(method)}; it must be a method")
-    try:
-        signature = inspect.signature(method)
-    except ValueError:  # a builtin without a signature
+    if any(accepts(method, number) for number in _numbers_of_arguments(name, arguments)):
         return
+    raise _wrong_arguments(owner, name, arguments)
+
+
+def _wrong_arguments(owner: Module | Callback, name: str, arguments: list[str]) -> TypeError:
+    return TypeError(
+        f"{type(owner).__name__}.{name} takes {inspect.signature(getattr(owner, name))}, but is called with "
+        f"({', '.join(arguments)}): define it as def {name}({', '.join(['self', *arguments])})"
+    )
+
+
+def _numbers_of_arguments(name: str, arguments: list[str]) -> list[int]:
+    """Return with how many arguments a method may be called: a step need not take the index of the batch."""
+    if not name.endswith("_step"):
+        return [len(arguments)]
+    # How many loaders there are, and so whether their index is passed, is not known before they are read.
+    known = name == "training_step" or "dataloader_idx" in arguments
+    return [1, len(arguments)] if known else [1, len(arguments), len(arguments) + 1]
+
+
+def check_loader_index(module: Module, callbacks: Iterable[Callback], stage: str, num_loaders: int) -> None:
+    """Refuse a step or a hook that cannot be told which of several loaders a batch is from, or that waits for it.
+
+    Raises:
+        TypeError: If there is one; the message names it.
+    """
+    hooks = [f"on_{stage}_batch_start", f"on_{stage}_batch_end"]
+    index = ["dataloader_idx"] if num_loaders > 1 else []
+    owners: list[Module | Callback] = [module, *callbacks]
+    for owner in owners:
+        kind = Module if owner is module else Callback
+        for name in [f"{stage}_step", *hooks] if owner is module else hooks:
+            arguments = [*_CALLED[kind][name], *index]
+            if not overrides(owner, name) or not callable(method := getattr(owner, name)):
+                continue
+            takes_batch_alone = name.endswith("_step") and not index and accepts(method, 1)
+            if not (takes_batch_alone or accepts(method, len(arguments))):
+                raise _wrong_arguments(owner, name, arguments)
+
+
+def accepts(method: Callable[..., Any], num_arguments: int) -> bool:
+    """Tell whether a function may be called with so many arguments by position."""
     try:
-        signature.bind(*arguments)
-    except TypeError as error:
-        raise TypeError(
-            f"{type(owner).__name__}.{name} takes {signature}, but is called with ({', '.join(arguments)}): define it "
-            f"as def {name}({', '.join(['self', *arguments])})"
-        ) from error
+        inspect.signature(method).bind(*range(num_arguments))
+    except TypeError:
+        return False
+    except ValueError:  # a builtin without a signature
+        return True
+    return True
 
 
 def refuse_answer(hook: Callable[..., Any], answer: Any) -> None:

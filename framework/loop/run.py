@@ -122,7 +122,10 @@ class Run:
         stop: Whether to end early.
         metrics: What the module logs.
         progress: How far training has come: the step at which metrics are logged.
+        data: By stage, what `evaluate` reads, one for each loader.
+        stage: "train", or the stage that `evaluate` is in.
         sanity_checking: Whether validation is only being tried.
+        logged_metrics: What the loggers were sent last.
         processes: This one among several; None if it is alone.
     """
 
@@ -146,11 +149,15 @@ class Run:
         self.stop = stop
         self.metrics = Metrics(module, processes=processes)
         self.progress = progress
+        self.data: dict[str, list[Batches]] = {}
+        self.stage = "train"
         self.sanity_checking = False
+        self.logged_metrics: Mapping[str, float] = {}
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Send values to all loggers; ``step`` defaults to the number of optimizer steps taken."""
         if values:
+            self.logged_metrics = values
             for logger in self.loggers:
                 logger.log_metrics(dict(values), self.progress.global_step if step is None else step)
 
@@ -181,7 +188,7 @@ class FitRun(Run):
 
     Args:
         train_batches: The training data.
-        val_batches: The validation data, if any.
+        val_batches: The validation data: one for each loader.
         configured: What the module's `configure_optimizers` returned.
         callbacks: Whose states are saved.
 
@@ -190,6 +197,7 @@ class FitRun(Run):
         phase: Optimizer, schedulers and closure.
         gradient_norm: That of the last step that was logged or was the last by a limit, before clipping.
         is_between_epochs: Whether the phase may change now.
+        next_idx: The index of the batch after those of the step under way, or of the last one; infinite at the end.
         is_in_step: Whether a step is under way, so that there is no state to continue from.
         due: What is to be done when the hooks under way were called; a checkpoint waits for it.
         seconds: How long training took, validation included; 0 before its end.
@@ -209,20 +217,21 @@ class FitRun(Run):
         stop: Stop,
         *,
         train_batches: Batches,
-        val_batches: Batches | None,
+        val_batches: Sequence[Batches],
         configured: Any,
         callbacks: Sequence[Callback],
         processes: Processes | None = None,
     ) -> None:
         super().__init__(settings, engine, module, hooks, loggers, stop, Progress(), processes)
         self.train_batches = train_batches
-        self.val_batches = val_batches
-        awaited = "train" if val_batches is None else "validation"
+        self.data["validation"] = list(val_batches)
+        awaited = "validation" if val_batches else "train"
         self.metrics = Metrics(module, awaited=awaited, own=self.own_values, processes=processes)
         self.seconds = 0.0
         self.gradient_norm: Tensor | float | None = None
         self.is_between_epochs = True
         self.is_in_step = self._is_iterating = False
+        self.next_idx = 0.0
         self.due: Callable[[], None] | None = None
         self._awaited_checkpoints: list[str | Path] = []
         self._held_logs: list[tuple[dict[str, float], int]] | None = None
@@ -323,6 +332,11 @@ class FitRun(Run):
 
     # ------------------------------------------------------------------------------------------------------ ends
 
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the step under way, or the last one, is the last of its epoch."""
+        return self.next_idx >= self.train_batches.num_batches
+
     def is_over(self) -> bool:
         """Tell whether a limit is reached or somebody asked to stop; all processes ask at the same time."""
         if self.processes is not None:
@@ -376,8 +390,9 @@ class FitRun(Run):
 
         A run that is interrupted in validation, or is saved there, makes all of it again when it is continued.
         """
-        assert self.val_batches is not None
-        generators = self.generators() + self.val_batches.generators()
+        generators = self.generators()
+        for batches in self.data["validation"]:
+            generators += batches.generators()
         state, self._held_logs = rng_state(generators), []
         self._rng_before_validation = self._rng_state() if self.processes is not None else state
         try:
@@ -606,7 +621,9 @@ def _callback_state(callback: Callback) -> dict[str, Any]:
     """
     state = callback.state_dict()
     if not isinstance(state, dict):
-        raise TypeError(f"{type(callback).__name__}.state_dict() returned {describe(state)}; it must return a dictionary")
+        raise TypeError(
+            f"{type(callback).__name__}.state_dict() returned {describe(state)}; it must return a dictionary"
+        )
     return state
 
 
