@@ -28,7 +28,7 @@ from framework.loop.fit import fit
 from framework.loop.hooks import Hooks, each
 from framework.loop.metrics import Metrics
 from framework.loop.overrides import check_loader_index, check_overrides
-from framework.loop.processes import Processes, check_strategy
+from framework.loop.processes import Processes, check_connected, check_strategy
 from framework.loop.progress import Progress
 from framework.loop.run import FitRun, Run, Stop
 from framework.loop.schedulers import SchedulerConfig
@@ -141,6 +141,7 @@ class Trainer(Answers):
         self.fabric = Fabric(
             accelerator=accelerator, strategy=strategy, devices=devices, num_nodes=num_nodes, precision=precision
         )
+        check_connected(self.fabric.strategy)
         self.fabric.launch()
         self._processes = Processes(self.fabric) if self.fabric.world_size > 1 else None
         self.loggers = make_loggers(logger, self.default_root_dir)
@@ -209,6 +210,8 @@ class Trainer(Answers):
             found = None if ckpt_path is None else self._find_checkpoint(ckpt_path, stage="fit")
             writers = [callback for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
             check_checkpoints(writers, self.log_dir / "checkpoints")
+            if self._processes is not None:
+                self._processes.part_random_streams()
             train, val = read_fit_data(
                 settings, model, train_dataloaders, val_dataloaders, self.fabric.device, self._processes
             )
@@ -264,6 +267,9 @@ class Trainer(Answers):
             )
             if found := None if ckpt_path is None else self._find_checkpoint(ckpt_path, stage=name):
                 checkpoints.load_weights(model, found[1]["state_dict"], found[0])
+            if self._processes is not None:
+                self._processes.synchronize(model)
+                self._processes.part_random_streams()
             run.data[stage] = [
                 Batches(loader, limit=limit, device=engine.device, name=name, processes=self._processes)
                 for name, loader in named_loaders(dataloaders, "dataloaders")
@@ -285,6 +291,7 @@ class Trainer(Answers):
         """
         check_module(module)
         check_overrides(module, self.callbacks)
+        check_connected(self.fabric.strategy)
         if self._under_way is not None:
             raise RuntimeError(
                 f"Trainer.{stage} was called during {self._under_way}: wait until it ends, or make another Trainer"
@@ -309,6 +316,8 @@ class Trainer(Answers):
         ends += [partial(logger.finalize, status) for logger in self.loggers]
         error = each(ends, after=error)
         self._under_way = None
+        if self._processes is not None:
+            self._processes.join_random_streams()
         if outer is not None and outer._under_way is not None:
             module._trainer = outer  # a run of another trainer within its run is over
         if error is not None:

@@ -52,7 +52,8 @@ def run_job(config: DictConfig) -> float | None:
             )
         refuse_without_effect(config, settings.overrides.task, settings.runtime.choices)
         # torch takes seconds to import, which help and mistakes on the command line need not wait for.
-        from recipes.train import end_processes, optimized, run
+        from framework.loop.processes import end_processes
+        from recipes.train import optimized, run
 
         try:
             return optimized(run(config, Path(settings.runtime.output_dir)), config.optimized_metric)

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from hydra.utils import get_method, instantiate
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -181,12 +180,3 @@ def optimized(metrics: Mapping[str, float], name: str | None) -> float | None:
     if name not in metrics:
         raise ValueError(f"optimized_metric={name}: the run has no such metric, but {', '.join(sorted(metrics))}")
     return float(metrics[name])
-
-
-def end_processes() -> None:
-    """Part from the processes that a trainer started, so that the next job of a sweep can start its own."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
-            for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
-                os.environ.pop(name, None)

@@ -13,7 +13,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch.utils.data import DataLoader
 
 from framework.data import TensorLoader
-from framework.loop.processes import Processes
+from framework.loop.processes import Processes, rng_state_of, set_rng_state_of
 from framework.loop.progress import Progress
 from framework.loop.settings import Settings
 from framework.loop.validation import (
@@ -98,14 +98,14 @@ class Batches:
         again, from the random state ``rng`` at its start, and what is done is skipped.
         """
         generators = self.generators()
-        now = rng_state(generators)
+        now = rng_state_of(self._processes, generators)
         if self._goes_on:
             rest = self._read(done)
         else:
-            set_rng_state(dict(rng) or now, generators)
+            set_rng_state_of(self._processes, rng or now, generators)
             rest = iter(self)
             next(itertools.islice(rest, done, done), None)
-        set_rng_state(now, generators)
+        set_rng_state_of(self._processes, now, generators)
         return rest
 
     def _read(self, done: int) -> Iterator[Any]:
@@ -126,7 +126,9 @@ class Batches:
 
     def hold(self) -> None:
         """Read the batches once and repeat exactly those from now on (``overfit_batches``)."""
-        self._held_rng, self._held = rng_state(self.generators()), copy.copy(self)
+        generators = self.generators()
+        self._held_rng = rng_state(generators) if self._processes is None else self._processes.rng_states(generators)
+        self._held = copy.copy(self)
         self._read_held()
         self.limit = None
 
@@ -142,6 +144,10 @@ class Batches:
     def generators(self) -> list[Generator]:
         """Return the generators that batches are drawn from, besides the global ones and those set by ``set_epoch``."""
         return [] if self._held is not None else find_generators(self.given)
+
+    def rng_state(self) -> dict[str, Any]:
+        """Return the random state that the order of an epoch is drawn from."""
+        return rng_state_of(self._processes, self.generators())
 
     # --------------------------------------------------------------------------------------- saving, continuing
 
@@ -182,26 +188,29 @@ class Batches:
                 self._leave_epoch()
         if state["held_rng"] is not None and self._held is not None:
             generators = self._held.generators()
-            now = rng_state(generators)
-            set_rng_state(state["held_rng"], generators)
+            now = rng_state_of(self._processes, generators)
+            if self._processes is None:
+                set_rng_state(state["held_rng"], generators)
+            else:
+                self._processes.set_rng_states(state["held_rng"], generators)
             self._read_held()
             self._held_rng = state["held_rng"]
-            set_rng_state(now, generators)
+            set_rng_state_of(self._processes, now, generators)
 
     def _leave_epoch(self) -> None:
         """Break an epoch off, as a limit did before the state was saved, so that the next one starts anew."""
         generators = self.generators()
-        now = rng_state(generators)
+        now = rng_state_of(self._processes, generators)
         next(self._read(done=0), None)
-        set_rng_state(now, generators)
+        set_rng_state_of(self._processes, now, generators)
 
     def start_workers(self) -> None:
         """Start workers that persist, as the first epoch of a run does: the next one draws no seed for them."""
         if getattr(self.loader, "persistent_workers", False) and not self._has_begun:
             generators = self.generators()
-            now = rng_state(generators)
+            now = rng_state_of(self._processes, generators)
             self._read(done=0)
-            set_rng_state(now, generators)
+            set_rng_state_of(self._processes, now, generators)
 
     def _keeps_state(self) -> bool:
         several = self._processes is not None  # their number may be another one when the run continues
@@ -232,7 +241,7 @@ def groups(batches: Batches, size: int | str, progress: Progress) -> Iterator[tu
     start = int(progress.batch_idx)
     if start == 0:
         # Reading the state of three generators takes as long as a small step: only do it if the order depends on it.
-        progress.epoch_rng = {} if batches.has_epochs else rng_state(batches.generators())
+        progress.epoch_rng = {} if batches.has_epochs else batches.rng_state()
         rest = iter(batches)
     else:
         rest = batches.resume(start, progress.epoch_rng)

@@ -94,6 +94,7 @@ def _read(
     if count == 0 and batches.num_batches:
         refuse_empty(batches.name)
     metrics.dataloader_idx = None
+    metrics.read_nothing()
     return count
 
 

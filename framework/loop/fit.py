@@ -114,6 +114,8 @@ def _end_epoch(run: FitRun, *, complete: bool) -> None:
     progress = run.progress
     epoch = progress.epoch + 1
     run.check_finite()
+    if run.processes is not None:
+        run.processes.check_equal(run.module, f"at the end of epoch {progress.epoch}")
     if run.data["validation"] and epoch % run.settings.check_val_every_n_epoch == 0 and not validate(run):
         return  # half a validation decides nothing: a resumed run makes it again
     run.publish_epoch()

@@ -227,6 +227,7 @@ class Metrics:
         """
         self.note_own()
         before, self.stage = self.stage, stage
+        self._batches = None
         try:
             yield
         except BaseException:
@@ -245,6 +246,10 @@ class Metrics:
     def read(self, batch: Any) -> None:
         """Note the batch that belongs to what is logged from now on."""
         self._batches = [batch]
+
+    def read_nothing(self) -> None:
+        """Note that what is logged from now on belongs to no batch."""
+        self._batches = None
 
     def read_group(self, batches: Iterable[Any]) -> None:
         """Note that all the batches of a step belong to what is logged from now on."""
@@ -396,17 +401,29 @@ class Metrics:
 
     def _merge(self, processes: Processes, *, of_epoch: bool = False) -> None:
         """Replace what this process logged by what all of them did: values of the step, or also sums ``of_epoch``."""
+        names = self._names_of_metrics()
         entries = self._entries[self.stage]
-        logged = _merged(processes.gather({name: entry.logged_here() for name, entry in entries.items()}))
+        own = {
+            name: {**entry.logged_here(), "metric": names.get(entry.metric), "dataloader_idx": entry.dataloader_idx}
+            for name, entry in entries.items()
+        }
+        logged = _merged(processes.gather(own))
         for name, one in logged.items():
-            entry = entries.setdefault(name, _Entry(name, _Options(**one["options"]), None))
+            metric: Any = None if one["metric"] is None else self._module.get_submodule(one["metric"])
+            entry = entries.setdefault(name, _Entry(name, _Options(**one["options"]), metric, one["dataloader_idx"]))
             if one["unsent"] is not None:
                 entry.unsent, entry.unsent_weight = one["unsent"], one["unsent_weight"]
                 for public_name in entry.step_names:
                     self._latest[public_name] = (one["unsent"], max(1, self._count_of(public_name)))
-            if of_epoch and one["total"] is not None:
+            if of_epoch and entry.metric is not None:
+                entry.logged = one["logged"]  # a torchmetric is computed by all, or by none
+            elif of_epoch and one["total"] is not None:
                 entry.logged, entry.weight = True, one["weight"]
                 entry.total = torch.tensor(one["total"], dtype=torch.float64)
+        self._entries[self.stage] = {name: entries[name] for name in logged}  # in the same order everywhere
+
+    def _names_of_metrics(self) -> dict[Metric | None, str]:
+        return {part: name for name, part in self._module.named_modules() if isinstance(part, Metric)}
 
     def _publish(self, name: str, value: Value) -> None:
         self._latest[name] = (value, self._count_of(name) + 1)
@@ -461,9 +478,10 @@ class Metrics:
             self.note_own(up_to=name)
         count = self._count_of(name)
         if self._processes is not None:  # what was logged in single steps may differ
-            last = self._processes.share(None if count == 0 else (float(self._latest[name][0]), count))
-            count = 0 if last is None else last[1]
-            if last is not None:
+            known = self._processes.gather((float(self._latest[name][0]) if count else 0.0, count))
+            last = max(known, key=lambda one: one[1])  # of those that know most, the first
+            count = last[1]
+            if count:
                 self._latest[name] = last
         if count == 0 and self._awaited is None and strict:
             raise ValueError(
@@ -480,7 +498,7 @@ class Metrics:
         The states of torchmetrics are not in it: see `framework.objective.replay.metric_states`.
         """
         self.note_own()
-        names = {part: name for name, part in self._module.named_modules() if isinstance(part, Metric)}
+        names = self._names_of_metrics()
         sums = {
             name: {**entry.logged_here(), "metric": None if entry.metric is None else names[entry.metric]}
             for name, entry in self._entries["train"].items()
@@ -517,7 +535,7 @@ def _merged(logged_by_all: Iterable[Mapping[str, dict[str, Any]]]) -> dict[str, 
             if before is one:
                 continue
             both = {**before, "logged": before["logged"] or one["logged"], "weight": before["weight"] + one["weight"]}
-            for key in ("total", "unsent"):
+            for key in ("total", "unsent", "metric"):
                 if before[key] is None:
                     both[key] = one[key]
             if before["unsent"] is None:

@@ -7,11 +7,15 @@ used by a run in one process.
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import threading
 import time
+import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.optim import Optimizer
@@ -63,6 +68,7 @@ class Processes:
     Attributes:
         rank: The number of this process.
         size: How many there are.
+        drawn: A checksum of the batches that were drawn so far, the same in all.
         calls: How many collective calls were made.
         bytes: How many bytes this process gave to sums.
     """
@@ -71,8 +77,14 @@ class Processes:
         self.rank = fabric.global_rank
         self.size = fabric.world_size
         self.calls = self.bytes = 0
+        self.drawn = 0
         self._device = fabric.device
         self._padding: Any = None
+        self._warned = False
+        self._failures = 0
+        # The global stream that is not in use: the common one, or within `common` that of this process.
+        self._other: dict[str, Any] | None = None
+        self._in_common = False
 
     # --------------------------------------------------------------------------------------------- collective calls
 
@@ -123,68 +135,243 @@ class Processes:
 
     # ------------------------------------------------------------------------------------------------------- a fit
 
-    def synchronize(self, module: Module, optimizer: Optimizer) -> None:
-        """Take the parameters, buffers and the optimizer's state from rank zero."""
+    def synchronize(self, module: Module, optimizer: Optimizer | None = None) -> None:
+        """Take the parameters, buffers, the weight of the penalty and the optimizer's state from rank zero."""
         with torch.no_grad():
             for tensor in (*module.parameters(), *module.buffers()):
                 self._call(dist.broadcast, tensor.data, src=0)
-        state = self.share(optimizer.state_dict() if self.rank == 0 else None)
-        if self.rank > 0:
-            optimizer.load_state_dict(state)
+        module.happy_lambda = self.share(module.happy_lambda)
+        if optimizer is not None:
+            state = self.share(optimizer.state_dict() if self.rank == 0 else None)
+            if self.rank > 0:
+                optimizer.load_state_dict(state)
+
+    def check_equal(self, module: Module, moment: str) -> None:
+        """Find out whether all processes have the same parameters and buffers.
+
+        Raises:
+            RuntimeError: If the parameters differ; the message names the first.
+        """
+        named = dict((*module.named_parameters(), *module.named_buffers()))
+        if not named:
+            return
+        sums = torch.tensor([_sums(tensor) for tensor in named.values()], dtype=torch.float64)
+        extremes = torch.stack([sums[:, 0], -sums[:, 0], sums[:, 1]]).to(self._device)
+        self._call(dist.all_reduce, extremes, op=dist.ReduceOp.MAX)
+        most, least, sizes = extremes.cpu()
+        # Rounding may differ from machine to machine.
+        differs = most + least > 1e-6 * sizes
+        differing = [name for name, does in zip(named, differs.tolist(), strict=True) if does]
+        parameters = dict(module.named_parameters())
+        wrong = [name for name in differing if name in parameters]
+        if wrong:
+            raise RuntimeError(
+                f"{moment}, the processes have different parameters ({wrong[0]}): something changes them by what this "
+                "process alone has, such as random numbers drawn in a hook. Draw them from a generator that has the "
+                "same seed in all processes"
+            )
+        if differing and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the buffer {differing[0]} is another one in each process, because it depends on the data that each "
+                "sees: the one of rank zero is saved",
+                stacklevel=2,
+            )
+
+    # ---------------------------------------------------------------------------------------------- random streams
 
     def part_random_streams(self) -> None:
-        """Give the ranks above zero global random streams of their own, derived from those of rank zero."""
-        state = self.share(rng_state())
-        if self.rank > 0:
-            set_rng_state(state)
-            seed = zlib.crc32(state["torch"].numpy().tobytes(), self.rank)
-            set_rng_state(_seeded(seed))
+        """Give every process a global random stream of its own, and all a common one, that of rank zero.
+
+        Evaluations and the reading of samples draw from the own stream; what must be the same in all processes is drawn
+        in the context of `common`: the order of batches, and whatever an optimizer draws.
+        """
+        self._other, self._in_common = self.share(rng_state()), False
+        set_rng_state(self._parted(self._other))
+
+    def join_random_streams(self) -> None:
+        """Let the global stream be the common one again: the run is over."""
+        if self._other is not None and not self._in_common:
+            set_rng_state(self._other)
+        self._other, self._in_common = None, False
+
+    @contextmanager
+    def common(self) -> Iterator[None]:
+        """Draw, within, from the stream that is the same in all processes."""
+        with self._in_stream(common=True):
+            yield
+
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        """Draw, within, from the stream of this process, also within `common`."""
+        with self._in_stream(common=False):
+            yield
+
+    @contextmanager
+    def _in_stream(self, *, common: bool) -> Iterator[None]:
+        if self._other is None or self._in_common == common:
+            yield
+            return
+        self._switch()
+        try:
+            yield
+        finally:
+            self._switch()
+
+    def _switch(self) -> None:
+        now, other = rng_state(), self._other
+        assert other is not None
+        set_rng_state(other)
+        self._other, self._in_common = now, not self._in_common
+
+    def share_generators(self, generators: Sequence[Generator]) -> None:
+        """Put generators into the states that they have in rank zero."""
+        if generators:
+            state = self.share(rng_state(generators) if self.rank == 0 else None)
+            set_rng_state({"generators": state["generators"]}, generators)
+
+    def rng_state(self, generators: Iterable[Generator]) -> dict[str, Any]:
+        """Return the random state of this process: the common one, and in it its own and those of the generators."""
+        here = rng_state()
+        common, own = (here, self._other) if self._in_common else (self._other or here, here)
+        return {**common, "generators": rng_state(generators)["generators"], "own": own}
+
+    def set_rng_state(self, state: Mapping[str, Any], generators: Iterable[Generator]) -> None:
+        """Take back what `rng_state` gave, or derive the own stream from the state of a single process."""
+        common = {key: state[key] for key in ("torch", "numpy", "python", "cuda") if key in state} | {"generators": []}
+        set_rng_state({"generators": state["generators"]}, generators)
+        self._other, self._in_common = common, False
+        set_rng_state(state.get("own") or self._parted(common))
 
     def rng_states(self, generators: Iterable[Generator]) -> dict[str, Any]:
-        """Return the random state of rank zero, with those of all ranks in it."""
-        states = self.gather(rng_state(generators))
-        return {**states[0], "ranks": states}
+        """Return the random state with those of all processes in it; all must ask."""
+        state = self.rng_state(generators)
+        return {**state, "own": None, "ranks": self.gather(state["own"])}
 
     def set_rng_states(self, state: Mapping[str, Any], generators: Iterable[Generator]) -> None:
-        """Take back what `rng_states` gave; with another number of processes, derive streams from that of rank zero."""
+        """Take back what `rng_states` gave; with another number of processes, derive streams from the common one."""
         ranks = state.get("ranks", ())
-        if len(ranks) == self.size:
-            set_rng_state(ranks[self.rank], generators)
-        else:
-            set_rng_state(dict(state), generators)
-            self.part_random_streams()
+        self.set_rng_state({**state, "own": ranks[self.rank] if len(ranks) == self.size else None}, generators)
+
+    def _parted(self, common: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the state that this process's own stream begins with."""
+        if self.rank == 0:
+            return dict(common)
+        return _seeded(zlib.crc32(common["torch"].numpy().tobytes(), self.rank))
+
+    def note_drawn(self, mark: int) -> None:
+        """Note a checksum of what all processes have drawn alike; `Stop.agree` compares them."""
+        self.drawn = zlib.crc32(mark.to_bytes(8, "little"), self.drawn)
 
     # -------------------------------------------------------------------------------------------------------- the end
 
     def fail(self, error: BaseException) -> BaseException:
-        """Let the other processes fail, too; return the error to raise: the first one's, if this is not the first."""
+        """Let the other processes fail, too; return the error to raise: the first one's, if this is not the first.
+
+        If all have failed by themselves, at the same point, such as by a refusal, they stay connected. Otherwise they
+        part: whoever waits for this process waits no longer.
+        """
         if not dist.is_initialized():
             return error
         store: Any = dist.distributed_c10d._get_default_store()
+        self._failures += 1
+        first = f"{_FAILURE}/{self._failures}"
         if isinstance(error, LostProcessError):
-            words = _await_words(store)
+            words = _await_words(store, first)
             error = LostProcessError(words or f"another process has ended, or was killed ({error})")
         else:
             words = f"rank {self.rank} has failed: {type(error).__name__}: {error}"
             with suppress(RuntimeError):  # if rank zero, who holds the store, has ended
-                store.compare_set(_FAILURE, "", words)
-        dist.destroy_process_group()  # whoever waits for this process waits no longer
+                store.compare_set(first, "", words)
+                store.set(f"{first}/{self.rank}", str(self.calls))
+                if _all_say(store, [f"{first}/{rank}" for rank in range(self.size)], str(self.calls)):
+                    return error
+        global _parted_because
+        _parted_because = words or str(error)
+        dist.destroy_process_group()
         if self.rank == 0:
             time.sleep(1.0)  # for the others to read the words
         del store
         return error
 
 
-def _await_words(store: Any) -> str | None:
+# Why the processes of this program are no longer connected.
+_parted_because: str | None = None
+
+
+def check_connected(strategy: Strategy) -> None:
+    """Refuse to run in several processes that an error has parted.
+
+    Raises:
+        RuntimeError: If they are.
+    """
+    if _parted_because is not None and isinstance(strategy, DDPStrategy):
+        raise RuntimeError(
+            f"the processes have parted after an error in an earlier run ({_parted_because}): mend it, and start the "
+            "program again"
+        )
+
+
+def end_processes() -> None:
+    """Part from the processes that a trainer started, so that the next job of a sweep can start its own."""
+    global _parted_because
+    if not dist.is_available() or not (dist.is_initialized() or _parted_because):
+        return
+    has_failed, _parted_because = _parted_because is not None, None
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            os.environ.pop(name, None)
+    for thread in threading.enumerate():
+        # Fabric's watch over the processes that it started; it would end this one because of one that has failed.
+        if isinstance(thread, _ChildProcessObserver):
+            children, thread._child_processes = thread._child_processes, []
+            for child in children if has_failed else ():
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(_PATIENCE)
+                child.kill()
+
+
+def _await_words(store: Any, key: str) -> str | None:
     due = time.monotonic() + _PATIENCE
     while time.monotonic() < due:
         try:
-            if store.check([_FAILURE]):
-                return store.get(_FAILURE).decode()
+            if store.check([key]):
+                return store.get(key).decode()
         except RuntimeError:
             return None
         time.sleep(0.05)
     return None
+
+
+def _all_say(store: Any, keys: Sequence[str], words: str) -> bool:
+    """Wait a second for all keys; tell whether all are there with the same words."""
+    due = time.monotonic() + 1.0
+    while not store.check(list(keys)):
+        if time.monotonic() > due:
+            return False
+        time.sleep(0.02)
+    return all(store.get(key).decode() == words for key in keys)
+
+
+def rng_state_of(processes: Processes | None, generators: Iterable[Generator]) -> dict[str, Any]:
+    """Return the random state of this process, among several or alone, and of generators."""
+    return rng_state(generators) if processes is None else processes.rng_state(generators)
+
+
+def set_rng_state_of(processes: Processes | None, state: Mapping[str, Any], generators: Iterable[Generator]) -> None:
+    """Take back what `rng_state_of` gave, in whatever number of processes."""
+    if processes is None:
+        set_rng_state(dict(state), generators)
+    else:
+        processes.set_rng_state(state, generators)
+
+
+def _sums(tensor: Tensor) -> tuple[float, float]:
+    """Compute the sums of the values of a tensor and of their sizes; infinite and undefined ones are left out."""
+    values = torch.nan_to_num(tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64))
+    return float(values.sum()), float(values.abs().sum())
 
 
 def _seeded(seed: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from framework.loop.hooks import Hooks
 from framework.loop.inner_iterations import InnerIterations
 from framework.loop.metrics import Metrics
 from framework.loop.overrides import describe
-from framework.loop.processes import Processes
+from framework.loop.processes import Processes, rng_state_of, set_rng_state_of
 from framework.loop.processes import check_module as check_module_in_processes
 from framework.loop.progress import Progress
 from framework.loop.schedulers import SchedulerConfig, learning_rates, parse_optimizers
@@ -55,6 +55,7 @@ from framework.objective.replay import (
     rng_state,
     set_metric_states,
     set_rng_state,
+    updated_metrics,
 )
 
 
@@ -100,9 +101,15 @@ class Stop:
             milliseconds: The clock of this process.
         """
         assert self.processes is not None
-        asked, now = self.processes.max(
-            [int(self.request is not None), milliseconds if self.processes.rank == 0 else 0]
+        drawn = self.processes.drawn
+        asked, now, most, least = self.processes.max(
+            [int(self.request is not None), milliseconds if self.processes.rank == 0 else 0, drawn, -drawn]
         )
+        if most != -least:
+            raise ValueError(
+                "the processes drew different batches: a sampler, or an iterable dataset, must draw from the global "
+                "generator of torch, numpy or Python, or from one that it holds as an attribute"
+            )
         if asked:
             requests = [request for request in self.processes.gather(self.request) if request is not None]
             self.reason = self.reason or requests[0][0]
@@ -158,7 +165,7 @@ class Run:
         """Send values to all loggers; ``step`` defaults to the number of optimizer steps taken."""
         if values:
             self.logged_metrics = values
-            for logger in self.loggers:
+            for logger in self.loggers if self.processes is None or self.processes.rank == 0 else ():
                 logger.log_metrics(dict(values), self.progress.global_step if step is None else step)
 
 
@@ -242,7 +249,6 @@ class FitRun(Run):
         if processes is not None:
             check_module_in_processes(module, engine.device)
             processes.synchronize(module, self.phase.optimizer)
-            processes.part_random_streams()
         self._clock = 0.0 if processes is None else processes.share(time.monotonic())
         self._deadline = self.clock() + settings.max_time
 
@@ -393,12 +399,12 @@ class FitRun(Run):
         generators = self.generators()
         for batches in self.data["validation"]:
             generators += batches.generators()
-        state, self._held_logs = rng_state(generators), []
+        state, self._held_logs = rng_state_of(self.processes, generators), []
         self._rng_before_validation = self._rng_state() if self.processes is not None else state
         try:
             yield
         finally:
-            set_rng_state(state, generators)
+            set_rng_state_of(self.processes, state, generators)
             self._rng_before_validation = self._held_logs = None
 
     def send_held_logs(self) -> None:
@@ -514,7 +520,7 @@ class FitRun(Run):
             "gradient_norm": None if self.gradient_norm is None else float(self.gradient_norm),
             "callbacks": {name: state for name, c in _named(self.callbacks) if (state := _callback_state(c))},
             "metrics": self.metrics.state_dict(),
-            "metric_states": metric_states(self.module, together=self.processes is not None),
+            "metric_states": self._metric_states(),
             "data": self.train_batches.state_dict(is_at=not (self._is_iterating or self.phase.iterations.cut_short)),
             "loggers": [_state_of(logger) for logger in self.loggers],
             "rng": self._rng_before_validation or self._rng_state(),
@@ -607,6 +613,13 @@ class FitRun(Run):
             set_rng_state(state["rng"], self.generators())
         else:
             self.processes.set_rng_states(state["rng"], self.generators())
+
+    def _metric_states(self) -> dict[str, dict[str, Any]]:
+        updated = updated_metrics(self.module)
+        if self.processes is None:
+            return metric_states(self.module, updated)
+        names = sorted({name for names in self.processes.gather(updated) for name in names})
+        return metric_states(self.module, names, together=True)
 
     def _rng_state(self) -> dict[str, Any]:
         generators = self.generators()

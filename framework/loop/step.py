@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 
 from framework.loop.engine import Engine
 from framework.loop.settings import Settings
-from framework.objective.closure import Closure
+from framework.objective.closure import Closure, Peers
 
 # Optimizers whose class is from one of these modules are known to evaluate once unless they say otherwise.
 _WELL_KNOWN = ("torch.optim.", "framework.optim.")
@@ -62,6 +63,7 @@ class EvaluatedOnce:
         self._optimizer = engine.wrap(self._raw)
         self._clip, self._clip_gradients = settings.gradient_clip_val, engine.clip_gradients
         self._algorithm = settings.gradient_clip_algorithm
+        self._peers = _peers_if_it_draws(closure)
 
     def __call__(self, batches: Iterable[Any], batch_idx: int, log: bool) -> Tensor | None:
         self._closure.evaluate_once(batches, batch_idx, log=log)
@@ -70,7 +72,11 @@ class EvaluatedOnce:
         norm = None
         if log or self._clip:
             norm = self._clip_gradients(self._raw, self._clip, self._algorithm, measure=log)
-        self._optimizer.step()
+        if self._peers is None:  # a context would cost a few percent of a small step
+            self._optimizer.step()
+        else:
+            with self._peers.common():
+                self._optimizer.step()
         return norm
 
 
@@ -88,6 +94,7 @@ class GivenClosure:
         self._raw = closure.objective.optimizer
         self._optimizer = engine.wrap(self._raw)
         self._expects_gradients: bool = getattr(type(self._raw), "expects_gradients", True)
+        self._peers = _peers_if_it_draws(closure)
 
     def __call__(self, batches: Iterable[Any], batch_idx: int, log: bool) -> Tensor | None:
         closure, settings = self._closure, self._settings
@@ -101,7 +108,8 @@ class GivenClosure:
                 if clips:
                     self._clip()
                 closure.keep_ready()
-            self._optimizer.step(closure)
+            with nullcontext() if self._peers is None else self._peers.common():
+                self._optimizer.step(closure)
         return closure.gradient_norm
 
     def _clip(self) -> None:
@@ -109,6 +117,12 @@ class GivenClosure:
         self._engine.clip_gradients(
             self._raw, settings.gradient_clip_val, settings.gradient_clip_algorithm, measure=False
         )
+
+
+def _peers_if_it_draws(closure: Closure) -> Peers | None:
+    """Return the other processes if the optimizer may draw random numbers, which must be the same in all."""
+    drawless = type(closure.objective.optimizer).__module__.startswith("torch.optim.")  # torch's own draw nothing
+    return None if drawless else closure.objective.peers
 
 
 def _takes_closure(optimizer: Optimizer) -> bool:

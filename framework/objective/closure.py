@@ -47,6 +47,12 @@ class Peers(Protocol):
     def is_padding(self, batch: Any) -> bool:
         """Tell whether a batch is another process's, evaluated here only so that all make the same calls."""
 
+    def common(self) -> AbstractContextManager[None]:
+        """Draw, within, from the random stream that is the same in all processes."""
+
+    def own(self) -> AbstractContextManager[None]:
+        """Draw, within, from the stream of this process, also within `common`."""
+
 
 class Unrecorded:
     """The recorder of a closure whose logs are not collected."""
@@ -464,8 +470,12 @@ class Closure:
 
     def _evaluate(self, *, differentiate: bool) -> Tensor:
         """Evaluate the function of the step at the current parameters; keep the first evaluation."""
-        step, is_first = self._under_way(), self.first is None
-        with nullcontext() if is_first else step.start.again(), nullcontext() if is_first else self._recorder.muted():
+        step, is_first, peers = self._under_way(), self.first is None, self.objective.peers
+        with (
+            nullcontext() if peers is None else peers.own(),
+            nullcontext() if is_first else step.start.again(),
+            nullcontext() if is_first else self._recorder.muted(),
+        ):
             with_penalty = step.log and is_first
             if not differentiate:
                 evaluation = self._evaluate_value(with_penalty)
@@ -567,7 +577,12 @@ class Closure:
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Let evaluations of the step's function within this context leave no trace but their count."""
-        with self._under_way().start.on_copies(), self._recorder.muted():
+        peers = self.objective.peers
+        with (
+            nullcontext() if peers is None else peers.own(),
+            self._under_way().start.on_copies(),
+            self._recorder.muted(),
+        ):
             yield
 
     def _under_way(self) -> _Step:

@@ -206,12 +206,17 @@ class Replay:
         _restore(self._metrics, metric_states)
 
 
-def metric_states(module: nn.Module, *, together: bool = False) -> dict[str, dict[str, Any]]:
-    """Return the states of the torchmetrics in a module that were updated, by their names in it, as plain data.
+def updated_metrics(module: nn.Module) -> list[str]:
+    """Return the names of the torchmetrics in a module that were updated."""
+    return [name for name, part in module.named_modules() if isinstance(part, Metric) and part._update_count]
 
-    ``together`` are those of all processes in one; then all processes must ask.
+
+def metric_states(module: nn.Module, names: Iterable[str], *, together: bool = False) -> dict[str, dict[str, Any]]:
+    """Return the states of torchmetrics in a module, by their names in it, as plain data.
+
+    ``together`` are those of all processes in one; then all processes must ask for the same ones.
     """
-    metrics = {name: part for name, part in module.named_modules() if isinstance(part, Metric) and part._update_count}
+    metrics: dict[str, Any] = {name: module.get_submodule(name) for name in names}
     with ExitStack() as synchronized:
         for metric in metrics.values():
             if together:
