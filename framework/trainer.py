@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from framework.callback import Callback
 from framework.callbacks import ModelCheckpoint, default_callbacks
 from framework.loggers import CSVLogger, Logger, TensorBoardLogger, make_loggers
 from framework.loop import checkpoint as checkpoints
-from framework.loop.batches import Batches, named_loaders, num_steps, read_fit_data
+from framework.loop.batches import Batches, named_loaders, read_fit_data, total_steps
 from framework.loop.engine import Engine
 from framework.loop.evaluate import evaluate
 from framework.loop.fit import fit
@@ -537,8 +536,7 @@ class Trainer(Answers):
     @property
     def estimated_stepping_batches(self) -> float:
         """How many optimizer steps the run will take unless something stops it, as a one-cycle schedule needs."""
-        steps = num_steps(self.num_training_batches, self.accumulate_grad_batches) * self.max_epochs
-        return min(limit if limit >= 0 else math.inf for limit in (steps, self.max_steps))
+        return total_steps(self.num_training_batches, self.accumulate_grad_batches, self.max_epochs, self.max_steps)
 
     @property
     def log_dir(self) -> Path:

@@ -32,8 +32,26 @@ def expand(arguments: Sequence[str]) -> list[str]:
     given = [argument for argument in arguments if _split(argument)[0] not in ("resume", "hydra.run.dir")]
     keys = {_split(argument)[0] for argument in given}
     then = [str(override) for override in OmegaConf.load(folder / OVERRIDES)]
-    kept = [override for override in then if _split(override)[0] not in keys | {"resume", "ckpt_path"}]
-    return [*kept, *given, f"resume='{folder}'", f"hydra.run.dir='{folder}'"]
+    kept = [override for override in then if _split(override)[0] not in keys | {"resume"}]
+    kept = [_with_absolute_path(override, _started_in(folder)) for override in kept]
+    quoted = str(folder).replace("'", r"\'")
+    return [*kept, *given, f"resume='{quoted}'", f"hydra.run.dir='{quoted}'"]
+
+
+def _started_in(folder: Path) -> Path:
+    """Return the folder in which a run was started, to which its relative paths belong."""
+    recorded = folder / ".hydra" / "hydra.yaml"
+    return Path(OmegaConf.load(recorded).hydra.runtime.cwd) if recorded.exists() else Path.cwd()
+
+
+def _with_absolute_path(override: str, cwd: Path) -> str:
+    """Return a setting that is the relative path of a file or folder with the whole path, other ones as they are."""
+    key, equals, value = override.partition("=")
+    path = Path(value.strip("'\""))
+    if not value or path.is_absolute() or cwd == Path.cwd() or not ("/" in value or path.suffix):
+        return override
+    quoted = str(cwd / path).replace("'", r"\'")
+    return f"{key}{equals}'{quoted}'" if (cwd / path).exists() else override
 
 
 def _split(argument: str) -> tuple[str, str]:
@@ -81,12 +99,14 @@ def why_finished(
         max_steps: The same for steps.
         changed: Whether the run is continued with another configuration.
     """
+    summary = folder / "summary.json"
+    if not summary.exists():
+        return None  # it was killed before its report, which is still to be written
     epochs, steps = progress["epoch"], progress["global_step"]
     if 0 <= max_epochs <= epochs:
         return f"all of its {epochs} epochs are done; to go on, raise epochs={epochs} (trainer.max_epochs)"
     if 0 <= max_steps <= steps:
         return f"all of its {steps} steps are done; to go on, raise trainer.max_steps={steps}"
-    summary = folder / "summary.json"
-    because = json.loads(summary.read_text())["stopped_because"] if summary.exists() else None
+    because = json.loads(summary.read_text())["stopped_because"]
     ended_itself = because and not because.startswith(("interrupted", "max_"))
     return f"it stopped because of {because}; to go on, change that setting" if ended_itself and not changed else None

@@ -95,7 +95,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
         return read_summary(folder / "summary.json")
     ckpt_path = config.ckpt_path
     if config.resume is not None:
-        ckpt_path = "last"
+        if ckpt_path is None or newest([folder / "checkpoints"]) is not None:
+            ckpt_path = "last"  # otherwise it was killed before it saved, and begins again where it began
         trainer.callbacks.insert(0, _Recording(config, folder))
     trainer.fit(module, data.train, data.val, ckpt_path=ckpt_path)
     interrupted = trainer.interrupted

@@ -19,6 +19,7 @@ ROOMS = (
     "framework.optim",
     "framework.loop",
     "framework.callbacks",
+    "framework.answers",
     "framework.trainer",
     "framework",
     "recipes",

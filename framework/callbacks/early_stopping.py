@@ -87,4 +87,4 @@ class EarlyStopping(Monitor):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.wait_count = state_dict["wait_count"]
+        self.wait_count = state_dict["wait_count"] if self.is_of_same_metric(state_dict) else 0

@@ -141,7 +141,7 @@ class ModelCheckpoint(Monitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         # Only whether there was one: the folder is this run's, wherever the file comes from.
-        self._had_best = state_dict["monitor"] == self.monitor and bool(state_dict["best_model_path"])
+        self._had_best = self.is_of_same_metric(state_dict) and bool(state_dict["best_model_path"])
 
     def _save_last(self, trainer: Trainer) -> None:
         self.last_model_path = str(self._folder / "last.ckpt")

@@ -64,9 +64,12 @@ class Monitor(Callback):
         return better
 
     def state_dict(self) -> dict[str, Any]:
-        return {"monitor": self.monitor, "best": self.best, "seen": self._seen}
+        return {"monitor": self.monitor, "mode": self.mode, "best": self.best, "seen": self._seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # The best value of one metric says nothing of another.
-        if state_dict["monitor"] == self.monitor:
+        if self.is_of_same_metric(state_dict):
             self.best, self._seen = state_dict["best"], state_dict["seen"]
+
+    def is_of_same_metric(self, state_dict: dict[str, Any]) -> bool:
+        """Tell whether a state is that of the same metric, judged alike: it says nothing of another one."""
+        return (state_dict["monitor"], state_dict["mode"]) == (self.monitor, self.mode)

@@ -259,6 +259,12 @@ def num_steps(num_batches: float, size: int | str) -> float:
     return steps if steps == math.inf else math.ceil(steps)
 
 
+def total_steps(num_batches: float, size: int | str, max_epochs: int, max_steps: int) -> float:
+    """Compute the number of steps up to the limits, of which -1 is none; infinite if there is no end."""
+    steps = num_steps(num_batches, size) * max_epochs
+    return min(limit if limit >= 0 else math.inf for limit in (steps, max_steps))
+
+
 def read_fit_data(
     settings: Settings,
     module: Module,

@@ -259,6 +259,15 @@ def _is_list_with(*keys: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(_is_mapping(v) and v.keys() == set(keys) for v in value)
 
 
+def _is_configured(value: Any) -> bool:
+    return (
+        _is_mapping(value)
+        and value.keys() == {"groups", "lr_schedulers"}
+        and all(isinstance(part, list) and all(map(_is_mapping, part)) for part in value.values())
+        and all(isinstance(group.get("params"), list) for group in value["groups"])
+    )
+
+
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "progress": _is_progress,
     "closure_evaluations": _is_count,
@@ -267,6 +276,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "optimizer": _is_optimizer,
     "optimizer_class": lambda value: isinstance(value, str),
     "lr_schedulers": _is_list_with("scheduler", "seen"),
+    "configured": _is_configured,
     "callbacks": lambda value: _is_mapping(value) and all(map(_is_mapping, value.values())),
     "metrics": _is_metrics,
     "metric_states": lambda value: _is_mapping(value) and all(map(_is_mapping, value.values())),

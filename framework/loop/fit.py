@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,11 +22,14 @@ def fit(run: FitRun) -> None:
     batch_start = hooks.on_train_batch_start
     batch_end, batch_watched = hooks.heard("on_train_batch_end")
     hooks.call("on_fit_start")
-    sanity_check(run)
+    if progress.global_step == 0:  # of a run that goes on, it would change what was restored
+        sanity_check(run)
     hooks.call("on_train_start")
     started = time.perf_counter()
     while not run.is_over():
-        hooks.call("on_train_epoch_start")
+        # What it logs is among the sums that were restored with half an epoch.
+        with metrics.muted() if progress.batch_idx else nullcontext():
+            hooks.call("on_train_epoch_start")
         run.is_between_epochs = False
         phase = run.phase  # callbacks may change it between epochs
         step, closure, size = phase.step, phase.closure, phase.accumulate_grad_batches

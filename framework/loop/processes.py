@@ -7,6 +7,7 @@ used by a run in one process.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -81,7 +82,6 @@ class Processes:
         self._device = fabric.device
         self._padding: Any = None
         self._warned = False
-        self._failures = 0
         # The global stream that is not in use: the common one, or within `common` that of this process.
         self._other: dict[str, Any] | None = None
         self._in_common = False
@@ -274,8 +274,7 @@ class Processes:
         if not dist.is_initialized():
             return error
         store: Any = dist.distributed_c10d._get_default_store()
-        self._failures += 1
-        first = f"{_FAILURE}/{self._failures}"
+        first = f"{_FAILURE}/{next(_failures)}"
         if isinstance(error, LostProcessError):
             words = _await_words(store, first)
             error = LostProcessError(words or f"another process has ended, or was killed ({error})")
@@ -295,6 +294,8 @@ class Processes:
         return error
 
 
+# Numbers the errors of this program, whichever trainer's.
+_failures = itertools.count()
 # Why the processes of this program are no longer connected.
 _parted_because: str | None = None
 

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from framework._version import __version__
 from framework.callback import Callback
 from framework.loggers import Logger, warn_of_doubles
-from framework.loop.batches import Batches, num_steps
+from framework.loop.batches import Batches, num_steps, total_steps
 from framework.loop.checkpoint import check_weights, load_weights, plain, save
 from framework.loop.engine import Engine
 from framework.loop.hooks import Hooks
@@ -29,12 +29,14 @@ from framework.loop.overrides import describe
 from framework.loop.processes import Processes, rng_state_of, set_rng_state_of
 from framework.loop.processes import check_module as check_module_in_processes
 from framework.loop.progress import Progress
-from framework.loop.schedulers import SchedulerConfig, learning_rates, parse_optimizers
+from framework.loop.schedulers import SchedulerConfig, configured_options, learning_rates, parse_optimizers
 from framework.loop.settings import Settings
 from framework.loop.step import GivenClosure, Step, make_step
 from framework.loop.validation import (
     check_configured,
     check_fingerprint,
+    check_length,
+    check_options,
     check_param_groups,
     check_penalty,
     check_penalty_object,
@@ -180,6 +182,7 @@ class Phase:
         step: How a step is taken.
         iterations: Those within a step.
         accumulate_grad_batches: How many batches make one step, or "epoch".
+        options: Those of the groups and schedulers as they were configured.
     """
 
     optimizer: Optimizer
@@ -188,6 +191,7 @@ class Phase:
     step: Step
     iterations: InnerIterations
     accumulate_grad_batches: int | str
+    options: dict[str, Any]
 
 
 class FitRun(Run):
@@ -242,7 +246,8 @@ class FitRun(Run):
         self.due: Callable[[], None] | None = None
         self._awaited_checkpoints: list[str | Path] = []
         self._held_logs: list[tuple[dict[str, float], int]] | None = None
-        self._rng_before_validation: dict[str, Any] | None = None
+        # What validation changes, as it was before the one under way: random states, and the torchmetrics.
+        self._before_validation: dict[str, Any] = {}
         self._end: dict[str, Any] | None = None
         self.phase = self._make_phase(configured, settings.accumulate_grad_batches, evaluations=0)
         self.callbacks = callbacks
@@ -275,6 +280,7 @@ class FitRun(Run):
         check_configured(configured)
         optimizer, schedulers = parse_optimizers(configured)
         check_schedulers(optimizer, [config.scheduler for config in schedulers])
+        options = configured_options(module, optimizer, schedulers)
         check_penalty_object(module, type(optimizer))
         if getattr(type(optimizer), "handles_penalty", False):
             adopt_penalty(optimizer, module)
@@ -303,7 +309,7 @@ class FitRun(Run):
         if isinstance(step, GivenClosure) and accumulate_grad_batches == "epoch":
             check_replay(optimizer, self.train_batches.loader)
         iterations = InnerIterations(optimizer, self._report_iteration, self.is_over)
-        return Phase(optimizer, schedulers, closure, step, iterations, accumulate_grad_batches)
+        return Phase(optimizer, schedulers, closure, step, iterations, accumulate_grad_batches, options)
 
     def _report_iteration(self, iteration: int, value: float) -> None:
         """Log an iteration within a step, at its number in the run, and fire the hook."""
@@ -400,12 +406,12 @@ class FitRun(Run):
         for batches in self.data["validation"]:
             generators += batches.generators()
         state, self._held_logs = rng_state_of(self.processes, generators), []
-        self._rng_before_validation = self._rng_state() if self.processes is not None else state
+        self._before_validation = {"rng": self._rng_state(), "metric_states": self._metric_states()}
         try:
             yield
         finally:
             set_rng_state_of(self.processes, state, generators)
-            self._rng_before_validation = self._held_logs = None
+            self._before_validation, self._held_logs = {}, None
 
     def send_held_logs(self) -> None:
         """Send the loggers what `validating` has held back: validation was read to its end."""
@@ -505,6 +511,7 @@ class FitRun(Run):
             "optimizer": phase.optimizer.state_dict(),
             "optimizer_class": type(phase.optimizer).__name__,
             "lr_schedulers": [config.state_dict() for config in phase.schedulers],
+            "configured": phase.options,
             "fingerprint": self._fingerprint(),
             **(self._end or self._standing()),
         }
@@ -523,7 +530,8 @@ class FitRun(Run):
             "metric_states": self._metric_states(),
             "data": self.train_batches.state_dict(is_at=not (self._is_iterating or self.phase.iterations.cut_short)),
             "loggers": [_state_of(logger) for logger in self.loggers],
-            "rng": self._rng_before_validation or self._rng_state(),
+            "rng": self._rng_state(),
+            **self._before_validation,
         }
 
     def _fingerprint(self) -> dict[str, int | str | None]:
@@ -587,12 +595,16 @@ class FitRun(Run):
                 f"{path} has {len(checkpoint['lr_schedulers'])} schedulers, this run {len(schedulers)}: "
                 "continue with the configuration of the run that wrote it"
             )
+        check_options(checkpoint["configured"], self.phase.options, path)
         try:
             optimizer.load_state_dict(checkpoint["optimizer"])
         except (ValueError, KeyError) as error:
             raise ValueError(f"{path} does not fit the optimizer {type(optimizer).__name__}: {error}") from error
+        settings, size = self.settings, self.phase.accumulate_grad_batches
+        num_steps = total_steps(self.train_batches.num_batches, size, settings.max_epochs, settings.max_steps)
         for config, state in zip(schedulers, checkpoint["lr_schedulers"], strict=True):
             config.load_state_dict(state)
+            check_length(config, num_steps, path)
         warn_of_hidden_state(self.train_batches.loader, progress)
         load_weights(self.module, checkpoint["state_dict"], path)
         self._stand(checkpoint)

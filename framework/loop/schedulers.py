@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -130,3 +131,33 @@ def learning_rates(optimizer: Optimizer) -> dict[str, float]:
         for index, group in enumerate(optimizer.param_groups)
         if "lr" in group
     }
+
+
+def configured_options(
+    module: nn.Module, optimizer: Optimizer, schedulers: Sequence[SchedulerConfig]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the options that were configured, as plain data: those of a checkpoint take their place.
+
+    Returns:
+        Of each group, the names of its parameters and its options, but for the weight of the penalty, which a continued
+        run may change; of each scheduler, its class and the plain part of its state.
+    """
+    names = {id(param): name for name, param in module.named_parameters()}
+    groups = [
+        {
+            "params": [names.get(id(param)) for param in group["params"]],
+            **{key: value for key, value in group.items() if _is_option(value) and key != "happy_lambda"},
+        }
+        for group in optimizer.param_groups
+    ]
+    states = [
+        {"class": type(config.scheduler).__name__}
+        | {key: value for key, value in config.state_dict()["scheduler"].items() if _is_option(value)}
+        for config in schedulers
+    ]
+    return {"groups": groups, "lr_schedulers": states}
+
+
+def _is_option(value: Any) -> bool:
+    parts = value if isinstance(value, tuple) else (value,)
+    return all(part is None or isinstance(part, bool | int | float | str) for part in parts)

@@ -286,6 +286,45 @@ def check_fingerprint(saved: Mapping[str, Any], own: Mapping[str, Any], progress
     warnings.warn(f"{path} was written with {before}; this run goes on with {now}", stacklevel=2)
 
 
+def check_options(saved: Mapping[str, Any], now: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse groups of other parameters than those of a checkpoint; warn of options that it overrules.
+
+    Raises:
+        ValueError: If the names of the parameters, or their order, differ.
+    """
+    if [group["params"] for group in saved["groups"]] != [group["params"] for group in now["groups"]]:
+        raise ValueError(
+            f"{path} has other parameters in the groups of its optimizer, or in another order: "
+            f"{[group['params'] for group in saved['groups']]}; this run has "
+            f"{[group['params'] for group in now['groups']]}. Continue with the configuration of the run that wrote it"
+        )
+    for kind, what in (("groups", "group"), ("lr_schedulers", "scheduler")):
+        for index, (before, here) in enumerate(zip(saved[kind], now[kind], strict=False)):
+            name = here.get("name", here.get("class", index))
+            changed = [key for key in here if key in before and before[key] != here[key]]
+            if changed:
+                warnings.warn(
+                    f"{' and '.join(f'{key}={here[key]}' for key in changed)} of {what} {name} has no effect: the run "
+                    f"goes on with {' and '.join(f'{key}={before[key]}' for key in changed)}, which it began with "
+                    f"({path})",
+                    stacklevel=2,
+                )
+
+
+def check_length(config: Any, num_steps: float, path: str | Path) -> None:
+    """Refuse a scheduler for a number of steps, such as `OneCycleLR`, whose steps end before those of the run.
+
+    Raises:
+        ValueError: If it would be stepped too often.
+    """
+    total = getattr(config.scheduler, "total_steps", None)
+    if config.interval == "step" and isinstance(total, int) and total < num_steps // config.frequency:
+        raise ValueError(
+            f"the {type(config.scheduler).__name__} of {path} is one for {total} steps, but the run would take "
+            f"{num_steps:g}: continue it for as many, or start another run from its weights"
+        )
+
+
 def warn_of_hidden_state(loader: Any, progress: Progress) -> None:
     """Warn if a run is to be continued on data whose order may depend on what cannot be saved.
 

@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.loggers import Logger
 from torch import nn
 from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torchmetrics import MeanSquaredError
 
@@ -432,3 +432,130 @@ def test_early_stopping_and_its_best_value_are_those_of_the_uninterrupted_run(tm
     continued = fit(tmp_path, shuffled, stopping(), rows=rows, max_epochs=20, ckpt_path=tmp_path / "last.ckpt")
     assert_same_runs(continued, whole)
     assert copy.copy(continued[0].callbacks[1].state_dict()) == whole[0].callbacks[1].state_dict()
+
+
+# ------------------------------------------------------------------------------------- settings of a continued run
+
+
+def fit_with(folder, configure, *callbacks, ckpt_path=None, **options):
+    trainer = make_trainer(folder, callbacks=[*callbacks, ModelCheckpoint(folder)], **{"max_epochs": 2, **options})
+    trainer.fit(Regressor(configure), make_loader(), make_loader(), ckpt_path=ckpt_path)
+    return trainer
+
+
+def stepped(**options):
+    """Return what configures SGD with a scheduler that halves the rate."""
+
+    def configure(module):
+        optimizer = SGD(module.parameters(), **{"lr": 0.1, **options})
+        return [optimizer], [StepLR(optimizer, 1, options.get("dampening") or 0.5)]
+
+    return configure
+
+
+def test_options_that_the_checkpoint_overrules_are_named(tmp_path):
+    fit_with(tmp_path, lambda m: SGD(m.parameters(), lr=0.1))
+    said = r"lr=0\.5 and momentum=0\.9 of group 0 has no effect: the run goes on with lr=0\.1 and momentum=0"
+    with pytest.warns(UserWarning, match=said):
+        trainer = fit_with(
+            tmp_path, lambda m: SGD(m.parameters(), lr=0.5, momentum=0.9), ckpt_path="last", max_epochs=3
+        )
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_rate_that_a_scheduler_or_a_hook_has_changed_is_no_other_setting(tmp_path):
+    halve = callback_of(on_train_epoch_end=lambda trainer, _: trainer.optimizer.param_groups[0].update(lr=0.01))
+    fit_with(tmp_path, stepped(), halve)
+    fit_with(tmp_path, stepped(), halve, ckpt_path="last", max_epochs=3)  # warnings are errors
+
+
+def test_a_changed_scheduler_is_named(tmp_path):
+    def cosine(length):
+        def configure(module):
+            optimizer = SGD(module.parameters(), lr=0.1)
+            return [optimizer], [CosineAnnealingLR(optimizer, length)]
+
+        return configure
+
+    fit_with(tmp_path, cosine(2))
+    with pytest.warns(UserWarning, match="T_max=4 of scheduler CosineAnnealingLR has no effect: .* with T_max=2"):
+        fit_with(tmp_path, cosine(4), ckpt_path="last", max_epochs=4)
+
+
+@pytest.mark.filterwarnings("ignore:total_steps")
+def test_a_scheduler_whose_steps_are_over_is_refused_before_training(tmp_path):
+    def one_cycle(module):
+        optimizer = SGD(module.parameters(), lr=0.1)
+        scheduler = OneCycleLR(optimizer, 0.1, total_steps=int(module.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    fit_with(tmp_path, one_cycle)
+    with pytest.raises(
+        ValueError, match=r"the OneCycleLR of .*last\.ckpt is one for 6 steps, but the run would take 9"
+    ):
+        fit_with(tmp_path, one_cycle, ckpt_path="last", max_epochs=3)
+
+
+def test_the_same_parameters_in_another_order_are_refused(tmp_path):
+    fit_with(tmp_path, lambda m: SGD(m.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="other parameters in the groups of its optimizer, or in another order"):
+        fit_with(tmp_path, lambda m: SGD([*m.parameters()][::-1], lr=0.1), ckpt_path="last", max_epochs=3)
+
+
+# --------------------------------------------------------------------------------- hooks and validation, made again
+
+
+def test_what_an_epoch_start_logs_counts_once_in_a_continued_epoch(tmp_path):
+    class Starting(Logging):
+        def on_train_epoch_start(self) -> None:
+            self.log("starts", 1.0, reduce_fx="sum")
+            self.log("at", float(self.trainer.global_step))
+
+    whole = fit(tmp_path, shuffled, module=lambda: Starting(make_sgd))
+    _, rows = fit(tmp_path, shuffled, ModelCheckpoint(tmp_path), module=lambda: Starting(make_sgd), max_steps=7)
+    continued = fit(tmp_path, shuffled, rows=rows, module=lambda: Starting(make_sgd), ckpt_path=tmp_path / "last.ckpt")
+    assert_same_runs(continued, whole)
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_a_checkpoint_of_the_middle_of_validation_has_the_metrics_of_before(tmp_path, sanity):
+    class Measured(Logging):
+        def __init__(self, configure: Any) -> None:
+            super().__init__(configure)
+            self.val_error = MeanSquaredError()
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.val_error.update(self.net(batch[0]).float(), batch[1].float())
+            self.log("val/error", self.val_error)
+
+    def save(trainer: Any, *args: Any) -> None:
+        if args[-1] == 1 and trainer.current_epoch == 1 and not trainer.sanity_checking:
+            trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    saving = callback_of(on_validation_batch_end=save)
+    options = {"module": lambda: Measured(make_sgd), "num_sanity_val_steps": sanity}
+    trainer, _ = fit(tmp_path, shuffled, saving, **options)
+    continued, _ = fit(tmp_path, shuffled, **options, ckpt_path=tmp_path / "middle.ckpt")
+    assert continued.callback_metrics == trainer.callback_metrics
+
+
+def test_a_run_that_goes_on_makes_no_sanity_check(tmp_path):
+    fit_with(tmp_path, make_sgd)
+    checks = watch("on_sanity_check_start", lambda *_: None)
+    fit_with(tmp_path, make_sgd, checks, ckpt_path="last", max_epochs=3)
+    assert checks.seen == []
+
+
+def test_early_stopping_on_another_metric_begins_to_count(tmp_path):
+    class Flat(Regressor):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.log("val/flat", 1.0)
+
+    epochs = []
+    for monitor, ckpt_path in (("val/flat", None), ("val/loss", "last")):
+        stopping = EarlyStopping(monitor, patience=2)
+        trainer = make_trainer(tmp_path, callbacks=[stopping, ModelCheckpoint(tmp_path)], max_epochs=8)
+        trainer.fit(Flat(make_sgd), make_loader(), make_loader(), ckpt_path=ckpt_path)
+        epochs.append(trainer.current_epoch)
+    assert epochs == [3, 8]

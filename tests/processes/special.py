@@ -21,10 +21,9 @@ from tests.processes.cases import SIZE, Plain, run
 
 
 def trainer(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
-    defaults = {"max_epochs": 3, "devices": 2, "strategy": "ddp", "log_every_n_steps": 1000}
+    defaults = {"max_epochs": 3, "devices": 2, "strategy": "ddp", "log_every_n_steps": 1000, "logger": False}
     return Trainer(
         accelerator="cpu",
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
