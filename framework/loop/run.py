@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from framework._version import __version__
 from framework.callback import Callback
+from framework.hyperparameters import announce_hyperparameters, hyperparameters_state
 from framework.loggers import Logger, warn_of_doubles
 from framework.loop.batches import Batches, num_steps
 from framework.loop.checkpoint import check_weights, load_weights, plain, save
@@ -236,6 +237,7 @@ class FitRun(Run):
             processes.part_random_streams()
         self._clock = 0.0 if processes is None else processes.share(time.monotonic())
         self._deadline = self.clock() + settings.max_time
+        announce_hyperparameters(module, loggers)
 
     # ------------------------------------------------------------------------------------------------ optimizing
 
@@ -485,6 +487,7 @@ class FitRun(Run):
             "optimizer_class": type(phase.optimizer).__name__,
             "lr_schedulers": [config.state_dict() for config in phase.schedulers],
             "fingerprint": self._fingerprint(),
+            **hyperparameters_state(self.module),
             **(self._end or self._standing()),
         }
         self.hooks.call("on_save_checkpoint", checkpoint)
@@ -606,7 +609,9 @@ def _callback_state(callback: Callback) -> dict[str, Any]:
     """
     state = callback.state_dict()
     if not isinstance(state, dict):
-        raise TypeError(f"{type(callback).__name__}.state_dict() returned {describe(state)}; it must return a dictionary")
+        raise TypeError(
+            f"{type(callback).__name__}.state_dict() returned {describe(state)}; it must return a dictionary"
+        )
     return state
 
 
