@@ -9,8 +9,10 @@ from framework.callbacks.model_summary import ModelSummary
 from framework.callbacks.penalty_path import PenaltyPath, Stage
 from framework.callbacks.progress_bar import ProgressBar
 from framework.callbacks.stationarity import Stationarity
+from framework.callbacks.weight_averaging import EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
 
 __all__ = ["EarlyStopping", "ModelCheckpoint", "ModelSummary", "PenaltyPath", "ProgressBar", "Stage", "Stationarity"]
+__all__ += ["EMAWeightAveraging", "StochasticWeightAveraging", "WeightAveraging"]
 
 
 def default_callbacks(
