@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from framework.data.samples import count_samples
+from framework.hyperparameters import Hyperparameters
 from framework.penalties import Penalty
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer
 
 
-class Module(nn.Module):
+class Module(Hyperparameters, nn.Module):
     """A model that a `Trainer` can train. Override `training_step` and `configure_optimizers`.
 
     The hooks of `Callback` may be defined here too, without their first two arguments.

@@ -13,20 +13,22 @@ ROOT = Path(__file__).parent.parent
 ROOMS = (
     "framework._version",
     "framework.penalties framework.losses framework.layers framework.data",
-    "framework.module framework.callback framework.loggers",
+    "framework.hyperparameters framework.module framework.callback framework.loggers",
     "framework.happy_lambda framework.pruning framework.auto_lambda",
     "framework.objective",
     "framework.optim",
     "framework.loop",
     "framework.callbacks",
     "framework.answers",
-    "framework.trainer",
+    "framework.trainer framework.lr_finder",
     "framework",
     "recipes",
     "scripts",
 )
 # The one cycle: public classes that name each other in signatures. The trainer makes three of the ready-made callbacks.
 NAME_THE_TRAINER = ("framework.module", "framework.callback", "framework.callbacks")
+# A method of the module's class makes it again from a checkpoint; it imports what reads one only when it is called.
+READS_CHECKPOINTS = "framework.hyperparameters"
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for folder in ("framework", "recipes", "scripts")
@@ -71,6 +73,9 @@ def edges(name: str) -> set[str]:
     if any(is_in(name, room) for room in NAME_THE_TRAINER):
         assert "framework.trainer" not in imports(path, typing=False)
         found.discard("framework.trainer")
+    if name == READS_CHECKPOINTS:
+        assert "\nfrom framework.loop" not in path.read_text()
+        found.discard("framework.loop.checkpoint")
     packages = {other.rpartition(".")[0] for other in found} - {"framework", "recipes", "scripts", ""}
     return found | {package for package in packages if not is_in(name, package)}
 

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from framework._version import __version__
 from framework.callback import Callback
+from framework.hyperparameters import announce_hyperparameters, hyperparameters_state
 from framework.loggers import Logger, warn_of_doubles
 from framework.loop.batches import Batches, num_steps, total_steps
 from framework.loop.checkpoint import check_weights, load_weights, plain, save
@@ -182,7 +183,6 @@ class Phase:
         step: How a step is taken.
         iterations: Those within a step.
         accumulate_grad_batches: How many batches make one step, or "epoch".
-        options: Those of the groups and schedulers as they were configured.
     """
 
     optimizer: Optimizer
@@ -191,7 +191,6 @@ class Phase:
     step: Step
     iterations: InnerIterations
     accumulate_grad_batches: int | str
-    options: dict[str, Any]
 
 
 class FitRun(Run):
@@ -250,12 +249,14 @@ class FitRun(Run):
         self._before_validation: dict[str, Any] = {}
         self._end: dict[str, Any] | None = None
         self.phase = self._make_phase(configured, settings.accumulate_grad_batches, evaluations=0)
+        self._configured = configured_options(module, self.phase.optimizer, self.phase.schedulers)
         self.callbacks = callbacks
         if processes is not None:
             check_module_in_processes(module, engine.device)
             processes.synchronize(module, self.phase.optimizer)
         self._clock = 0.0 if processes is None else processes.share(time.monotonic())
         self._deadline = self.clock() + settings.max_time
+        announce_hyperparameters(module, loggers)
 
     # ------------------------------------------------------------------------------------------------ optimizing
 
@@ -280,7 +281,6 @@ class FitRun(Run):
         check_configured(configured)
         optimizer, schedulers = parse_optimizers(configured)
         check_schedulers(optimizer, [config.scheduler for config in schedulers])
-        options = configured_options(module, optimizer, schedulers)
         check_penalty_object(module, type(optimizer))
         if getattr(type(optimizer), "handles_penalty", False):
             adopt_penalty(optimizer, module)
@@ -309,7 +309,7 @@ class FitRun(Run):
         if isinstance(step, GivenClosure) and accumulate_grad_batches == "epoch":
             check_replay(optimizer, self.train_batches.loader)
         iterations = InnerIterations(optimizer, self._report_iteration, self.is_over)
-        return Phase(optimizer, schedulers, closure, step, iterations, accumulate_grad_batches, options)
+        return Phase(optimizer, schedulers, closure, step, iterations, accumulate_grad_batches)
 
     def _report_iteration(self, iteration: int, value: float) -> None:
         """Log an iteration within a step, at its number in the run, and fire the hook."""
@@ -511,8 +511,9 @@ class FitRun(Run):
             "optimizer": phase.optimizer.state_dict(),
             "optimizer_class": type(phase.optimizer).__name__,
             "lr_schedulers": [config.state_dict() for config in phase.schedulers],
-            "configured": phase.options,
+            "configured": self._configured,
             "fingerprint": self._fingerprint(),
+            **hyperparameters_state(self.module),
             **(self._end or self._standing()),
         }
         self.hooks.call("on_save_checkpoint", checkpoint)
@@ -595,7 +596,7 @@ class FitRun(Run):
                 f"{path} has {len(checkpoint['lr_schedulers'])} schedulers, this run {len(schedulers)}: "
                 "continue with the configuration of the run that wrote it"
             )
-        check_options(checkpoint["configured"], self.phase.options, path)
+        check_options(checkpoint["configured"], self._configured, path)
         try:
             optimizer.load_state_dict(checkpoint["optimizer"])
         except (ValueError, KeyError) as error:

@@ -1,0 +1,54 @@
+"""Lightning's twins of the modules and trainers in `tests.modules`, to compare with."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.optim import LBFGS, SGD
+
+from tests.modules import Regressor, make_net
+
+
+class LightningRegressor(pl.LightningModule):
+    """The twin of `Regressor`."""
+
+    def __init__(self, optimize, net=None) -> None:
+        super().__init__()
+        self.net, self.optimize = (make_net() if net is None else net).double(), optimize
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.loss(batch))
+
+    loss = Regressor.loss
+    configure_optimizers = Regressor.configure_optimizers
+
+
+def make_lightning_trainer(root: Path, **options: Any) -> pl.Trainer:
+    """Make the twin of `make_trainer`, without a sanity check."""
+    defaults: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "default_root_dir": root,
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 2,
+        "num_sanity_val_steps": 0,
+    }
+    return pl.Trainer(**(defaults | options))
+
+
+def momentum(module) -> SGD:
+    """Make the optimizer of a module: gradient descent with momentum."""
+    return SGD(module.parameters(), lr=0.05, momentum=0.9)
+
+
+def without_lr(module) -> LBFGS:
+    """Make an optimizer that has no learning rate."""
+    optimizer = LBFGS(module.parameters())
+    del optimizer.param_groups[0]["lr"]
+    return optimizer
