@@ -35,7 +35,7 @@ def all_reduce_seconds(size: float, ranks: int) -> float:
 def communication_seconds(ranks: int) -> float:
     """Compute what an SGD step takes to communicate, none of it hidden behind the computation."""
     evaluation = 4 * (NUM_PARAMETERS + NUM_TENSORS + 3)  # gradients, whether each is used, f, g, samples: float32
-    agreement = 2 * 8  # whether to stop, and the clock
+    agreement = 4 * 8  # whether to stop, the clock, and a checksum of the batches that were drawn
     statistics = [4 * (2 * channels + 1) for channels in NORMALIZED]  # of each layer, forward and backward
     sizes = [evaluation, agreement, *statistics, *statistics]
     return sum(all_reduce_seconds(size, ranks) for size in sizes)

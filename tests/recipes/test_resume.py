@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,3 +185,61 @@ def test_torchrun_starts_the_command(tmp_path):
     (folder,) = (tmp_path / "outputs" / "toy_regression").iterdir()
     assert json.loads((folder / "summary.json").read_text())["steps"] == 16
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+
+
+def test_relative_paths_are_those_of_the_folder_in_which_the_run_began(proxtrain, tmp_path, monkeypatch):
+    table = "a,b,price\n" + "\n".join(f"{k % 5},{k % 7},{2 * (k % 5)}" for k in range(40))
+    (tmp_path / "table.csv").write_text(table)
+    options = ("recipe=sparse_linear", "data.csv=table.csv", "data.target=price", *QUIET)
+    whole = proxtrain(*options, "trainer.max_epochs=4", "hydra.run.dir=whole").folder
+    proxtrain(*options, "trainer.max_epochs=3", "hydra.run.dir=run")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "table.csv").write_text(table.replace("price", "cost"))
+    monkeypatch.setattr(monkeypatch, "chdir", lambda _: os.chdir(other))  # what `proxtrain` does first
+    assert proxtrain("resume=../run", "trainer.max_epochs=4").code == 0
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:.*the logs of another run")
+def test_a_run_from_a_checkpoint_that_was_killed_before_it_saved_begins_there_again(proxtrain, tmp_path):
+    proxtrain("epochs=3", "hydra.run.dir=first", *QUIET)
+    start = f"ckpt_path={tmp_path}/first/checkpoints/last.ckpt"
+    whole = proxtrain("epochs=5", start, "hydra.run.dir=whole", *QUIET).folder
+    folder = proxtrain("epochs=5", start, "hydra.run.dir=killed", *QUIET).folder
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "summary.json").unlink()
+    assert proxtrain("resume=killed").code == 0
+    assert (folder / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def test_a_report_that_a_killed_run_did_not_write_is_written(proxtrain):
+    folder = proxtrain("epochs=3", *QUIET).folder
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").unlink()
+    assert proxtrain(f"resume={folder}").code == 0
+    again = json.loads((folder / "summary.json").read_text())
+    assert again["metrics"] == summary["metrics"]
+    assert (again["steps"], again["stopped_because"]) == (summary["steps"], "max_epochs")
+
+
+def test_a_folder_may_have_an_apostrophe(proxtrain):
+    proxtrain("epochs=2", r"hydra.run.dir='it\'s'", *QUIET)
+    resumed = proxtrain("resume=it's", "epochs=3")
+    assert (resumed.code, resumed.folder.name) == (0, "it's")
+
+
+def test_a_setting_that_the_checkpoint_overrules_is_named(proxtrain):
+    folder = proxtrain("epochs=2", *QUIET).folder
+    with pytest.warns(UserWarning, match=r"lr=0\.5 of group network has no effect: the run goes on with lr=0\.01"):
+        proxtrain(f"resume={folder}", "epochs=3", "optimizer.lr=0.5")
+
+
+@pytest.mark.slow
+def test_a_job_of_several_processes_that_fails_leaves_the_sweep_going(tmp_path):
+    rates = ("optimizer=sgd", "optimizer.lr=1e30,0.002", "epochs=2", "hydra.sweep.dir=sweep")
+    ended = subprocess.run(**command("-m", *SEVERAL, *rates), cwd=tmp_path, timeout=200)
+    assert ended.returncode == 1, ended.stderr
+    assert not (tmp_path / "sweep" / "0" / "summary.json").exists()
+    assert json.loads((tmp_path / "sweep" / "1" / "summary.json").read_text())["epochs"] == 2
+    assert "has diverged" in ended.stderr
