@@ -192,7 +192,8 @@ class Trainer:
             train_dataloaders: A `DataLoader`, a `TensorLoader` or any iterable of batches that can be read again.
             val_dataloaders: The same, for validation.
             ckpt_path: A checkpoint to continue from; or "last" for the newest intact one on disk in the folders of this
-                trainer's `ModelCheckpoint`, whichever process wrote it; or "best" for ``best.ckpt``. If the loggers
+                trainer's `ModelCheckpoint`, whichever process wrote it; or "best" for the best one of its last
+                `fit`, or ``best.ckpt`` on disk. If the loggers
                 number their folders (``version_0``, ...), and the new one has none, it is the newest of all versions,
                 and the loggers go on in that folder. If there is no file for "last", training starts at the beginning.
 

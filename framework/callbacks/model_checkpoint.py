@@ -117,11 +117,16 @@ class ModelCheckpoint(Monitor):
         self.every_n_epochs = every_n_epochs
         self.enable_version_counter = enable_version_counter
         _check(self, is_default)
+        self._counts_versions = enable_version_counter and not is_default
         self._keeps_copy = bool(self.save_on_exception and (self.save_last or not is_default))
+        if filename is not None and self.files in ((), ("last.ckpt",)):
+            warnings.warn(
+                f"ModelCheckpoint: filename={filename!r} has no effect with save_top_k=0, which writes no such file",
+                stacklevel=2,
+            )
         # When the files besides last.ckpt are written.
         self._by_step = not is_default and bool(every_n_train_steps or train_time_interval is not None)
         self._per_epochs = (0 if self._by_step else 1) if every_n_epochs is None else every_n_epochs
-        self._counts_versions = enable_version_counter and not is_default
         self._needs_value = monitor is not None and self.save_top_k != -1
         self._folder = Path(dirpath or "checkpoints")
         self.last_model_path = ""

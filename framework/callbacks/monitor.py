@@ -49,15 +49,16 @@ class Monitor(Callback):
         self.on_epoch_end = on_train_epoch_end
         self.best: float | None = None
         self._seen = 0
-        self._validated = False
+        self._validated = self._is_fitting = False
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
-        if stage == "fit":
+        self._is_fitting = stage == "fit"
+        if self._is_fitting:
             # Another fit is another run; a checkpoint to continue from is read after this.
             self.best, self._seen, self._validated = None, 0, False
 
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or not self._is_fitting:
             return
         if self._is_after_validation(trainer) and trainer.progress.batch_idx != math.inf:
             self.look(trainer)

@@ -404,6 +404,12 @@ def test_arguments_that_make_no_sense_are_refused(options, message):
         ModelCheckpoint(**options)
 
 
+def test_a_name_for_no_file_is_warned_about():
+    with pytest.warns(UserWarning, match="filename='x' has no effect with save_top_k=0"):
+        ModelCheckpoint(filename="x", save_top_k=0)
+    ModelCheckpoint(filename="x", save_top_k=0, save_on_exception=True)
+
+
 def test_a_metric_in_a_name_that_is_never_logged_is_refused_and_the_others_named(tmp_path):
     callback = ModelCheckpoint(tmp_path, "{epoch}-{val/scroe:.2f}")
     with pytest.raises(ValueError, match=r"filename='.epoch.-.*monitors 'val/scroe', which was never .*val/score"):
