@@ -193,7 +193,8 @@ class Trainer(Answers):
             train_dataloaders: A `DataLoader`, a `TensorLoader` or any iterable of batches that can be read again.
             val_dataloaders: The same, for validation; or several, in a list or a mapping.
             ckpt_path: A checkpoint to continue from; or "last" for the newest intact one on disk in the folders of this
-                trainer's `ModelCheckpoint`, whichever process wrote it; or "best" for ``best.ckpt``. If the loggers
+                trainer's `ModelCheckpoint`, whichever process wrote it; or "best" for the best one of its last
+                `fit`, or ``best.ckpt`` on disk. If the loggers
                 number their folders (``version_0``, ...), and the new one has none, it is the newest of all versions,
                 and the loggers go on in that folder. If there is no file for "last", training starts at the beginning.
 
@@ -365,7 +366,9 @@ class Trainer(Answers):
         """
         return self._last_fit("stationarity_gap").stationarity_gap()
 
-    def save_checkpoint(self, path: str | Path, checkpoint: Mapping[str, Any] | None = None) -> None:
+    def save_checkpoint(
+        self, path: str | Path, weights_only: bool = False, *, checkpoint: Mapping[str, Any] | None = None
+    ) -> None:
         """Write everything that `fit` needs to continue from here as if it had not been interrupted.
 
         With several processes all must call this; rank zero writes.
@@ -376,6 +379,7 @@ class Trainer(Answers):
 
         Args:
             path: The file.
+            weights_only: Write the parameters and buffers alone: enough for `validate`, `test` and `predict`.
             checkpoint: What `dump_checkpoint` returned at an earlier moment; default: the state now.
 
         Raises:
@@ -385,11 +389,11 @@ class Trainer(Answers):
         """
         run = self._last_fit("save_checkpoint")
         if checkpoint is None:
-            run.save(path)
+            run.save(path, weights_only)
         elif self.fabric.is_global_zero:
             checkpoints.save(checkpoint, path)
 
-    def dump_checkpoint(self) -> dict[str, Any]:
+    def dump_checkpoint(self, weights_only: bool = False) -> dict[str, Any]:
         """Return what `save_checkpoint` writes.
 
         Raises:
@@ -398,7 +402,7 @@ class Trainer(Answers):
         """
         run = self._last_fit("dump_checkpoint")
         run.check_finite()
-        return run.state_dict()
+        return run.state_dict(weights_only)
 
     def _find_checkpoint(self, ckpt_path: str | Path, stage: str) -> tuple[Path, dict[str, Any]] | None:
         """Return the checkpoint that a call of `fit` or the like names, and what it holds.
@@ -407,26 +411,33 @@ class Trainer(Answers):
         """
         if self._processes is not None and self._processes.rank > 0:
             path = self._processes.share(None)
-            return None if path is None else (path, checkpoints.load(path))
+            return None if path is None else (path, checkpoints.load(path, to_continue=stage == "fit"))
         found = self._look_for_checkpoint(ckpt_path, stage)
         if self._processes is not None:
             self._processes.share(None if found is None else found[0])
         return found
 
     def _look_for_checkpoint(self, ckpt_path: str | Path, stage: str) -> tuple[Path, dict[str, Any]] | None:
+        to_continue = stage == "fit"
         if ckpt_path not in ("last", "best"):
-            return Path(ckpt_path), checkpoints.load(ckpt_path)
-        name = "*" if ckpt_path == "last" else "best"
+            return Path(ckpt_path), checkpoints.load(ckpt_path, to_continue=to_continue)
         writers = [callback for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
         if ckpt_path == "best":
             writers = [writer for writer in writers if writer.monitor is not None]
             if len(writers) > 1:
                 monitors = " and ".join(repr(writer.monitor) for writer in writers)
                 raise ValueError(f"ckpt_path='best' is that of {monitors}: pass the path of one")
+            if writers and Path(best := writers[0].best_model_path).is_file():
+                return Path(best), checkpoints.load(best, to_continue=to_continue)
+            names = {"best.ckpt"}
+        else:
+            names = {*checkpoints.NAMES, *(name for writer in writers for name in writer.files)}
         folders = [writer.folder(self) for writer in writers] or [self.log_dir / "checkpoints"]
-        found = checkpoints.newest(folders, name)
+        found = checkpoints.newest(folders, names, to_continue=to_continue)
         if found is None and self.log_dir / "checkpoints" in folders:
-            found = checkpoints.newest(self.log_dir.parent.glob("version_*/checkpoints"), name)
+            found = checkpoints.newest(
+                self.log_dir.parent.glob("version_*/checkpoints"), names, to_continue=to_continue
+            )
             version = found[0].parents[1].name.removeprefix("version_") if found else ""
             if stage == "fit" and version.isdigit():
                 for logger in self.loggers:

@@ -5,15 +5,30 @@ from collections.abc import Sequence
 from framework.callback import Callback
 from framework.callbacks.early_stopping import EarlyStopping
 from framework.callbacks.histograms import Histograms
+from framework.callbacks.learning_rate_monitor import LearningRateMonitor
 from framework.callbacks.model_checkpoint import ModelCheckpoint
 from framework.callbacks.model_summary import ModelSummary
 from framework.callbacks.penalty_path import PenaltyPath, Stage
 from framework.callbacks.progress_bar import ProgressBar
 from framework.callbacks.stationarity import Stationarity
+from framework.callbacks.timer import Timer
 from framework.callbacks.weight_averaging import EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
 
-__all__ = ["EarlyStopping", "ModelCheckpoint", "ModelSummary", "PenaltyPath", "ProgressBar", "Stage", "Stationarity"]
-__all__ += ["EMAWeightAveraging", "Histograms", "StochasticWeightAveraging", "WeightAveraging"]
+__all__ = [
+    "EMAWeightAveraging",
+    "EarlyStopping",
+    "Histograms",
+    "LearningRateMonitor",
+    "ModelCheckpoint",
+    "ModelSummary",
+    "PenaltyPath",
+    "ProgressBar",
+    "Stage",
+    "Stationarity",
+    "StochasticWeightAveraging",
+    "Timer",
+    "WeightAveraging",
+]
 
 
 def default_callbacks(

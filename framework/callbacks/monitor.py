@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 class Monitor(Callback):
     """A callback that looks at a metric whenever it has a new value.
 
+    It looks at the end of an epoch; after each validation instead, if the trainer validates within epochs
+    (``val_check_interval``).
+
     Args:
         monitor: The name of the metric, such as "val/loss".
         mode: "min" if less is better, "max" if more is.
         min_delta: By how much a value must be better than the best one to count.
+        strict: Whether a metric that was never logged is an error.
+        on_train_epoch_end: Always look at the end of an epoch (True), or only after a validation (False).
 
     Attributes:
         best: The best value so far; None before the first.
@@ -26,19 +31,54 @@ class Monitor(Callback):
 
     after_module = True
 
-    def __init__(self, monitor: str | None, mode: str, min_delta: float = 0.0) -> None:
+    def __init__(
+        self,
+        monitor: str | None,
+        mode: str,
+        min_delta: float = 0.0,
+        *,
+        strict: bool = True,
+        on_train_epoch_end: bool | None = None,
+    ) -> None:
         if mode not in ("min", "max"):
             raise ValueError(f"mode={mode!r} of {type(self).__name__}; it must be 'min' or 'max'")
         self.monitor = monitor
         self.mode = mode
         self.min_delta = min_delta
+        self.strict = strict
+        self.on_epoch_end = on_train_epoch_end
         self.best: float | None = None
         self._seen = 0
+        self._validated = self._is_fitting = False
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
-        if stage == "fit":
+        self._is_fitting = stage == "fit"
+        if self._is_fitting:
             # Another fit is another run; a checkpoint to continue from is read after this.
-            self.best, self._seen = None, 0
+            self.best, self._seen, self._validated = None, 0, False
+
+    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+        if trainer.sanity_checking or not self._is_fitting:
+            return
+        if self._is_after_validation(trainer) and trainer.progress.batch_idx != math.inf:
+            self.look(trainer)
+        else:
+            self._validated = True  # the end of the epoch follows
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        validated, self._validated = self._validated, False
+        if validated or not self._is_after_validation(trainer):
+            self.look(trainer)
+
+    def _is_after_validation(self, trainer: Trainer) -> bool:
+        """Whether to look after validations alone."""
+        if self.on_epoch_end is None:
+            return getattr(trainer, "val_check_interval", 1.0) != 1.0
+        return not self.on_epoch_end
+
+    def look(self, trainer: Trainer) -> None:
+        """Do what there is to do at this moment, with the metric's new value if it has one."""
+        raise NotImplementedError
 
     def new_value(self, trainer: Trainer) -> float | None:
         """Return the value of the metric if it is news.
@@ -47,18 +87,22 @@ class Monitor(Callback):
             ValueError: If the metric was never logged; those that were are named.
         """
         assert self.monitor is not None
-        news = trainer.metrics.news(self.monitor, self._seen, type(self).__name__)
+        news = trainer.metrics.news(self.monitor, self._seen, type(self).__name__, strict=self.strict)
         if news is None:
             return None
         self._seen, value = news
         return value
 
+    @property
+    def sign(self) -> int:
+        """1 if less is better, -1 if more is."""
+        return 1 if self.mode == "min" else -1
+
     def improves(self, value: float) -> bool:
         """Whether the value is better than all before; then it becomes the best."""
         if not math.isfinite(value):
             return False
-        sign = 1 if self.mode == "min" else -1
-        better = self.best is None or sign * value < sign * self.best - self.min_delta
+        better = self.best is None or self.sign * value < self.sign * self.best - self.min_delta
         if better:
             self.best = value
         return better

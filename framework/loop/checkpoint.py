@@ -18,6 +18,8 @@ A checkpoint is one mapping of tensors, numbers, strings and containers of them:
 ``fingerprint``        number and size of batches, accumulation, precision: to notice that they changed
 ``rng``                the global random generators, and the training data's own
 =====================  ===================================================================================
+
+One of the parameters alone has ``version`` and ``state_dict``: enough for everything but continuing.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from framework.loop.progress import Progress
 from framework.module import Module
 
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, torch.Size, torch.device, torch.dtype})
-_NAMES = ("last.ckpt", "best.ckpt")
+NAMES = ("last.ckpt", "best.ckpt")
 
 _SEAL = b"sha256:"
 _SEAL_SIZE = len(_SEAL) + 64
@@ -167,8 +169,12 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def load(path: str | Path) -> dict[str, Any]:
+def load(path: str | Path, *, to_continue: bool = True) -> dict[str, Any]:
     """Read a checkpoint onto the CPU. Nothing in the file is executed (``weights_only=True``).
+
+    Args:
+        path: The file.
+        to_continue: Whether a run is to continue from it; otherwise the parameters are enough.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -189,7 +195,7 @@ def load(path: str | Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # a damaged file fails in many ways
         raise ValueError(f"{path} is truncated or not a checkpoint: {error!r:.200}") from error
-    check(checkpoint, path)
+    check(checkpoint, path, to_continue=to_continue)
     return checkpoint
 
 
@@ -287,7 +293,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def check(checkpoint: Any, path: str | Path) -> None:
+def check(checkpoint: Any, path: str | Path, *, to_continue: bool = True) -> None:
     """Check that a checkpoint has all its parts, each of the form that a trainer writes.
 
     Raises:
@@ -295,11 +301,19 @@ def check(checkpoint: Any, path: str | Path) -> None:
     """
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} is not a checkpoint of a Trainer: it holds a {type(checkpoint).__name__}")
-    if missing := [name for name in _FIELDS if name not in checkpoint]:
+    missing = [name for name in _FIELDS if name not in checkpoint]
+    has_weights_only = "version" in checkpoint and set(missing) == _FIELDS.keys() - {"state_dict"}
+    if has_weights_only and to_continue:
+        raise ValueError(
+            f"{path} holds the parameters alone (weights_only), from which no run can continue: pass a complete "
+            "checkpoint. To train from these parameters anew, drop ckpt_path and load them first: "
+            f"model.load_state_dict(torch.load({str(path)!r})['state_dict'])"
+        )
+    if missing and not has_weights_only:
         raise ValueError(
             f"{path} is not a checkpoint of a Trainer (or of an older version): it lacks {', '.join(missing)}"
         )
-    if wrong := [name for name, is_right in _FIELDS.items() if not is_right(checkpoint[name])]:
+    if wrong := [name for name, is_right in _FIELDS.items() if name in checkpoint and not is_right(checkpoint[name])]:
         raise ValueError(f"{path} is damaged: {', '.join(wrong)} in it is not what a Trainer writes")
 
 
@@ -364,19 +378,28 @@ def check_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: 
         raise ValueError(f"{path} is from another model than this {type(module).__name__}: {listed}")
 
 
-def newest(folders: Iterable[Path], name: str = "*") -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest of the checkpoints ``<name>.ckpt`` in some folders that is intact, and what it holds.
+def newest(
+    folders: Iterable[Path], names: Iterable[str] = NAMES, *, to_continue: bool = True
+) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest checkpoint in some folders that is intact, and what it holds.
 
     Those that are damaged are passed over, with a warning for each. None if there is no file at all.
+
+    Args:
+        folders: Where to look.
+        names: The names of the files, with ``*`` for what is not known of them.
+        to_continue: Whether a run is to continue from it; otherwise the parameters are enough.
 
     Raises:
         ValueError: If there are files, but none is intact.
     """
-    paths = {path for folder in folders for path in folder.glob(f"{name}.ckpt") if path.name in _NAMES}
+    # Brackets make a pattern even of a whole name: a link that leads nowhere is found, and warned about.
+    patterns = [f"{name[:-1]}[{name[-1]}]" for name in names]
+    paths = {path for folder in folders for pattern in patterns for path in folder.glob(pattern)}
     # A symbolic link may lead nowhere: it has a time of its own.
     for path in sorted(paths, key=lambda path: os.stat(path, follow_symlinks=path.exists()).st_mtime_ns, reverse=True):
         try:
-            return path, load(path)
+            return path, load(path, to_continue=to_continue)
         except (ValueError, FileNotFoundError) as error:
             warnings.warn(f"passed over: {error}", stacklevel=2)
     if paths:

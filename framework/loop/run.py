@@ -243,7 +243,7 @@ class FitRun(Run):
         self.is_in_step = self._is_iterating = False
         self.next_idx = 0.0
         self.due: Callable[[], None] | None = None
-        self._awaited_checkpoints: list[str | Path] = []
+        self._awaited_checkpoints: list[tuple[str | Path, bool]] = []
         self._held_logs: list[tuple[dict[str, float], int]] | None = None
         # What validation changes, as it was before the one under way: random states, and the torchmetrics.
         self._before_validation: dict[str, Any] = {}
@@ -367,17 +367,17 @@ class FitRun(Run):
         """Return a time in seconds; several processes have that of rank zero, as of the last step."""
         return time.monotonic() if self.processes is None else self._clock
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, weights_only: bool = False) -> None:
         """Write a checkpoint; if hooks are under way after which something is due, write it then.
 
         Raises:
             ValueError: If the objective is not finite: an older checkpoint is better than a diverged one.
         """
         if self.due is not None:
-            self._awaited_checkpoints.append(path)
+            self._awaited_checkpoints.append((path, weights_only))
             return
         self.check_finite()
-        checkpoint = self.state_dict()
+        checkpoint = self.state_dict(weights_only)
         if self.processes is None or self.processes.rank == 0:
             save(checkpoint, path)
 
@@ -387,9 +387,9 @@ class FitRun(Run):
         due, self.due = self.due, None
         due()
         if self._awaited_checkpoints:
-            paths, self._awaited_checkpoints = self._awaited_checkpoints, []
-            for path in paths:
-                self.save(path)
+            awaited, self._awaited_checkpoints = self._awaited_checkpoints, []
+            for path, weights_only in awaited:
+                self.save(path, weights_only)
 
     def mark_end(self) -> None:
         """Note where a continued run goes on: what hooks and loggers do from now on belongs to this end alone."""
@@ -489,8 +489,10 @@ class FitRun(Run):
 
     # --------------------------------------------------------------------------------------- saving, continuing
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, weights_only: bool = False) -> dict[str, Any]:
         """Return everything that `load_state_dict` needs; `framework.loop.checkpoint` lists it.
+
+        With ``weights_only`` it is the version and the parameters and buffers alone.
 
         Between steps this is the state to continue from. During validation it is the state before it, and after the
         end that of `mark_end`, with the module and the optimizer as they are now.
@@ -508,15 +510,18 @@ class FitRun(Run):
         checkpoint: dict[str, Any] = {
             "version": __version__,
             "state_dict": self.module.state_dict(),
-            "optimizer": phase.optimizer.state_dict(),
-            "optimizer_class": type(phase.optimizer).__name__,
-            "lr_schedulers": [config.state_dict() for config in phase.schedulers],
-            "configured": self._configured,
-            "fingerprint": self._fingerprint(),
             **hyperparameters_state(self.module),
-            **(self._end or self._standing()),
         }
-        self.hooks.call("on_save_checkpoint", checkpoint)
+        if not weights_only:
+            checkpoint |= {
+                "optimizer": phase.optimizer.state_dict(),
+                "optimizer_class": type(phase.optimizer).__name__,
+                "lr_schedulers": [config.state_dict() for config in phase.schedulers],
+                "configured": self._configured,
+                "fingerprint": self._fingerprint(),
+                **(self._end or self._standing()),
+            }
+            self.hooks.call("on_save_checkpoint", checkpoint)
         return {name: plain(part, f"checkpoint[{name!r}]") for name, part in checkpoint.items()}
 
     def _standing(self) -> dict[str, Any]:

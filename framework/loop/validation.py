@@ -118,12 +118,12 @@ def check_checkpoints(checkpoints: Sequence[Any], default: Path) -> None:
     writers: dict[Path, Any] = {}
     for checkpoint in checkpoints:
         folder = Path(checkpoint.dirpath or default).resolve()
-        for file, written in (("last.ckpt", checkpoint.save_last), ("best.ckpt", checkpoint.monitor is not None)):
-            if written and (other := writers.setdefault(folder / file, checkpoint)) is not checkpoint:
+        for file in checkpoint.files:
+            if (other := writers.setdefault(folder / file, checkpoint)) is not checkpoint:
                 raise ValueError(
                     f"two callbacks write {folder / file}: {type(other).__name__}(monitor={other.monitor!r}) and "
                     f"{type(checkpoint).__name__}(monitor={checkpoint.monitor!r}); give each a dirpath of its own"
-                    + (", or one of them save_last=False" if file == "last.ckpt" else "")
+                    + (", or one of them save_last=False" if file == "last.ckpt" else ", or a filename")
                 )
 
 
@@ -146,7 +146,8 @@ def check_monitors(
     """
     names = sorted(logged)
     callbacks = list(callbacks)
-    monitors = [(type(callback).__name__, getattr(callback, "monitor", None)) for callback in callbacks]
+    strict = [callback for callback in callbacks if getattr(callback, "strict", True)]
+    monitors = [(type(callback).__name__, getattr(callback, "monitor", None)) for callback in strict]
     watched = [(reader, monitor) for reader, monitor in monitors if isinstance(monitor, str)]
     plateaus = [s for s in schedulers if isinstance(s.scheduler, ReduceLROnPlateau) and s.strict]
     watched += [("ReduceLROnPlateau", s.monitor) for s in plateaus]
