@@ -34,8 +34,9 @@ def differences(folder: Path, reference: Path) -> list[str]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, without the names of the log files, which differ from run to run."""
+    """Read a checkpoint, without the names of the log files and of the folder, which differ from run to run."""
     checkpoint = torch.load(path, weights_only=True)
+    checkpoint["callbacks"]["ModelCheckpoint"].pop("home")
     return {key: value for key, value in checkpoint.items() if key != "loggers"}
 
 
