@@ -74,7 +74,7 @@ def save(checkpoint: Mapping[str, Any], path: str | Path) -> None:
                 _seal(raw)
                 os.fsync(raw.fileno())
             except Exception as error:
-                raise file.error or error from None
+                raise file.error or _interruption(error) or error from None
         os.replace(temporary, path)
         _sync(path.parent)
     except BaseException as error:
@@ -83,6 +83,14 @@ def save(checkpoint: Mapping[str, Any], path: str | Path) -> None:
             remains = "the one that was there is as it was" if path.exists() else "there is none of an earlier moment"
             raise OSError(error.errno, f"cannot write the checkpoint: {error.strerror}; {remains}", str(path)) from None
         raise
+
+
+def _interruption(error: BaseException) -> BaseException | None:
+    """Return the Ctrl-C or the like in whose course an error came up, if there is one: `torch.save` hides it."""
+    cause: BaseException | None = error
+    while isinstance(cause, Exception):
+        cause = cause.__context__
+    return cause
 
 
 class _Remembering:

@@ -675,3 +675,16 @@ def test_last_passes_over_what_is_no_file(tmp_path, kind):
     with pytest.warns(UserWarning, match=r"passed over: (there is no checkpoint|the checkpoint .* is a folder)"):
         path, _ = checkpoint.newest([good, bad])
     assert path == good / "last.ckpt"
+
+
+def test_ctrl_c_within_the_write_is_what_is_raised(tmp_path, monkeypatch):
+    def save(*_):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos")  # as torch says of a file that ends within its content
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save({}, tmp_path / "last.ckpt")
+    assert not list(tmp_path.iterdir())
