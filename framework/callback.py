@@ -6,7 +6,7 @@ arguments ``trainer`` and ``module``), then on the callbacks that watch a metric
 
     setup("fit")
     on_fit_start
-    on_sanity_check_start, (the validation hooks), on_sanity_check_end
+    on_sanity_check_start, (the validation hooks), on_sanity_check_end      (not in a run that is continued)
     on_train_start
     every epoch:
         on_train_epoch_start

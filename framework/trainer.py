@@ -65,7 +65,7 @@ class Trainer(Answers):
         limit_predict_batches: The same for `predict`.
         overfit_batches: Train on the same first batches in every epoch: this many (int) or this fraction (float).
         check_val_every_n_epoch: Validate after every nth epoch.
-        num_sanity_val_steps: Number of validation batches to try before training; -1 for all.
+        num_sanity_val_steps: Number of validation batches to try before training, unless it is continued; -1 for all.
         log_every_n_steps: Log on steps 0, n, 2n, ...; the values are those at the point before the step.
         enable_checkpointing: Whether to add a `ModelCheckpoint` to the callbacks.
         enable_progress_bar: Whether to show a progress bar.
@@ -193,10 +193,10 @@ class Trainer(Answers):
             train_dataloaders: A `DataLoader`, a `TensorLoader` or any iterable of batches that can be read again.
             val_dataloaders: The same, for validation; or several, in a list or a mapping.
             ckpt_path: A checkpoint to continue from; or "last" for the newest intact one on disk in the folders of this
-                trainer's `ModelCheckpoint`, whichever process wrote it; or "best" for the best one of its last
-                `fit`, or ``best.ckpt`` on disk. If the loggers
-                number their folders (``version_0``, ...), and the new one has none, it is the newest of all versions,
-                and the loggers go on in that folder. If there is no file for "last", training starts at the beginning.
+                trainer's `ModelCheckpoint`, whichever process wrote it; or "best" for the best one of its last `fit`,
+                or ``best.ckpt`` on disk. If the loggers number their folders (``version_0``, ...), and the new one has
+                none, it is the newest of all versions, and the loggers go on in that folder. If there is no file for
+                "last", training starts at the beginning.
 
         Raises:
             ValueError: If an input is invalid or settings contradict each other; the message says how to fix it.

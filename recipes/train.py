@@ -90,12 +90,13 @@ def universal_threshold(module: SupervisedModule, loader: TensorLoader) -> float
 def train(config: DictConfig, folder: Path) -> dict[str, float]:
     """Train the model that a configuration describes, write everything about it, and return the final metrics."""
     trainer, module, data = build(config, folder)
-    if config.resume is not None and (reason := _nothing_left(trainer, config, folder)):
+    found = None if config.resume is None else newest([folder / "checkpoints"])
+    if found is not None and (reason := _nothing_left(trainer, config, folder, *found)):
         print(f"nothing to resume in {folder}: {reason}", flush=True)
         return read_summary(folder / "summary.json")
     ckpt_path = config.ckpt_path
     if config.resume is not None:
-        if ckpt_path is None or newest([folder / "checkpoints"]) is not None:
+        if ckpt_path is None or found is not None:
             ckpt_path = "last"  # otherwise it was killed before it saved, and begins again where it began
         trainer.callbacks.insert(0, _Recording(config, folder))
     trainer.fit(module, data.train, data.val, ckpt_path=ckpt_path)
@@ -107,16 +108,15 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     return metrics
 
 
-def _nothing_left(trainer: Trainer, config: DictConfig, folder: Path) -> str | None:
-    """Return why a run cannot go on, None if it can; say from where it does."""
-    found = newest([folder / "checkpoints"])
-    if found is None:
-        return None  # it starts from the beginning, of which fit warns
-    progress = found[1]["progress"]
+def _nothing_left(
+    trainer: Trainer, config: DictConfig, folder: Path, path: Path, checkpoint: Mapping[str, Any]
+) -> str | None:
+    """Return why a run cannot go on from its newest checkpoint, None if it can; say from where it does."""
+    progress = checkpoint["progress"]
     changed = OmegaConf.to_container(config, resolve=True) != _as_recorded(config, folder)
     if reason := why_finished(folder, progress, trainer.max_epochs, trainer.max_steps, changed=changed):
         return reason
-    print(f"resuming from {found[0].name}: epoch {progress['epoch']}, step {progress['global_step']}", flush=True)
+    print(f"resuming from {path.name}: epoch {progress['epoch']}, step {progress['global_step']}", flush=True)
     return None
 
 

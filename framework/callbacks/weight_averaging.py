@@ -15,7 +15,7 @@ from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 
 from framework.callback import Callback
 from framework.module import Module
-from framework.objective.closure import _averaged_batch_norm
+from framework.objective.closure import averaged_batch_norm
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer
@@ -343,8 +343,8 @@ class StochasticWeightAveraging(_Averaging):
         layers = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
         if not layers:
             return
-        batches = trainer._last_fit("train_dataloader").train_batches  # it has no public name yet
-        with _averaged_batch_norm(layers), trainer.metrics.muted():
+        batches = trainer._last_fit("train_dataloader").train_batches  # on the device, as they are trained on
+        with averaged_batch_norm(layers), trainer.metrics.muted():
             trainer.closure.objective.evaluate(batches, 0, differentiate=False, with_penalty=False)
 
 

@@ -13,7 +13,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch.utils.data import DataLoader
 
 from framework.data import TensorLoader
-from framework.loop.processes import Processes, rng_state_of, set_rng_state_of
+from framework.loop.processes import Processes, rng_state_of, rng_states_of, set_rng_state_of, set_rng_states_of
 from framework.loop.progress import Progress
 from framework.loop.settings import Settings
 from framework.loop.validation import (
@@ -26,7 +26,7 @@ from framework.loop.validation import (
     num_validation_passes,
 )
 from framework.module import Module
-from framework.objective.replay import Generator, find_generators, rng_state, set_rng_state
+from framework.objective.replay import Generator, find_generators
 
 
 class Batches:
@@ -126,9 +126,7 @@ class Batches:
 
     def hold(self) -> None:
         """Read the batches once and repeat exactly those from now on (``overfit_batches``)."""
-        generators = self.generators()
-        self._held_rng = rng_state(generators) if self._processes is None else self._processes.rng_states(generators)
-        self._held = copy.copy(self)
+        self._held_rng, self._held = rng_states_of(self._processes, self.generators()), copy.copy(self)
         self._read_held()
         self.limit = None
 
@@ -189,10 +187,7 @@ class Batches:
         if state["held_rng"] is not None and self._held is not None:
             generators = self._held.generators()
             now = rng_state_of(self._processes, generators)
-            if self._processes is None:
-                set_rng_state(state["held_rng"], generators)
-            else:
-                self._processes.set_rng_states(state["held_rng"], generators)
+            set_rng_states_of(self._processes, state["held_rng"], generators)
             self._read_held()
             self._held_rng = state["held_rng"]
             set_rng_state_of(self._processes, now, generators)

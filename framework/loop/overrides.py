@@ -226,8 +226,8 @@ def _numbers_of_arguments(name: str, arguments: list[str]) -> list[int]:
     if not name.endswith("_step"):
         return [len(arguments)]
     # How many loaders there are, and so whether their index is passed, is not known before they are read.
-    known = name == "training_step" or "dataloader_idx" in arguments
-    return [1, len(arguments)] if known else [1, len(arguments), len(arguments) + 1]
+    with_loader = [] if name == "training_step" else [len(arguments) + 1]
+    return [1, len(arguments), *with_loader]
 
 
 def check_loader_index(module: Module, callbacks: Iterable[Callback], stage: str, num_loaders: int) -> None:

@@ -155,8 +155,8 @@ class Processes:
         named = dict((*module.named_parameters(), *module.named_buffers()))
         if not named:
             return
-        sums = torch.tensor([_sums(tensor) for tensor in named.values()], dtype=torch.float64)
-        extremes = torch.stack([sums[:, 0], -sums[:, 0], sums[:, 1]]).to(self._device)
+        sums, sizes = torch.stack([_sums(tensor).to(self._device) for tensor in named.values()]).T
+        extremes = torch.stack([sums, -sums, sizes])
         self._call(dist.all_reduce, extremes, op=dist.ReduceOp.MAX)
         most, least, sizes = extremes.cpu()
         # Rounding may differ from machine to machine.
@@ -369,10 +369,23 @@ def set_rng_state_of(processes: Processes | None, state: Mapping[str, Any], gene
         processes.set_rng_state(state, generators)
 
 
-def _sums(tensor: Tensor) -> tuple[float, float]:
+def rng_states_of(processes: Processes | None, generators: Iterable[Generator]) -> dict[str, Any]:
+    """Return the random state of all processes, for a checkpoint; all must ask."""
+    return rng_state(generators) if processes is None else processes.rng_states(generators)
+
+
+def set_rng_states_of(processes: Processes | None, state: Mapping[str, Any], generators: Iterable[Generator]) -> None:
+    """Take back what `rng_states_of` gave, in whatever number of processes."""
+    if processes is None:
+        set_rng_state(dict(state), generators)
+    else:
+        processes.set_rng_states(state, generators)
+
+
+def _sums(tensor: Tensor) -> Tensor:
     """Compute the sums of the values of a tensor and of their sizes; infinite and undefined ones are left out."""
     values = torch.nan_to_num(tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64))
-    return float(values.sum()), float(values.abs().sum())
+    return torch.stack([values.sum(), values.abs().sum()])
 
 
 def _seeded(seed: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from framework.loop.hooks import Hooks
 from framework.loop.inner_iterations import InnerIterations
 from framework.loop.metrics import Metrics
 from framework.loop.overrides import describe
-from framework.loop.processes import Processes, rng_state_of, set_rng_state_of
+from framework.loop.processes import Processes, rng_state_of, rng_states_of, set_rng_state_of, set_rng_states_of
 from framework.loop.processes import check_module as check_module_in_processes
 from framework.loop.progress import Progress
 from framework.loop.schedulers import SchedulerConfig, configured_options, learning_rates, parse_optimizers
@@ -55,9 +55,7 @@ from framework.objective.replay import (
     Generator,
     find_generators,
     metric_states,
-    rng_state,
     set_metric_states,
-    set_rng_state,
     updated_metrics,
 )
 
@@ -406,7 +404,10 @@ class FitRun(Run):
         for batches in self.data["validation"]:
             generators += batches.generators()
         state, self._held_logs = rng_state_of(self.processes, generators), []
-        self._before_validation = {"rng": self._rng_state(), "metric_states": self._metric_states()}
+        self._before_validation = {
+            "rng": rng_states_of(self.processes, self.generators()),
+            "metric_states": self._metric_states(),
+        }
         try:
             yield
         finally:
@@ -536,7 +537,7 @@ class FitRun(Run):
             "metric_states": self._metric_states(),
             "data": self.train_batches.state_dict(is_at=not (self._is_iterating or self.phase.iterations.cut_short)),
             "loggers": [_state_of(logger) for logger in self.loggers],
-            "rng": self._rng_state(),
+            "rng": rng_states_of(self.processes, self.generators()),
             **self._before_validation,
         }
 
@@ -627,10 +628,7 @@ class FitRun(Run):
         if self.processes is None or self.processes.rank == 0:  # they are those of all processes: one keeps them
             set_metric_states(self.module, state["metric_states"])
         self.train_batches.load_state_dict(state["data"], within_epoch=self.progress.is_within_epoch)
-        if self.processes is None:
-            set_rng_state(state["rng"], self.generators())
-        else:
-            self.processes.set_rng_states(state["rng"], self.generators())
+        set_rng_states_of(self.processes, state["rng"], self.generators())
 
     def _metric_states(self) -> dict[str, dict[str, Any]]:
         updated = updated_metrics(self.module)
@@ -638,10 +636,6 @@ class FitRun(Run):
             return metric_states(self.module, updated)
         names = sorted({name for names in self.processes.gather(updated) for name in names})
         return metric_states(self.module, names, together=True)
-
-    def _rng_state(self) -> dict[str, Any]:
-        generators = self.generators()
-        return rng_state(generators) if self.processes is None else self.processes.rng_states(generators)
 
 
 def _callback_state(callback: Callback) -> dict[str, Any]:

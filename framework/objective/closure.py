@@ -543,7 +543,7 @@ class Closure:
         if accepted and not self._minimizes:
             return
         # A step that is a whole minimization has one result: take its statistics, not their average with the start's.
-        average = _averaged_batch_norm(changed) if self._minimizes else nullcontext()
+        average = averaged_batch_norm(changed) if self._minimizes else nullcontext()
         with step.start.again(), self._recorder.muted(), average:
             self._evaluate_value(with_penalty=False)
 
@@ -656,7 +656,7 @@ def _write(params: Iterable[Tensor], values: Iterable[Tensor]) -> None:
 
 
 @contextmanager
-def _averaged_batch_norm(parts: Iterable[nn.Module]) -> Iterator[None]:
+def averaged_batch_norm(parts: Iterable[nn.Module]) -> Iterator[None]:
     """Reset batch norm and average it over the batches read in this context, like `torch.optim.swa_utils.update_bn`.
 
     Args:
