@@ -19,8 +19,8 @@ from framework.penalties import L1
 NUM_SAMPLES = 20
 
 
-def make_trainer(root: Path, **options: Any) -> Trainer:
-    """Make a silent trainer on the CPU; ``options`` override everything."""
+def make_trainer(root: Path, kind: Any = Trainer, **options: Any) -> Any:
+    """Make a silent trainer on the CPU, ours or one of Lightning's ``kind``; ``options`` override everything."""
     defaults: dict[str, Any] = {
         "logger": False,
         "enable_progress_bar": False,
@@ -31,7 +31,7 @@ def make_trainer(root: Path, **options: Any) -> Trainer:
         "devices": 1,
         "max_epochs": 2,
     }
-    return Trainer(**(defaults | options))
+    return kind(**(defaults | options))
 
 
 def regression_data(num_samples: int = NUM_SAMPLES, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

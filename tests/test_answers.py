@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import framework
 from framework.loggers import CSVLogger
-from tests.modules import make_loader, make_net, seed_all
+from tests.modules import make_loader, make_net, make_trainer, seed_all
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -104,21 +104,11 @@ def watching(base: type, said: list[Any]) -> Any:
     return type("Watching", (base,), {moment: note(moment) for moment in MOMENTS})()
 
 
-def observe(module_base: type, trainer_class: Any, callback_base: type, folder: Any, **options: Any) -> list[Any]:
+def observe(module_base: type, trainer_class: Any, callback_base: type, folder: Any) -> list[Any]:
     seed_all(0)
     module = type("Both", (Body, module_base), {})().double()
     said: list[Any] = []
-    trainer = trainer_class(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=[watching(callback_base, said)],
-        **{"max_epochs": 2, **options},
-    )
+    trainer = make_trainer(folder, trainer_class, callbacks=[watching(callback_base, said)])
     trainer.fit(module, make_loader(), make_loader(num_samples=8))
     said.append(trainer.test(module, make_loader(num_samples=12)))
     trainer.predict(module, make_loader(num_samples=12))
@@ -145,13 +135,11 @@ def test_the_answers_are_those_of_lightning_at_every_moment(tmp_path):
 
 def both(action: Callable[[Any, Any], Any], folder: Any, body: type = Body) -> tuple[Any, Any]:
     """Return what an action returns, given a trainer and a module of ours, and of Lightning's."""
-    options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, "max_epochs": 1}
     found = []
     for base, kind in ((framework.Module, framework.Trainer), (pl.LightningModule, pl.Trainer)):
         seed_all(0)
         module = type("Both", (body, base), {})().double()
-        trainer = kind(enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, **options)
-        found.append(action(trainer, module))
+        found.append(action(make_trainer(folder, kind, max_epochs=1), module))
     return found[0], found[1]
 
 
@@ -189,14 +177,14 @@ def test_a_name_without_the_index_is_over_all_loaders(tmp_path):
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
             self.log("val/mean", float(dataloader_idx), batch_size=1, add_dataloader_idx=False)
 
-    trainer = framework.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    trainer = make_trainer(tmp_path)
     module = type("Both", (Together, framework.Module), {})().double()
     loaders = {"one": make_loader(num_samples=8), "other": make_loader(num_samples=16)}  # of 1 and 2 batches
     assert trainer.validate(module, loaders) == [{"val/mean": pytest.approx(2 / 3), "val/end": 2.0}] * 2
 
 
 def test_a_step_that_cannot_be_told_the_loader_is_refused(tmp_path):
-    trainer = framework.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    trainer = make_trainer(tmp_path)
     module = type("Both", (Body, framework.Module), {})().double()
     with pytest.raises(TypeError, match=r"test_step .* is called with \(batch, batch_idx, dataloader_idx\)"):
         trainer.test(module, [make_loader(), make_loader()])
@@ -219,7 +207,7 @@ def test_options_of_log_without_effect_are_refused(tmp_path, options):
             return super().training_step(batch, batch_idx)
 
     module = type("Both", (Logging, framework.Module), {})().double()
-    trainer = framework.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    trainer = make_trainer(tmp_path)
     with pytest.raises(ValueError, match=r"log\('x'\): .*(have no effect|is not one of mean, sum, min, max)"):
         trainer.fit(module, make_loader())
 

@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.optim import LBFGS, SGD
 
-from tests.modules import Regressor, make_net
+from tests.modules import Regressor, make_net, make_trainer
 
 
 class LightningRegressor(pl.LightningModule):
@@ -28,18 +28,7 @@ class LightningRegressor(pl.LightningModule):
 
 def make_lightning_trainer(root: Path, **options: Any) -> pl.Trainer:
     """Make the twin of `make_trainer`, without a sanity check."""
-    defaults: dict[str, Any] = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-        "default_root_dir": root,
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_epochs": 2,
-        "num_sanity_val_steps": 0,
-    }
-    return pl.Trainer(**(defaults | options))
+    return make_trainer(root, pl.Trainer, **{"num_sanity_val_steps": 0, **options})
 
 
 def momentum(module) -> SGD:

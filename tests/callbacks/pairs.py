@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from framework import Callback, Module, Trainer
 from tests.modules import make_loader, make_trainer
+from tests.twins import make_lightning_trainer
 
 BATCHES = 3  # of `make_loader`, per epoch
 
@@ -72,19 +73,9 @@ def fit_theirs(root: Path, callback: Any, scores: list[float], **options: Any) -
     """Train one epoch per score under Lightning; return the trainer."""
     step_scores, optimize = options.pop("step_scores", None), options.pop("optimize", None)
     options.setdefault("max_epochs", len(scores))
-    options.setdefault("logger", False)
+    checkpoints = isinstance(callback, pl.callbacks.Checkpoint)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            devices=1,
-            callbacks=[callback],
-            default_root_dir=root,
-            num_sanity_val_steps=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=isinstance(callback, pl.callbacks.Checkpoint),
-            **options,
-        )
+        trainer = make_lightning_trainer(root, callbacks=[callback], enable_checkpointing=checkpoints, **options)
         trainer.fit(Theirs(scores, step_scores, optimize), make_loader(), make_loader())
     return trainer

@@ -39,11 +39,11 @@ def _new_process_for_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def proxtrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Proxtrain:
-    """Run ``proxtrain`` with arguments, in a folder of its own."""
+    """Run ``proxtrain`` with arguments, in a folder of its own, or in ``cwd``."""
 
-    def run(*arguments: str) -> Finished:
+    def run(*arguments: str, cwd: Path = tmp_path) -> Finished:
         monkeypatch.setattr(sys, "argv", ["proxtrain", *arguments])
-        monkeypatch.chdir(tmp_path)
+        monkeypatch.chdir(cwd)
         capsys.readouterr()
         root = logging.getLogger()
         handlers, level = root.handlers[:], root.level

@@ -187,7 +187,7 @@ def test_torchrun_starts_the_command(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
 
 
-def test_relative_paths_are_those_of_the_folder_in_which_the_run_began(proxtrain, tmp_path, monkeypatch):
+def test_relative_paths_are_those_of_the_folder_in_which_the_run_began(proxtrain, tmp_path):
     table = "a,b,price\n" + "\n".join(f"{k % 5},{k % 7},{2 * (k % 5)}" for k in range(40))
     (tmp_path / "table.csv").write_text(table)
     options = ("recipe=sparse_linear", "data.csv=table.csv", "data.target=price", *QUIET)
@@ -196,8 +196,7 @@ def test_relative_paths_are_those_of_the_folder_in_which_the_run_began(proxtrain
     other = tmp_path / "other"
     other.mkdir()
     (other / "table.csv").write_text(table.replace("price", "cost"))
-    monkeypatch.setattr(monkeypatch, "chdir", lambda _: os.chdir(other))  # what `proxtrain` does first
-    assert proxtrain("resume=../run", "trainer.max_epochs=4").code == 0
+    assert proxtrain("resume=../run", "trainer.max_epochs=4", cwd=other).code == 0
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
