@@ -64,7 +64,10 @@ class Trainer(Answers):
         limit_test_batches: The same for `test`.
         limit_predict_batches: The same for `predict`.
         overfit_batches: Train on the same first batches in every epoch: this many (int) or this fraction (float).
-        check_val_every_n_epoch: Validate after every nth epoch.
+        val_check_interval: Validate after every so many training batches (int), or this fraction of an epoch (float),
+            at the end of the group of batches that makes up a step. 1.0 is the end of the epoch.
+        check_val_every_n_epoch: Validate in every nth epoch. With None, ``val_check_interval`` counts batches over
+            epochs.
         num_sanity_val_steps: Number of validation batches to try before training, unless it is continued; -1 for all.
         log_every_n_steps: Log on steps 0, n, 2n, ...; the values are those at the point before the step.
         enable_checkpointing: Whether to add a `ModelCheckpoint` to the callbacks.
@@ -101,7 +104,8 @@ class Trainer(Answers):
         limit_test_batches: Limit = None,
         limit_predict_batches: Limit = None,
         overfit_batches: int | float = 0.0,
-        check_val_every_n_epoch: int = 1,
+        val_check_interval: int | float | None = None,
+        check_val_every_n_epoch: int | None = 1,
         num_sanity_val_steps: int = 2,
         log_every_n_steps: int = 50,
         enable_checkpointing: bool = True,
@@ -113,11 +117,13 @@ class Trainer(Answers):
         inference_mode: bool = True,
         default_root_dir: str | Path | None = None,
     ) -> None:
+        val_check_interval = 1.0 if val_check_interval is None else val_check_interval
         check_settings(locals())
         check_strategy(strategy)
         if fast_dev_run:
             limit_train_batches = limit_val_batches = limit_test_batches = limit_predict_batches = int(fast_dev_run)
             max_epochs, max_steps, num_sanity_val_steps = 1, int(fast_dev_run), 0
+            val_check_interval, check_val_every_n_epoch = 1.0, 1
             logger = enable_checkpointing = False
         self.max_steps = max_steps
         self.max_time = parse_max_time(max_time)
@@ -128,6 +134,7 @@ class Trainer(Answers):
         self.limit_test_batches = limit_test_batches
         self.limit_predict_batches = limit_predict_batches
         self.overfit_batches = overfit_batches
+        self.val_check_interval = val_check_interval
         self.check_val_every_n_epoch = check_val_every_n_epoch
         self.num_sanity_val_steps = num_sanity_val_steps
         self.log_every_n_steps = log_every_n_steps

@@ -285,9 +285,7 @@ def read_fit_data(
     val = []
     if val_dataloaders is not None and val_limit != 0:
         check_step(module, "validation", "val_dataloaders are given")
-        passes = num_validation_passes(
-            settings.max_epochs, settings.check_val_every_n_epoch, settings.num_sanity_val_steps
-        )
+        passes = num_validation_passes(settings)
         for name, loader in named_loaders(val_dataloaders, "val_dataloaders"):
             check_readable_again(loader, name, passes)
             val.append(Batches(loader, limit=val_limit, device=device, name=name, processes=processes))

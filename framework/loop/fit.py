@@ -34,6 +34,10 @@ def fit(run: FitRun) -> None:
         phase = run.phase  # callbacks may change it between epochs
         step, closure, size = phase.step, phase.closure, phase.accumulate_grad_batches
         leaves_out_penalty = closure.objective.handles_penalty
+        if progress.batch_idx == 0 and settings.check_val_every_n_epoch is not None:
+            progress.since_validation = 0
+        if run.is_validation_due:  # of a run that was saved or interrupted just before
+            _validate_within_epoch(run)
         step_schedulers = [scheduler for scheduler in phase.schedulers if scheduler.interval == "step"]
         steps = groups(run.train_batches, size, progress)
         for batch_idx, next_idx, batches in steps:
@@ -53,6 +57,8 @@ def fit(run: FitRun) -> None:
             assert closure.first is not None
             metrics.end_step(closure.first.loss, batches, closure.first.weight)
             progress.batch_idx = batch_idx if phase.iterations.cut_short else next_idx
+            if run.val_interval is not None:
+                progress.since_validation += len(batches)
 
             for scheduler in step_schedulers:
                 if progress.global_step % scheduler.frequency == 0:
@@ -64,6 +70,8 @@ def fit(run: FitRun) -> None:
             run.complete()
             for hook in batch_watched:
                 hook(_outputs(closure, size), batch, batch_idx)
+            if run.is_validation_due:
+                _validate_within_epoch(run)
             if run.is_over():
                 if progress.batch_idx >= run.train_batches.num_batches:
                     next(steps, None)  # read the loader to its end: some draw random numbers there
@@ -85,6 +93,14 @@ def fit(run: FitRun) -> None:
     with metrics.collecting(None):  # no epoch is to come that would publish it
         hooks.call("on_train_end")
         hooks.call("on_fit_end")
+
+
+def _validate_within_epoch(run: FitRun) -> None:
+    """Validate; if a signal breaks it off, the continued run does."""
+    run.check_finite()
+    if validate(run):
+        assert run.val_interval is not None
+        run.progress.since_validation %= run.val_interval
 
 
 def _nothing() -> None:
@@ -120,7 +136,7 @@ def _end_epoch(run: FitRun, *, complete: bool) -> None:
     run.check_finite()
     if run.processes is not None:
         run.processes.check_equal(run.module, f"at the end of epoch {progress.epoch}")
-    if run.data["validation"] and epoch % run.settings.check_val_every_n_epoch == 0 and not validate(run):
+    if run.val_interval is None and run.validates_in(progress.epoch) and not validate(run):
         return  # half a validation decides nothing: a resumed run makes it again
     run.publish_epoch()
     if complete:

@@ -15,6 +15,7 @@ class Progress:
         epoch: The index of the current epoch.
         epochs_completed: The same, plus one at the end of an epoch, when checkpoints are written.
         batch_idx: How many batches of the next epoch are done; infinite once its data were read to their end.
+        since_validation: How many batches were trained on since those that ``val_check_interval`` has counted off.
         global_step: Optimizer steps taken.
         evaluated_batches: By stage, those of validation and the like: the steps at which their values are logged.
         iterations: Those that an optimizer made within its steps, if it reports them.
@@ -24,6 +25,7 @@ class Progress:
     epoch: int = 0
     epochs_completed: int = 0
     batch_idx: float = 0
+    since_validation: int = 0
     global_step: int = 0
     iterations: int = 0
     evaluated_batches: dict[str, int] = field(default_factory=dict)

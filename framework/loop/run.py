@@ -45,6 +45,7 @@ from framework.loop.validation import (
     check_replay,
     check_schedulers,
     check_smoothness,
+    validation_interval,
     warn_of_hidden_state,
     warn_of_minimizations,
 )
@@ -203,6 +204,7 @@ class FitRun(Run):
     Attributes:
         callbacks: Those of the trainer.
         phase: Optimizer, schedulers and closure.
+        val_interval: After how many training batches to validate; None for the end of the epoch.
         gradient_norm: That of the last step that was logged or was the last by a limit, before clipping.
         is_between_epochs: Whether the phase may change now.
         next_idx: The index of the batch after those of the step under way, or of the last one; infinite at the end.
@@ -235,6 +237,7 @@ class FitRun(Run):
         self.data["validation"] = list(val_batches)
         awaited = "validation" if val_batches else "train"
         self.metrics = Metrics(module, awaited=awaited, own=self.own_values, processes=processes)
+        self.val_interval = validation_interval(settings, train_batches.num_batches) if val_batches else None
         self.seconds = 0.0
         self.gradient_norm: Tensor | float | None = None
         self.is_between_epochs = True
@@ -341,6 +344,17 @@ class FitRun(Run):
         return self.train_batches.generators() + find_generators(*self.module.modules())
 
     # ------------------------------------------------------------------------------------------------------ ends
+
+    def validates_in(self, epoch: int) -> bool:
+        """Tell whether there is validation in an epoch, given by its index."""
+        every = self.settings.check_val_every_n_epoch
+        return bool(self.data["validation"]) and (every is None or (epoch + 1) % every == 0)
+
+    @property
+    def is_validation_due(self) -> bool:
+        """Whether so many batches were trained on that a validation within the epoch is due."""
+        interval, progress = self.val_interval, self.progress
+        return interval is not None and progress.since_validation >= interval and self.validates_in(progress.epoch)
 
     @property
     def is_last_batch(self) -> bool:

@@ -29,7 +29,8 @@ class Settings:
     limit_test_batches: Limit
     limit_predict_batches: Limit
     overfit_batches: int | float
-    check_val_every_n_epoch: int
+    val_check_interval: int | float
+    check_val_every_n_epoch: int | None
     num_sanity_val_steps: int
     log_every_n_steps: int
     accumulate_grad_batches: int | str
@@ -56,6 +57,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         is_allowed, allowed = _RULES.get(name, _ANYTHING)
         if not is_allowed(value):
             raise ValueError(f"{name}={value!r}; it must be {allowed}")
+    interval = settings["val_check_interval"]
+    if settings["check_val_every_n_epoch"] is None and isinstance(interval, float):
+        raise ValueError(
+            f"val_check_interval={interval} with check_val_every_n_epoch=None, which counts batches over epochs: "
+            "it must be an integer"
+        )
 
 
 def _is_count(value: Any, least: int) -> bool:
@@ -103,7 +110,14 @@ _RULES: dict[str, _Rule] = {
         lambda value: _is_share(value) or _is_count(value, 0),
         "a number of batches (an integer >= 0) or a fraction of them (a float from 0.0 to 1.0); 0 for off",
     ),
-    "check_val_every_n_epoch": _POSITIVE,
+    "val_check_interval": (
+        lambda value: _is_count(value, 1) or (_is_share(value) and value > 0),
+        "a number of training batches (a positive integer) or a fraction of an epoch (a float above 0.0, up to 1.0)",
+    ),
+    "check_val_every_n_epoch": (
+        lambda value: value is None or _is_count(value, 1),
+        "a positive integer, or None for a val_check_interval over epochs",
+    ),
     "num_sanity_val_steps": (lambda value: _is_count(value, -1), "-1 (all) or an integer >= 0"),
     "log_every_n_steps": _POSITIVE,
     "enable_checkpointing": _SWITCH,

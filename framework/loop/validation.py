@@ -21,6 +21,7 @@ from framework.callback import Callback
 from framework.data import TensorLoader
 from framework.loop.overrides import describe, is_ours, overrides
 from framework.loop.progress import Progress
+from framework.loop.settings import Settings
 from framework.module import Module
 from framework.objective.groups import check_groups, check_weight
 
@@ -227,10 +228,40 @@ def num_passes(max_epochs: int, accumulate_grad_batches: int | str) -> float:
     return 1 if max_epochs == -1 else max_epochs
 
 
-def num_validation_passes(max_epochs: int, check_val_every_n_epoch: int, num_sanity_val_steps: int) -> float:
+def num_validation_passes(settings: Settings) -> float:
     """Compute how many times a run reads its validation data, including the sanity check."""
-    epochs = math.inf if max_epochs == -1 else max_epochs // check_val_every_n_epoch
-    return epochs + (num_sanity_val_steps != 0)
+    max_epochs, every = settings.max_epochs, settings.check_val_every_n_epoch
+    within = settings.val_check_interval != 1.0 or isinstance(settings.val_check_interval, int)
+    epochs = math.inf if max_epochs == -1 or within or every is None else max_epochs // every
+    return epochs + (settings.num_sanity_val_steps != 0)
+
+
+def validation_interval(settings: Settings, num_batches: float) -> int | None:
+    """Return after how many training batches to validate; None for the end of the epoch.
+
+    Args:
+        settings: Those of the trainer.
+        num_batches: The number of batches per epoch.
+
+    Raises:
+        ValueError: If the interval is longer than an epoch, or a fraction of one without length.
+    """
+    interval = settings.val_check_interval
+    if isinstance(interval, float):
+        if interval == 1.0:
+            return None
+        if num_batches == math.inf:
+            raise ValueError(
+                f"val_check_interval={interval} is a fraction of an epoch, whose length is unknown: pass a number of "
+                "batches (int)"
+            )
+        return max(1, int(num_batches * interval))
+    if settings.check_val_every_n_epoch is not None and interval > num_batches:
+        raise ValueError(
+            f"val_check_interval={interval} is more than the {num_batches:g} batches of an epoch: pass at most "
+            f"{num_batches:g}, or check_val_every_n_epoch=None to count batches over epochs"
+        )
+    return interval
 
 
 def check_train_limit(limit_train_batches: int | float | None) -> None:
