@@ -73,7 +73,7 @@ class Monitor(Callback):
     def _is_after_validation(self, trainer: Trainer) -> bool:
         """Whether to look after validations alone."""
         if self.on_epoch_end is None:
-            return getattr(trainer, "val_check_interval", 1.0) != 1.0
+            return trainer.val_check_interval != 1.0
         return not self.on_epoch_end
 
     def look(self, trainer: Trainer) -> None:

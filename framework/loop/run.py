@@ -246,7 +246,7 @@ class FitRun(Run):
         self.due: Callable[[], None] | None = None
         self._awaited_checkpoints: list[tuple[str | Path, bool]] = []
         self._held_logs: list[tuple[dict[str, float], int]] | None = None
-        # What validation changes, as it was before the one under way: random states, and the torchmetrics.
+        # What validation changes, as it was before the one under way.
         self._before_validation: dict[str, Any] = {}
         self._end: dict[str, Any] | None = None
         self.phase = self._make_phase(configured, settings.accumulate_grad_batches, evaluations=0)
@@ -418,10 +418,8 @@ class FitRun(Run):
         for batches in self.data["validation"]:
             generators += batches.generators()
         state, self._held_logs = rng_state_of(self.processes, generators), []
-        self._before_validation = {
-            "rng": rng_states_of(self.processes, self.generators()),
-            "metric_states": self._metric_states(),
-        }
+        standing = self._standing()
+        self._before_validation = {name: standing[name] for name in ("callbacks", "metrics", "metric_states", "rng")}
         try:
             yield
         finally:
