@@ -11,7 +11,9 @@ arguments ``trainer`` and ``module``), then on the callbacks that watch a metric
     every epoch:
         on_train_epoch_start
         every optimizer step:
-            on_train_batch_start
+            on_train_batch_start        (-1 skips the rest of the epoch)
+            on_before_zero_grad         before each evaluation with gradients, so that the last ones are no longer kept
+            on_before_backward          for each of its batches, after training_step
             on_after_backward           after each evaluation with gradients
             on_before_optimizer_step    before clipping; only for optimizers that evaluate once
             on_optimizer_iteration      after each iteration within the step; only if the optimizer reports them (scipy)
@@ -42,6 +44,8 @@ and ``batch`` is the list of the k batches; with ``"epoch"`` it is the data load
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from framework.module import Module
 
@@ -88,8 +92,8 @@ class Callback:
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Called after an epoch, including its validation and schedulers."""
 
-    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
-        """Called before an optimizer step."""
+    def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> int | None:
+        """Called before an optimizer step; -1 skips this one and the rest of the epoch."""
 
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Called after an optimizer step.
@@ -97,6 +101,12 @@ class Callback:
         ``outputs`` is what `training_step` returned at the first evaluation, as a mapping with "loss"; for a step over
         several batches, a list of one mapping per batch.
         """
+
+    def on_before_zero_grad(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
+        """Called before the gradients are dropped for an evaluation."""
+
+    def on_before_backward(self, trainer: Trainer, module: Module, loss: Tensor) -> None:
+        """Called with the value of a batch, which carries its graph, before its gradients are added."""
 
     def on_after_backward(self, trainer: Trainer, module: Module) -> None:
         """Called when the gradients of the whole group of batches are in the parameters."""

@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from framework.data.samples import count_samples
 from framework.hyperparameters import Hyperparameters
+from framework.module_hooks import ModuleHooks
 from framework.penalties import Penalty
 
 if TYPE_CHECKING:
     from framework.trainer import Trainer
 
 
-class Module(Hyperparameters, nn.Module):
+class Module(ModuleHooks, Hyperparameters, nn.Module):
     """A model that a `Trainer` can train. Override `training_step` and `configure_optimizers`.
 
-    The hooks of `Callback` may be defined here too, without their first two arguments.
+    The hooks of `Callback` may be defined here too, without their first two arguments; `ModuleHooks` lists them.
 
     Attributes:
         penalty: If set, the trainer adds g, the sum of ``penalty.value(param, happy_lambda)`` over the penalized

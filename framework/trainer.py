@@ -33,12 +33,14 @@ from framework.loop.run import FitRun, Run, Stop
 from framework.loop.schedulers import SchedulerConfig
 from framework.loop.settings import Limit, Settings, check_settings, parse_max_time, resolve_max_epochs
 from framework.loop.signals import on_signals
+from framework.loop.takeover import transfer_of
 from framework.loop.validation import (
     as_callbacks,
     check_checkpoints,
     check_initialized,
     check_module,
     check_step,
+    with_callbacks_of,
 )
 from framework.module import Module
 from framework.objective.closure import Closure
@@ -278,8 +280,15 @@ class Trainer(Answers):
                 self._processes.synchronize(model)
                 self._processes.part_random_streams()
             run.data[stage] = [
-                Batches(loader, limit=limit, device=engine.device, name=name, processes=self._processes)
-                for name, loader in named_loaders(dataloaders, "dataloaders")
+                Batches(
+                    loader,
+                    limit=limit,
+                    device=engine.device,
+                    name=name,
+                    processes=self._processes,
+                    transfer=transfer_of(model, engine.device, index),
+                )
+                for index, (name, loader) in enumerate(named_loaders(dataloaders, "dataloaders"))
             ]
             check_loader_index(model, self.callbacks, stage, len(run.data[stage]))
             values, outputs = evaluate(run, stage)
@@ -297,6 +306,7 @@ class Trainer(Answers):
             SystemExit: With 143, after a SIGTERM, when all is saved and closed.
         """
         check_module(module)
+        self.callbacks = with_callbacks_of(module, self.callbacks)
         check_overrides(module, self.callbacks)
         check_connected(self.fabric.strategy)
         if self._under_way is not None:
@@ -313,6 +323,7 @@ class Trainer(Answers):
         try:
             with on_signals(lambda number: self._stop.interrupt(number.name)):
                 hooks.call("setup", stage)
+                module.configure_model()
                 yield hooks
         except BaseException as raised:
             if self._processes is not None:

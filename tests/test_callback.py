@@ -32,7 +32,8 @@ def test_fit_fires_the_hooks_of_the_documented_timeline(tmp_path):
         tmp_path, callbacks=recorder(record), limit_train_batches=2, limit_val_batches=1, check_val_every_n_epoch=2
     )
     trainer.fit(Regressor(), make_loader(), make_loader())
-    step = ["on_train_batch_start", "on_after_backward", "on_before_optimizer_step", "on_train_batch_end"]
+    gradients = ["on_before_zero_grad", "on_before_backward", "on_after_backward"]
+    step = ["on_train_batch_start", *gradients, "on_before_optimizer_step", "on_train_batch_end"]
     assert record == [
         *["setup", "on_fit_start"],
         *["on_sanity_check_start", *evaluation_hooks("validation", 1), "on_sanity_check_end"],
@@ -43,14 +44,14 @@ def test_fit_fires_the_hooks_of_the_documented_timeline(tmp_path):
     ]
 
 
-def test_fit_fires_on_after_backward_at_each_evaluation_of_an_optimizer_that_reevaluates(tmp_path):
+def test_fit_fires_the_hooks_of_gradients_at_each_evaluation_of_an_optimizer_that_reevaluates(tmp_path):
     record: list[str] = []
     trainer = make_trainer(tmp_path, callbacks=recorder(record), max_epochs=1, limit_train_batches=1)
     trainer.fit(Regressor(lambda module: LBFGS(module.parameters(), max_iter=4)), make_loader())
     assert trainer.closure_evaluations > 1
     assert record == [
         *["setup", "on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_batch_start"],
-        *["on_after_backward"] * trainer.closure_evaluations,
+        *["on_before_zero_grad", "on_before_backward", "on_after_backward"] * trainer.closure_evaluations,
         *["on_train_batch_end", "on_train_epoch_end", "on_train_end", "on_fit_end", "teardown"],
     ]
 

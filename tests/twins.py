@@ -26,6 +26,12 @@ class LightningRegressor(pl.LightningModule):
     configure_optimizers = Regressor.configure_optimizers
 
 
+def twins_with(methods: type, optimize: Any = None) -> tuple[Regressor, LightningRegressor]:
+    """Make both twins with the methods of a class in common."""
+    kinds = [type(methods.__name__, (methods, base), {}) for base in (Regressor, LightningRegressor)]
+    return tuple(kind(momentum if optimize is None else optimize) for kind in kinds)  # type: ignore[return-value]
+
+
 def make_lightning_trainer(root: Path, **options: Any) -> pl.Trainer:
     """Make the twin of `make_trainer`, without a sanity check."""
     return make_trainer(root, pl.Trainer, **{"num_sanity_val_steps": 0, **options})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from framework.data import TensorLoader
 from framework.loop.processes import Processes, rng_state_of, rng_states_of, set_rng_state_of, set_rng_states_of
 from framework.loop.progress import Progress
 from framework.loop.settings import Settings
+from framework.loop.takeover import transfer_of
 from framework.loop.validation import (
     check_loader,
     check_readable_again,
@@ -38,6 +39,7 @@ class Batches:
         device: Where batches should live. A loader with a method ``to`` is moved as a whole, once.
         name: What to call the loader in error messages.
         processes: If there are several, this one reads its share; a limit counts batches of all of them together.
+        transfer: Moves a batch to the device in the module's own way.
 
     Attributes:
         given: The loader as it was passed.
@@ -53,6 +55,7 @@ class Batches:
         device: torch.device,
         name: str,
         processes: Processes | None = None,
+        transfer: Callable[[Any], Any] | None = None,
     ) -> None:
         check_loader(loader, name)
         self.given = loader
@@ -66,8 +69,9 @@ class Batches:
         self.limit = limit
         # On the CPU nothing needs to be moved, and moving would cost as much as a small batch.
         self._device = None if device.type == "cpu" or hasattr(loader, "to") else device
+        self._transfer = transfer
         self.epoch = 0
-        self._has_begun = self._goes_on = False
+        self._has_begun = self._goes_on = self._is_left = False
         self._held: Batches | None = None
         self._held_rng: dict[str, Any] | None = None
         self._held_padding: set[int] = set()
@@ -109,11 +113,13 @@ class Batches:
         return rest
 
     def _read(self, done: int) -> Iterator[Any]:
-        self._has_begun, self._goes_on = True, False
+        self._has_begun, self._goes_on, self._is_left = True, False, False
         batches: Iterator[Any] = iter(self.loader)
         if self._limit is not None:
             batches = itertools.islice(batches, int(self.num_batches) - done)
-        if self._device is not None:
+        if self._transfer is not None:
+            batches = map(self._transfer, batches)
+        elif self._device is not None:
             batches = (move_data_to_device(batch, self._device) for batch in batches)
         return batches if self._processes is None else self._noting_padding(batches, done)
 
@@ -127,6 +133,7 @@ class Batches:
     def hold(self) -> None:
         """Read the batches once and repeat exactly those from now on (``overfit_batches``)."""
         self._held_rng, self._held = rng_states_of(self._processes, self.generators()), copy.copy(self)
+        self._held._transfer = None
         self._read_held()
         self.limit = None
 
@@ -175,15 +182,16 @@ class Batches:
             is_at: Whether the loader is where the run is. Within a step it is further; then a continued run skips.
         """
         own = is_at and self._keeps_state()
-        return {"loader": self.loader.state_dict() if own else None, "held_rng": self._held_rng}
+        loader = self.loader.state_dict() if own else None
+        return {"loader": loader, "is_left": self._is_left, "held_rng": self._held_rng}
 
     def load_state_dict(self, state: Mapping[str, Any], *, within_epoch: bool) -> None:
         """Take back what `state_dict` gave, before the first batch is read."""
         if state["loader"] is not None and self._keeps_state():
             self.loader.load_state_dict(state["loader"])
             self._goes_on = within_epoch
-            if not within_epoch and self._limit is not None:
-                self._leave_epoch()
+            if not within_epoch and (self._limit is not None or state["is_left"]):
+                self._break_off()
         if state["held_rng"] is not None and self._held is not None:
             generators = self._held.generators()
             now = rng_state_of(self._processes, generators)
@@ -192,12 +200,16 @@ class Batches:
             self._held_rng = state["held_rng"]
             set_rng_state_of(self._processes, now, generators)
 
-    def _leave_epoch(self) -> None:
+    def _break_off(self) -> None:
         """Break an epoch off, as a limit did before the state was saved, so that the next one starts anew."""
         generators = self.generators()
         now = rng_state_of(self._processes, generators)
         next(self._read(done=0), None)
         set_rng_state_of(self._processes, now, generators)
+
+    def leave_epoch(self) -> None:
+        """Note that the epoch is broken off here: a loader that keeps its own state must not go on from there."""
+        self._is_left = True
 
     def start_workers(self) -> None:
         """Start workers that persist, as the first epoch of a run does: the next one draws no seed for them."""
@@ -281,14 +293,24 @@ def read_fit_data(
         passes = num_passes(settings.max_epochs, settings.accumulate_grad_batches)
         check_readable_again(train_dataloaders, "train_dataloaders", passes)
     train_limit, val_limit = held or settings.limit_train_batches, held or settings.limit_val_batches
-    train = Batches(train_dataloaders, limit=train_limit, device=device, name="train_dataloaders", processes=processes)
+    train = Batches(
+        train_dataloaders,
+        limit=train_limit,
+        device=device,
+        name="train_dataloaders",
+        processes=processes,
+        transfer=transfer_of(module, device, 0),
+    )
     val = []
     if val_dataloaders is not None and val_limit != 0:
         check_step(module, "validation", "val_dataloaders are given")
         passes = num_validation_passes(settings)
-        for name, loader in named_loaders(val_dataloaders, "val_dataloaders"):
+        for index, (name, loader) in enumerate(named_loaders(val_dataloaders, "val_dataloaders")):
             check_readable_again(loader, name, passes)
-            val.append(Batches(loader, limit=val_limit, device=device, name=name, processes=processes))
+            transfer = transfer_of(module, device, index)
+            val.append(
+                Batches(loader, limit=val_limit, device=device, name=name, processes=processes, transfer=transfer)
+            )
     if held:
         train.hold()
     return train, val

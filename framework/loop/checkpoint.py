@@ -294,7 +294,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "callbacks": lambda value: _is_mapping(value) and all(map(_is_mapping, value.values())),
     "metrics": _is_metrics,
     "metric_states": lambda value: _is_mapping(value) and all(map(_is_mapping, value.values())),
-    "data": lambda value: _is_mapping(value) and value.keys() == {"loader", "held_rng"},
+    "data": lambda value: _is_mapping(value) and value.keys() == {"loader", "is_left", "held_rng"},
     "loggers": _is_list_with("class", "state"),
     "fingerprint": _is_mapping,
     "rng": _is_rng,

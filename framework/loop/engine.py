@@ -8,13 +8,10 @@ from typing import Any
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision, Precision
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from framework.loop.overrides import accepts
 from framework.module import Module
-from framework.objective.closure import gradient_norm
-from framework.objective.vector import all_parameters
 
 
 class Engine:
@@ -62,17 +59,15 @@ class Engine:
 
         return forward
 
-    def clip_gradients(
-        self, optimizer: Optimizer, clip_val: float | None, algorithm: str, *, measure: bool
-    ) -> Tensor | None:
-        """Unscale the gradients if necessary and clip them; return their norm before clipping if ``measure``."""
-        self._precision.unscale_gradients(optimizer)
-        norm = gradient_norm(optimizer) if measure else None
-        if clip_val and algorithm == "norm":
-            clip_grad_norm_(all_parameters(optimizer), clip_val)
-        elif clip_val:
-            clip_grad_value_(all_parameters(optimizer), clip_val)
-        return norm
+    def backward_by(self, method: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+        """Return the backward pass by a method of the module, which is given the scaled loss if there is a scaler."""
+        scaler = self.grad_scaler
+        return method if scaler is None else lambda loss: method(scaler.scale(loss))
+
+    def unscale_gradients(self, optimizer: Optimizer) -> None:
+        """Undo the scaling of gradients by the gradient scaler, if there is one."""
+        if not self._plain:
+            self._precision.unscale_gradients(optimizer)
 
 
 def _ignoring_indices(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,10 +10,10 @@ from typing import Any
 
 from framework.loop.batches import groups
 from framework.loop.evaluate import sanity_check, validate
-from framework.loop.overrides import refuse_answer
 from framework.loop.run import FitRun
 from framework.loop.schedulers import learning_rates
 from framework.objective.closure import Closure
+from framework.objective.output import NoLossError
 
 
 def fit(run: FitRun) -> None:
@@ -44,18 +44,26 @@ def fit(run: FitRun) -> None:
             batch = batches[0] if size == 1 else batches
             run.is_in_step, run.next_idx = True, next_idx
             metrics.read_group(batches)
-            for hook in batch_start:
-                if (answer := hook(batch, batch_idx)) is not None:
-                    refuse_answer(hook, answer)
+            answers = [hook(batch, batch_idx) for hook in batch_start]
+            if answers and _skips_epoch(run, answers):
+                run.is_in_step, progress.batch_idx = False, math.inf
+                run.train_batches.leave_epoch()
+                break
 
             log = progress.global_step % settings.log_every_n_steps == 0
             rates = learning_rates(phase.optimizer) if log else {}
             # What only logs need is known at the end, too; g, which some optimizers leave out, after every epoch.
-            norm = step(batches, batch_idx, log or _is_last(run, next_idx, of_epoch=leaves_out_penalty))
+            try:
+                norm = step(batches, batch_idx, log or _is_last(run, next_idx, of_epoch=leaves_out_penalty))
+            except NoLossError as error:
+                run.note_skipped_step(error)
+                norm = None
             run.gradient_norm = norm if norm is not None else run.gradient_norm
             progress.global_step += 1
-            assert closure.first is not None
-            metrics.end_step(closure.first.loss, batches, closure.first.weight)
+            if (first := closure.first) is not None:
+                metrics.end_step(first.loss, batches, first.weight)
+            else:
+                metrics.end_skipped_step(batches)
             progress.batch_idx = batch_idx if phase.iterations.cut_short else next_idx
             if run.val_interval is not None:
                 progress.since_validation += len(batches)
@@ -107,10 +115,15 @@ def _nothing() -> None:
     """Be due after a step that is not logged."""
 
 
+def _skips_epoch(run: FitRun, answers: list[Any]) -> bool:
+    """Tell whether a hook of any process returned -1, to skip the rest of the epoch."""
+    asked = any(isinstance(answer, int) and answer == -1 for answer in answers)
+    return asked if run.processes is None else bool(run.processes.max([int(asked)])[0])
+
+
 def _outputs(closure: Closure, size: int | str) -> Any:
     """What the first evaluation of the step returned: one mapping, or with accumulation always a list of them."""
-    assert closure.first is not None
-    outputs = closure.first.outputs
+    outputs = {} if closure.first is None else closure.first.outputs
     return outputs if size == 1 or isinstance(outputs, list) else [outputs]
 
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from framework.callback import HOOKS, Callback
+from framework.loop.overrides import overrides
 from framework.module import Module
 
 
@@ -28,11 +27,10 @@ class Hooks:
         self._watching: dict[str, list[Callable[..., Any]]] = {}
         for name in HOOKS:
             heard = [
-                (c.after_module, partial(getattr(c, name), trainer, module)) for c in callbacks if _overrides(c, name)
+                (c.after_module, partial(getattr(c, name), trainer, module)) for c in callbacks if overrides(c, name)
             ]
             self._first[name] = [listener for after, listener in heard if not after]
-            # A submodule may carry such a name.
-            if callable(own := getattr(module, name, None)) and not isinstance(own, nn.Module):
+            if overrides(module, name) and callable(own := getattr(module, name)):
                 self._first[name].append(own)
             self._watching[name] = [listener for after, listener in heard if after]
 
@@ -51,10 +49,6 @@ class Hooks:
             before_watching()
         for listener in self._watching[name]:
             listener(*args)
-
-
-def _overrides(callback: Callback, name: str) -> bool:
-    return getattr(type(callback), name) is not getattr(Callback, name)
 
 
 def each(actions: Iterable[Callable[[], Any]], *, after: BaseException | None = None) -> BaseException | None:

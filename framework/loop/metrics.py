@@ -318,6 +318,10 @@ class Metrics:
         self.epoch_loss.add(loss, self._weight("train/loss_epoch", None) if weight is None else weight)
         self._steps += 1
 
+    def end_skipped_step(self, batches: Iterable[Any]) -> None:
+        """Note that no step was taken over these batches: its f counts with weight 0."""
+        self.end_step(torch.zeros((), device=self._module.device), batches, 0.0)
+
     def _weight(self, name: str, batch_size: int | None) -> int:
         if batch_size is not None:
             return batch_size

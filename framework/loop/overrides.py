@@ -32,6 +32,16 @@ _CALLED: dict[type, dict[str, list[str]]] = {
         "predict_step": ["batch", "batch_idx"],
         "param_groups": [],
         "configure_optimizers": [],
+        "configure_callbacks": [],
+        "configure_model": [],
+        "configure_gradient_clipping": ["optimizer", "gradient_clip_val", "gradient_clip_algorithm"],
+        "optimizer_step": ["epoch", "batch_idx", "optimizer", "optimizer_closure"],
+        "optimizer_zero_grad": ["epoch", "batch_idx", "optimizer"],
+        "backward": ["loss"],
+        "lr_scheduler_step": ["scheduler", "metric"],
+        "on_before_batch_transfer": ["batch", "dataloader_idx"],
+        "transfer_batch_to_device": ["batch", "device", "dataloader_idx"],
+        "on_after_batch_transfer": ["batch", "dataloader_idx"],
         **_HOOK_ARGUMENTS,
     },
     Callback: {
@@ -42,36 +52,19 @@ _CALLED: dict[type, dict[str, list[str]]] = {
 }
 
 # The methods that Lightning calls but a trainer does not, with what to do instead.
-_CLOSURE = "the closure that optimizer.step receives does it"
-_LOADER = "do it in the loader's collate_fn, or at the top of the step"
 _DATALOADER = "pass the loader to fit(model, train_dataloaders, val_dataloaders), validate, test or predict"
 _STEP_END = "put it at the end of the step"
 _EPOCH_END = "collect what it needs in the step, and define {} instead"
 _MODE = "a trainer switches the module to eval mode and back by itself; change modes in on_validation_start"
 _MANUAL = "a trainer runs one optimizer, differentiated by its closure"
-_HOOKS = {
-    "on_before_backward": "change the loss in training_step, or define on_after_backward",
-    "on_before_zero_grad": f"{_CLOSURE}; define on_train_batch_start or on_train_batch_end",
-}
 _NOT_CALLED: dict[type, dict[str, str]] = {
     Module: {
-        **_HOOKS,
-        "optimizer_step": "write it as the step() of your own optimizer, or as on_before_optimizer_step",
-        "optimizer_zero_grad": f"{_CLOSURE}; drop it",
-        "backward": f"{_CLOSURE}; change the loss in training_step, or the gradients in on_after_backward",
         "manual_backward": f"{_MANUAL}; drop it, and return the loss from training_step",
         "toggle_optimizer": f"{_MANUAL}; drop it",
         "untoggle_optimizer": f"{_MANUAL}; drop it",
         "toggled_optimizer": f"{_MANUAL}; drop it",
-        "clip_gradients": "pass Trainer(gradient_clip_val=...), or change the gradients in on_before_optimizer_step",
-        "configure_gradient_clipping": "pass Trainer(gradient_clip_val=...), or define on_before_optimizer_step",
-        "lr_scheduler_step": "return a scheduler whose step() does it",
-        "transfer_batch_to_device": f"a trainer moves batches itself; {_LOADER}",
-        "on_before_batch_transfer": _LOADER,
-        "on_after_batch_transfer": _LOADER,
-        "configure_callbacks": "pass Trainer(callbacks=[...])",
-        "configure_model": "make the layers in __init__ or in setup",
-        "configure_sharded_model": "make the layers in __init__ or in setup",
+        "clip_gradients": "it is there to be called; define configure_gradient_clipping instead",
+        "configure_sharded_model": "rename it to configure_model",
         "prepare_data": "call it before fit",
         "train_dataloader": _DATALOADER,
         "val_dataloader": _DATALOADER,
@@ -93,7 +86,7 @@ _NOT_CALLED: dict[type, dict[str, str]] = {
         "predict_epoch_end": _EPOCH_END.format("on_predict_epoch_end"),
         "tbptt_split_batch": "cut the sequences in the loader, one batch for each piece",
     },
-    Callback: {**_HOOKS, "state_key": "checkpoints tell callbacks apart by their class and position; drop it"},
+    Callback: {"state_key": "checkpoints tell callbacks apart by their class and position; drop it"},
 }
 # Attributes that Lightning reads: set to False, they would have no effect here.
 _FLAGS = {
@@ -120,6 +113,7 @@ def check_overrides(module: Module, callbacks: Iterable[Callback]) -> None:
             _check_init(callback)
             _check_methods(callback, Callback)
     _check_methods(module, Module)
+    _check_hidden(module)
     for name, remedy in _FLAGS.items():
         if getattr(module, name, True) is False:
             raise ValueError(f"{type(module).__name__}.{name} is False, which would have no effect: {remedy}")
@@ -128,6 +122,20 @@ def check_overrides(module: Module, callbacks: Iterable[Callback]) -> None:
             f"{type(module).__name__}.example_input_array has no effect: the summary shows no input sizes, and no "
             "graph is logged",
             stacklevel=2,
+        )
+
+
+def _check_hidden(module: Module) -> None:
+    """Refuse submodules, parameters and buffers that a method of `Module` hides: that would be called in their place.
+
+    Raises:
+        ValueError: If there are any; the message names them.
+    """
+    registered = [*module._modules, *module._parameters, *module._buffers]
+    if hidden := [name for name in registered if hasattr(Module, name)]:
+        raise ValueError(
+            f"{type(module).__name__}.{hidden[0]} is a submodule, a parameter or a buffer, but also the name of "
+            f"something in Module, which hides it: give it another name"
         )
 
 
@@ -223,7 +231,7 @@ def _wrong_arguments(owner: Module | Callback, name: str, arguments: list[str]) 
 
 def _numbers_of_arguments(name: str, arguments: list[str]) -> list[int]:
     """Return with how many arguments a method may be called: a step need not take the index of the batch."""
-    if not name.endswith("_step"):
+    if name not in ("training_step", "validation_step", "test_step", "predict_step"):
         return [len(arguments)]
     # How many loaders there are, and so whether their index is passed, is not known before they are read.
     with_loader = [] if name == "training_step" else [len(arguments) + 1]
@@ -259,20 +267,6 @@ def accepts(method: Callable[..., Any], num_arguments: int) -> bool:
     except ValueError:  # a builtin without a signature
         return True
     return True
-
-
-def refuse_answer(hook: Callable[..., Any], answer: Any) -> None:
-    """Refuse the -1 with which `on_train_batch_start` skips the rest of an epoch in Lightning; ignore other answers.
-
-    Raises:
-        ValueError: If it is -1.
-    """
-    if isinstance(answer, int) and answer == -1:
-        name = getattr(getattr(hook, "func", hook), "__qualname__", "on_train_batch_start")
-        raise ValueError(
-            f"{name} returned -1, which skips the rest of the epoch in Lightning but not here: return None, and use "
-            "limit_train_batches or a shorter loader, or trainer.stop(reason) to end the run"
-        )
 
 
 def describe(value: Any) -> str:

@@ -6,10 +6,12 @@ import copy
 import dataclasses
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,14 @@ from framework.loop.engine import Engine
 from framework.loop.hooks import Hooks
 from framework.loop.inner_iterations import InnerIterations
 from framework.loop.metrics import Metrics
-from framework.loop.overrides import describe
+from framework.loop.overrides import describe, overrides
 from framework.loop.processes import Processes, rng_state_of, rng_states_of, set_rng_state_of, set_rng_states_of
 from framework.loop.processes import check_module as check_module_in_processes
 from framework.loop.progress import Progress
 from framework.loop.schedulers import SchedulerConfig, configured_options, learning_rates, parse_optimizers
 from framework.loop.settings import Settings
 from framework.loop.step import GivenClosure, Step, make_step
+from framework.loop.takeover import backward_of, check_taken_over, clipping_of, take_over_schedulers, zeroing_of
 from framework.loop.validation import (
     check_configured,
     check_fingerprint,
@@ -52,6 +55,7 @@ from framework.loop.validation import (
 from framework.module import Module
 from framework.objective.closure import Closure, Objective
 from framework.objective.groups import adopt_penalty, is_penalized, sparsities, stationarity_gap
+from framework.objective.output import NoLossError
 from framework.objective.replay import (
     Generator,
     find_generators,
@@ -241,7 +245,7 @@ class FitRun(Run):
         self.seconds = 0.0
         self.gradient_norm: Tensor | float | None = None
         self.is_between_epochs = True
-        self.is_in_step = self._is_iterating = False
+        self.is_in_step = self._is_iterating = self._has_skipped = False
         self.next_idx = 0.0
         self.due: Callable[[], None] | None = None
         self._awaited_checkpoints: list[tuple[str | Path, bool]] = []
@@ -291,7 +295,10 @@ class FitRun(Run):
             module,
             optimizer,
             forward=engine.forward("training_step"),
-            backward=engine.backward,
+            backward=backward_of(module, engine, self.hooks.on_before_backward),
+            zero_gradients=zeroing_of(
+                module, optimizer, self.hooks.on_before_zero_grad, epoch=lambda: self.progress.epoch
+            ),
             recorder=self.metrics,
             evaluations=evaluations,
             peers=self.processes,
@@ -305,12 +312,42 @@ class FitRun(Run):
         )
         if closure.reevaluates:
             check_reevaluation(optimizer, settings.gradient_clip_val, fp16=engine.grad_scaler is not None)
+        check_taken_over(
+            module,
+            closure,
+            accumulate_grad_batches,
+            fp16=engine.grad_scaler is not None,
+            several_processes=self.processes is not None,
+        )
+        take_over_schedulers(module, schedulers)
         warn_of_minimizations(optimizer, num_steps(self.train_batches.num_batches, accumulate_grad_batches))
-        step = make_step(closure, engine, settings, self.hooks.on_before_optimizer_step)
+        step = make_step(
+            closure,
+            engine,
+            clipping_of(module, optimizer, settings),
+            self.hooks.on_before_optimizer_step,
+            partial(self._call_optimizer, optimizer) if overrides(module, "optimizer_step") else None,
+        )
         if isinstance(step, GivenClosure) and accumulate_grad_batches == "epoch":
             check_replay(optimizer, self.train_batches.loader)
         iterations = InnerIterations(optimizer, self._report_iteration, self.is_over)
         return Phase(optimizer, schedulers, closure, step, iterations, accumulate_grad_batches)
+
+    def _call_optimizer(self, optimizer: Optimizer, batch_idx: int, closure: Any) -> None:
+        self.module.optimizer_step(self.progress.epoch, batch_idx, optimizer, closure)
+
+    def note_skipped_step(self, error: NoLossError) -> None:
+        """Accept that no step was taken, because `training_step` returned None; warn the first time.
+
+        Raises:
+            ValueError: If another evaluation of the same step returned a loss, or there are other processes.
+        """
+        if self.phase.closure.first is not None or self.processes is not None:
+            reason = "in one of several evaluations of a step" if self.processes is None else "with several processes"
+            raise ValueError(f"{error}, which is not possible {reason}") from error
+        if not self._has_skipped:
+            self._has_skipped = True
+            warnings.warn(f"{error}: no step is taken for such a batch", stacklevel=2)
 
     def _report_iteration(self, iteration: int, value: float) -> None:
         """Log an iteration within a step, at its number in the run, and fire the hook."""

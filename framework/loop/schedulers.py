@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import nn
@@ -24,6 +24,7 @@ class SchedulerConfig:
         monitor: The metric that `ReduceLROnPlateau` is given.
         strict: Whether a monitored metric that was never logged is an error, or the scheduler waits for it.
         name: Accepted for compatibility; learning rates are logged as ``lr/<group>``.
+        step_by: What steps it, if the module does, given the scheduler and the metric.
     """
 
     scheduler: Any
@@ -32,7 +33,8 @@ class SchedulerConfig:
     monitor: str | None = None
     strict: bool = True
     name: str | None = None
-    _seen: int = 0
+    step_by: Callable[[Any, Any], None] | None = field(default=None, init=False)
+    _seen: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         kind = type(self.scheduler).__name__
@@ -51,12 +53,18 @@ class SchedulerConfig:
     def step(self, metrics: Metrics) -> None:
         """Step the scheduler; `ReduceLROnPlateau` only when its metric has a value that it was not given before."""
         if not isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step()
+            self._step()
             return
         assert self.monitor is not None
         if news := metrics.news(self.monitor, self._seen, "ReduceLROnPlateau", strict=self.strict):
             self._seen, value = news
-            self.scheduler.step(value)
+            self._step(value)
+
+    def _step(self, *value: float) -> None:
+        if self.step_by is None:
+            self.scheduler.step(*value)
+        else:
+            self.step_by(self.scheduler, value[0] if value else None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduler's own state, and how many values of its metric it was given."""
@@ -108,7 +116,7 @@ def parse_optimizers(configured: Any) -> tuple[Optimizer, list[SchedulerConfig]]
 def _parse_scheduler(scheduler: Any) -> SchedulerConfig:
     if not isinstance(scheduler, Mapping):
         return SchedulerConfig(scheduler)
-    known = {f.name for f in fields(SchedulerConfig) if not f.name.startswith("_")}
+    known = {f.name for f in fields(SchedulerConfig) if f.init}
     _check_keys("lr_scheduler", scheduler, known | {"reduce_on_plateau"})
     if "scheduler" not in scheduler:
         raise ValueError(f'the lr_scheduler dictionary has no "scheduler", only {sorted(scheduler)}')

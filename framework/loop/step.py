@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from framework.loop.engine import Engine
-from framework.loop.settings import Settings
-from framework.objective.closure import Closure, Peers
+from framework.objective.closure import Closure, Peers, gradient_norm
+from framework.objective.output import NoLossError
 
 # Optimizers whose class is from one of these modules are known to evaluate once unless they say otherwise.
 _WELL_KNOWN = ("torch.optim.", "framework.optim.")
@@ -37,16 +37,27 @@ class Step(Protocol):
 def make_step(
     closure: Closure,
     engine: Engine,
-    settings: Settings,
-    on_before_optimizer_step: list[Callable[[Optimizer], Any]],
+    clip: Callable[[], None] | None,
+    before_step: list[Callable[[Optimizer], Any]],
+    call_optimizer: Callable[[int, Any], None] | None = None,
 ) -> Step:
-    """Return the kind of step that suits the closure's optimizer."""
+    """Return the kind of step that suits the closure's optimizer.
+
+    Args:
+        closure: What the step evaluates.
+        engine: Device and precision.
+        clip: Clips the gradients of the optimizer; None if nothing does.
+        before_step: Called with the optimizer when gradients are final but for clipping.
+        call_optimizer: The module's own way to call the optimizer, given the index of the batch and the closure.
+    """
     optimizer = closure.objective.optimizer
+    if call_optimizer is not None:
+        return CalledByModule(closure, clip, before_step, call_optimizer)
     known_to_evaluate_once = not closure.reevaluates and type(optimizer).__module__.startswith(_WELL_KNOWN)
     # A gradient scaler decides by itself whether to step, and takes no closure.
     if known_to_evaluate_once or not _takes_closure(optimizer) or engine.grad_scaler is not None:
-        return EvaluatedOnce(closure, engine, settings, on_before_optimizer_step)
-    return GivenClosure(closure, engine, settings, on_before_optimizer_step)
+        return EvaluatedOnce(closure, engine, clip, before_step)
+    return GivenClosure(closure, engine, clip, before_step)
 
 
 class EvaluatedOnce:
@@ -56,13 +67,15 @@ class EvaluatedOnce:
     """
 
     def __init__(
-        self, closure: Closure, engine: Engine, settings: Settings, before_step: list[Callable[[Optimizer], Any]]
+        self,
+        closure: Closure,
+        engine: Engine,
+        clip: Callable[[], None] | None,
+        before_step: list[Callable[[Optimizer], Any]],
     ) -> None:
-        self._closure, self._before_step = closure, before_step
+        self._closure, self._clip, self._before_step = closure, clip, before_step
         self._raw = closure.objective.optimizer
-        self._optimizer = engine.wrap(self._raw)
-        self._clip, self._clip_gradients = settings.gradient_clip_val, engine.clip_gradients
-        self._algorithm = settings.gradient_clip_algorithm
+        self._optimizer, self._unscale_gradients = engine.wrap(self._raw), engine.unscale_gradients
         self._peers = _peers_if_it_draws(closure)
 
     def __call__(self, batches: Iterable[Any], batch_idx: int, log: bool) -> Tensor | None:
@@ -70,8 +83,11 @@ class EvaluatedOnce:
         for hook in self._before_step:
             hook(self._raw)
         norm = None
-        if log or self._clip:
-            norm = self._clip_gradients(self._raw, self._clip, self._algorithm, measure=log)
+        if log or self._clip is not None:
+            self._unscale_gradients(self._raw)
+            norm = gradient_norm(self._raw) if log else None
+            if self._clip is not None:
+                self._clip()
         if self._peers is None:  # a context would cost a few percent of a small step
             self._optimizer.step()
         else:
@@ -88,35 +104,75 @@ class GivenClosure:
     """
 
     def __init__(
-        self, closure: Closure, engine: Engine, settings: Settings, before_step: list[Callable[[Optimizer], Any]]
+        self,
+        closure: Closure,
+        engine: Engine,
+        clip: Callable[[], None] | None,
+        before_step: list[Callable[[Optimizer], Any]],
     ) -> None:
-        self._closure, self._engine, self._settings, self._before_step = closure, engine, settings, before_step
+        self._closure, self._before_step = closure, before_step
+        self._clip = None if closure.reevaluates else clip
         self._raw = closure.objective.optimizer
         self._optimizer = engine.wrap(self._raw)
         self._expects_gradients: bool = getattr(type(self._raw), "expects_gradients", True)
         self._peers = _peers_if_it_draws(closure)
 
     def __call__(self, batches: Iterable[Any], batch_idx: int, log: bool) -> Tensor | None:
-        closure, settings = self._closure, self._settings
-        clips = bool(settings.gradient_clip_val) and not closure.reevaluates
-        with closure.step(batches, batch_idx, log=log, clip_again=self._clip if clips else None):
+        closure = self._closure
+        with closure.step(batches, batch_idx, log=log, clip_again=self._clip):
             if self._expects_gradients:
                 closure()
                 if not closure.reevaluates:
                     for hook in self._before_step:
                         hook(self._raw)
-                if clips:
+                if self._clip is not None:
                     self._clip()
                 closure.keep_ready()
             with nullcontext() if self._peers is None else self._peers.common():
                 self._optimizer.step(closure)
         return closure.gradient_norm
 
-    def _clip(self) -> None:
-        settings = self._settings
-        self._engine.clip_gradients(
-            self._raw, settings.gradient_clip_val, settings.gradient_clip_algorithm, measure=False
-        )
+
+class CalledByModule:
+    """The step of a module that overrides `optimizer_step`: it calls the optimizer, or the closure alone.
+
+    The first call of the closure is the evaluation that counts: hooks and clipping follow it at once.
+    """
+
+    def __init__(
+        self,
+        closure: Closure,
+        clip: Callable[[], None] | None,
+        before_step: list[Callable[[Optimizer], Any]],
+        call_optimizer: Callable[[int, Any], None],
+    ) -> None:
+        self._closure, self._clip, self._before_step = closure, clip, before_step
+        self._call_optimizer = call_optimizer
+        self._peers = _peers_if_it_draws(closure)
+        self._skipped: NoLossError | None = None
+
+    def __call__(self, batches: Iterable[Any], batch_idx: int, log: bool) -> Tensor | None:
+        closure, self._skipped = self._closure, None
+        with closure.step(batches, batch_idx, log=log, clip_again=self._clip):
+            with nullcontext() if self._peers is None else self._peers.common():
+                self._call_optimizer(batch_idx, closure if closure.reevaluates else self._evaluate)
+            if self._skipped is not None:
+                raise self._skipped
+        return closure.gradient_norm
+
+    def _evaluate(self) -> Tensor | None:
+        closure, is_first = self._closure, self._closure.first is None
+        try:
+            value = closure()
+        except NoLossError as skipped:  # without gradients, the optimizer leaves the parameters as they are
+            self._skipped = skipped
+            return None
+        if is_first:
+            for hook in self._before_step:
+                hook(closure.objective.optimizer)
+            if self._clip is not None:
+                self._clip()
+        return value
 
 
 def _peers_if_it_draws(closure: Closure) -> Peers | None:

@@ -72,6 +72,19 @@ def as_callbacks(given: Any) -> list[Callback]:
     return callbacks
 
 
+def with_callbacks_of(module: Module, callbacks: Sequence[Callback]) -> list[Callback]:
+    """Return the callbacks with those of ``module.configure_callbacks``, which replace those of the same class.
+
+    Raises:
+        TypeError: If one of them is not a `Callback`.
+    """
+    if not overrides(module, "configure_callbacks"):
+        return list(callbacks)
+    own = as_callbacks(module.configure_callbacks())
+    kinds = {type(callback) for callback in own}
+    return [callback for callback in callbacks if type(callback) not in kinds] + own
+
+
 def check_step(module: Module, stage: str, reason: str) -> None:
     """Refuse to run over data with a step that the module does not define.
 

@@ -19,7 +19,7 @@ from framework.module import Module
 from framework.objective.batched_values import stacked_values, warn_one_by_one
 from framework.objective.curvature import HessianVectorProduct, hessian_vector_product
 from framework.objective.groups import Group, declared_groups, penalty_value
-from framework.objective.output import check_finite, parse_output
+from framework.objective.output import NoLossError, check_finite, parse_output
 from framework.objective.replay import Generator, Replay, keeping_metrics
 from framework.objective.vector import ParameterVector, all_parameters
 from framework.penalties import Penalty
@@ -99,6 +99,8 @@ class Objective:
         optimizer: The optimizer whose parameters are differentiated.
         forward: `training_step` wrapped for the device and precision.
         backward: Adds the gradients of a loss to those in the parameters.
+        zero_gradients: What drops the gradients before an evaluation, given the index of its first batch. Default: set
+            them to None.
         recorder: Told which batch is being evaluated.
         evaluations: How many evaluations were made before.
         peers: The other processes, if there are any: f, g and gradients are those over the batches of all.
@@ -115,6 +117,7 @@ class Objective:
         *,
         forward: Callable[[Any, int], Any] | None = None,
         backward: Callable[[Tensor], None] = Tensor.backward,
+        zero_gradients: Callable[[int], None] | None = None,
         recorder: Recorder | None = None,
         evaluations: int = 0,
         peers: Peers | None = None,
@@ -126,6 +129,7 @@ class Objective:
         self.optimizer = optimizer
         self._forward = forward or module.training_step
         self._backward = backward
+        self._zero_gradients = zero_gradients
         self._recorder = recorder or Unrecorded()
 
     @property
@@ -150,6 +154,10 @@ class Objective:
             batch_idx: The index of the first batch.
             differentiate: Whether to add the gradients of the value to those in the parameters.
             with_penalty: Whether to compute g even if the optimizer handles it itself.
+
+        Raises:
+            NoLossError: If `training_step` returned None for every batch. Those of several for which it did are left
+                out of the mean.
         """
         self.evaluations += 1
         outputs: Any
@@ -201,21 +209,27 @@ class Objective:
         self, batches: Iterable[Any], batch_idx: int, differentiate: bool, with_penalty: bool
     ) -> tuple[Tensor, Tensor | None, list[dict[str, Any]]]:
         """Return f and g as means over the samples of the group, and the outputs; add gradients if asked to."""
-        outputs = []
+        outputs: list[dict[str, Any]] = []
         first_size, total_weight, f, g = 0, 0.0, None, None
+        skipped: NoLossError | None = None
         for index, batch in enumerate(batches, batch_idx):
             # Weights are relative to the first batch, so that batches of equal size need no scaling before the sum.
             size = self.module.count_samples(batch)
+            weight = size / (first_size or size)
+            try:
+                loss, penalty, output = self._add(batch, index, weight, differentiate, with_penalty)
+            except NoLossError as error:
+                skipped = error
+                outputs.append({})
+                continue
             first_size = first_size or size
-            weight = size / first_size
-            loss, penalty, output = self._add(batch, index, weight, differentiate, with_penalty)
             total_weight += weight
             outputs.append(output)
             f = loss * weight if f is None else f + loss * weight
             if penalty is not None:
                 g = penalty * weight if g is None else g + penalty * weight
         if f is None:
-            raise ValueError("the data loader yielded no batch: is it empty, or a generator that was read before?")
+            raise skipped or ValueError("the data loader yielded no batch: is it empty, or was it read before?")
         if differentiate:
             self._scale_gradients(1 / total_weight)
         self._recorder.read_group(batches)
@@ -258,8 +272,10 @@ class Objective:
             param.grad = grad / total.to(grad) if uses else None  # none if no process has one
         return f / total, g / total if len(own) == 3 else None, outputs, float(total)
 
-    def zero_gradients(self) -> None:
-        """Drop the gradients of the optimizer's parameters."""
+    def zero_gradients(self, batch_idx: int) -> None:
+        """Drop the gradients of the optimizer's parameters, before an evaluation from this batch on."""
+        if self._zero_gradients is not None:
+            return self._zero_gradients(batch_idx)
         for group in self.optimizer.param_groups:
             for param in group["params"]:
                 param.grad = None
@@ -399,7 +415,8 @@ class Closure:
 
     def evaluate_once(self, batches: Iterable[Any], batch_idx: int, *, log: bool = False) -> None:
         """Compute the gradients of a step whose optimizer needs no closure; keep nothing to evaluate it again."""
-        self.objective.zero_gradients()
+        self.first = None
+        self.objective.zero_gradients(batch_idx)
         self.first = self.objective.evaluate(batches, batch_idx, differentiate=True, with_penalty=log)
         for hook in self._on_after_backward:
             hook()
@@ -480,7 +497,7 @@ class Closure:
             if not differentiate:
                 evaluation = self._evaluate_value(with_penalty)
             else:
-                self.objective.zero_gradients()
+                self.objective.zero_gradients(step.batch_idx)
                 with torch.enable_grad():
                     evaluation = self.objective.evaluate(
                         step.batches, step.batch_idx, differentiate=True, with_penalty=with_penalty

@@ -15,6 +15,10 @@ _ALLOWED = 'return a scalar loss, (loss, penalty), or a mapping with "loss" and 
 _NO_EXTRAS: Mapping[str, Any] = {}
 
 
+class NoLossError(ValueError):
+    """`training_step` returned None, as it may to skip a batch, for every batch of an evaluation."""
+
+
 def parse_output(module: Module, output: Any) -> tuple[Tensor, Tensor | None, Mapping[str, Any]]:
     """Parse what `training_step` returned; never waits for the device.
 
@@ -27,6 +31,7 @@ def parse_output(module: Module, output: Any) -> tuple[Tensor, Tensor | None, Ma
         detached.
 
     Raises:
+        NoLossError: If it is None.
         TypeError: If it is none of these.
         ValueError: If a part is not a scalar, the loss does not require a gradient although one is needed, or the
             module has a penalty object in addition to the penalty returned.
@@ -34,6 +39,8 @@ def parse_output(module: Module, output: Any) -> tuple[Tensor, Tensor | None, Ma
     penalty, extras = None, _NO_EXTRAS
     if isinstance(output, Tensor):
         loss = output
+    elif output is None:
+        raise NoLossError(f"{_step(module)} returned None; {_ALLOWED}, and None only to skip a batch")
     elif isinstance(output, Mapping):
         if "loss" not in output:
             raise TypeError(f"{_step(module)} returned a mapping without 'loss', only {sorted(output)}; {_ALLOWED}")
@@ -83,11 +90,6 @@ def _check_scalar(module: Module, part: str, value: Any, output: Any) -> None:
 
 
 def _unreadable(module: Module, output: Any) -> TypeError:
-    if output is None:
-        return TypeError(
-            f"{_step(module)} returned None, as if to skip the batch; {_ALLOWED}. To skip a batch, leave it out "
-            "of the loader"
-        )
     return TypeError(f"{_step(module)} returned {type(output).__name__} ({output!r:.60}); {_ALLOWED}")
 
 

@@ -225,11 +225,8 @@ def test_everything_in_lightning_is_ours_or_a_helper_or_refused_with_what_to_do_
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("optimizer_step", r"write it as the step\(\) of your own optimizer"),
-        ("backward", "change the loss in training_step"),
-        ("configure_gradient_clipping", "gradient_clip_val"),
-        ("lr_scheduler_step", r"return a scheduler whose step\(\) does it"),
-        ("transfer_batch_to_device", "do it in the loader's collate_fn"),
+        ("clip_gradients", "define configure_gradient_clipping instead"),
+        ("configure_sharded_model", "rename it to configure_model"),
         ("training_epoch_end", "define on_train_epoch_end instead"),
         ("validation_epoch_end", "define on_validation_epoch_end instead"),
         ("training_step_end", "at the end of the step"),
@@ -269,13 +266,13 @@ def test_a_misspelled_method_of_a_callback_is_refused(tmp_path):
 
 def test_helpers_attributes_and_submodules_may_have_any_name(tmp_path):
     class Template(Regressor):
-        backward = None
+        tbptt_split_batch = None
         train_dataloader = (1, 2)
         manual_backward = nn.Identity
 
         def __init__(self):
             super().__init__()
-            self.backward_net, self.optimizer_step = nn.Identity(), nn.Identity()
+            self.backward_net, self.manual_step = nn.Identity(), nn.Identity()
             self.val_dataloader, self.prepare_data, self.validation_steps = [1], 3, 7
             self.automatic_optimization, self.setup = True, "wide"
 
@@ -308,6 +305,14 @@ def test_helpers_attributes_and_submodules_may_have_any_name(tmp_path):
     make_trainer(tmp_path, callbacks=Watch()).fit(Derived(), make_loader(), make_loader())
 
 
+@pytest.mark.parametrize("name", ["backward", "setup", "penalty", "logger"])
+@pytest.mark.parametrize("what", [nn.Identity(), nn.Parameter(torch.zeros(1))])
+def test_a_part_of_the_module_that_a_method_hides_is_refused(tmp_path, name, what):
+    module = Regressor()
+    module._modules[name] = what
+    refuse(tmp_path, module, rf"Regressor\.{name} is a submodule, a parameter or a buffer, but also the name of some")
+
+
 @pytest.mark.parametrize("flag", [False, property(lambda self: False)])
 def test_manual_optimization_is_refused(tmp_path, flag):
     refuse(tmp_path, with_method("automatic_optimization", method=flag)(), r"automatic_optimization is False.*step\(cl")
@@ -322,16 +327,6 @@ def test_an_example_input_is_warned_about(tmp_path):
     module.example_input_array = torch.zeros(1, 3)
     with pytest.warns(UserWarning, match="Regressor.example_input_array has no effect"):
         make_trainer(tmp_path, max_epochs=0).fit(module, make_loader())
-
-
-@pytest.mark.parametrize("owner", ["module", "callback"])
-def test_skipping_the_rest_of_an_epoch_by_returning_a_number_is_refused(tmp_path, owner):
-    def skip(self, *args):
-        return -1 if args[-1] == 1 else None
-
-    module = with_method("on_train_batch_start", method=skip if owner == "module" else lambda self, *args: "fine")()
-    callback = with_method("on_train_batch_start", Callback, skip if owner == "callback" else lambda self, *args: 0)()
-    refuse(tmp_path, module, "returned -1, which skips the rest of the epoch in Lightning", callbacks=callback)
 
 
 @pytest.mark.parametrize(
@@ -611,11 +606,6 @@ def returning(make: Any) -> Regressor:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (
-            lambda loss: None,
-            TypeError,
-            r"Step\.training_step returned None, as if to skip the batch; return a scalar loss, \(loss, penalty\)",
-        ),
         (lambda loss: loss.item(), TypeError, r"returned float \(.*\); return a scalar loss"),
         (lambda loss: (loss,), TypeError, r"returned tuple .*; return a scalar loss"),
         (lambda loss: (loss, loss, loss), TypeError, r"returned tuple .*; return a scalar loss"),
@@ -644,7 +634,6 @@ def test_an_objective_that_is_not_a_finite_scalar_with_a_gradient_is_refused(tmp
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda loss: None, TypeError, "training_step returned None, as if to skip the batch"),
         (lambda loss: loss.item(), TypeError, "training_step returned float"),
         (lambda loss: loss.repeat(2), ValueError, r"training_step returned a loss of shape \(2,\)"),
         (lambda loss: loss.detach(), ValueError, "training_step returned a loss that depends on no parameter"),
