@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from framework.data.samples import count_samples
 from framework.hyperparameters import Hyperparameters
+from framework.manual_optimization import ManualOptimization
 from framework.module_hooks import ModuleHooks
 from framework.penalties import Penalty
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from framework.trainer import Trainer
 
 
-class Module(ModuleHooks, Hyperparameters, nn.Module):
+class Module(ModuleHooks, ManualOptimization, Hyperparameters, nn.Module):
     """A model that a `Trainer` can train. Override `training_step` and `configure_optimizers`.
 
     The hooks of `Callback` may be defined here too, without their first two arguments; `ModuleHooks` lists them.
@@ -85,8 +86,12 @@ class Module(ModuleHooks, Hyperparameters, nn.Module):
         return next(iter(self.loggers), None)
 
     def optimizers(self, use_pl_optimizer: bool = True) -> Any:
-        """Return the optimizer in use; the argument is Lightning's, which wraps its optimizers."""
-        return self.trainer.optimizer
+        """Return the optimizer in use, a list of them if there are several; the argument has no effect.
+
+        It is Lightning's, which wraps its optimizers.
+        """
+        optimizers = self.trainer.optimizers
+        return optimizers if len(optimizers) > 1 else next(iter(optimizers), [])
 
     def lr_schedulers(self) -> Any:
         """Return the scheduler in use, a list of them if there are several, None if there is none."""

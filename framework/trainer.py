@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric import Fabric
+from torch import Tensor
 from torch.optim import Optimizer
 
 from framework.answers import Answers
@@ -25,6 +26,7 @@ from framework.loop.engine import Engine
 from framework.loop.evaluate import evaluate
 from framework.loop.fit import fit
 from framework.loop.hooks import Hooks, each
+from framework.loop.manual import Manual
 from framework.loop.metrics import Metrics
 from framework.loop.overrides import check_loader_index, check_overrides
 from framework.loop.processes import Processes, check_connected, check_strategy
@@ -471,6 +473,12 @@ class Trainer(Answers):
                 f"ckpt_path={ckpt_path!r}, but there is no such checkpoint in {folders[0]}: pass the path of one"
             )
         return found
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Do what `Module.manual_backward` says."""
+        step = self._last_fit("manual_backward").phase.step
+        assert isinstance(step, Manual)
+        step.backward(loss, *args, **kwargs)
 
     def clock(self) -> float:
         """Return a time in seconds, for decisions in a fit that all processes take alike: the clock of rank zero."""

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 ROOMS = (
     "framework._version",
     "framework.penalties framework.losses framework.layers framework.data",
-    "framework.hyperparameters framework.module_hooks framework.module framework.callback framework.loggers",
+    "framework.hyperparameters framework.module_hooks framework.manual_optimization framework.module "
+    "framework.callback framework.loggers",
     "framework.happy_lambda framework.pruning framework.auto_lambda",
     "framework.objective",
     "framework.optim",

@@ -223,7 +223,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_progress(value: Any) -> bool:
-    counts = ("epoch", "epochs_completed", "since_validation", "global_step", "iterations")
+    counts = ("epoch", "epochs_completed", "since_validation", "global_step", "taken", "iterations")
     return (
         _is_mapping(value)
         and value.keys() == {field.name for field in fields(Progress)}

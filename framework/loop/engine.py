@@ -34,7 +34,7 @@ class Engine:
         self._precision.convert_module(module)
         fabric.to_device(module)
         self._plain = type(self._precision) is Precision
-        self.backward: Callable[[Tensor], None] = Tensor.backward if self._plain else fabric.backward
+        self.backward: Callable[..., None] = Tensor.backward if self._plain else fabric.backward
         self.precision: str = self._precision.precision
         self.grad_scaler = getattr(self._precision, "scaler", None)
 
@@ -59,7 +59,7 @@ class Engine:
 
         return forward
 
-    def backward_by(self, method: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    def backward_by(self, method: Callable[..., None]) -> Callable[..., None]:
         """Return the backward pass by a method of the module, which is given the scaled loss if there is a scaler."""
         scaler = self.grad_scaler
         return method if scaler is None else lambda loss: method(scaler.scale(loss))

@@ -129,7 +129,7 @@ def sanity_check(run: FitRun) -> None:
     with run.trying_validation():
         run.hooks.call("on_sanity_check_start")
         validate(run, max_batches=None if max_batches == -1 else max_batches)
-        check_monitors(run.callbacks, run.phase.schedulers, run.metrics.callback_metrics, run.module)
+        check_monitors(run.callbacks, run.phase.stepped_schedulers, run.metrics.callback_metrics, run.module)
         run.hooks.call("on_sanity_check_end")
 
 

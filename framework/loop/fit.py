@@ -38,7 +38,7 @@ def fit(run: FitRun) -> None:
             progress.since_validation = 0
         if run.is_validation_due:  # of a run that was saved or interrupted just before
             _validate_within_epoch(run)
-        step_schedulers = [scheduler for scheduler in phase.schedulers if scheduler.interval == "step"]
+        step_schedulers = [config for config in phase.stepped_schedulers if config.interval == "step"]
         steps = groups(run.train_batches, size, progress)
         for batch_idx, next_idx, batches in steps:
             batch = batches[0] if size == 1 else batches
@@ -50,7 +50,7 @@ def fit(run: FitRun) -> None:
                 run.train_batches.leave_epoch()
                 break
 
-            log = progress.global_step % settings.log_every_n_steps == 0
+            log = progress.global_step % settings.log_every_n_steps < progress.taken
             rates = learning_rates(phase.optimizer) if log else {}
             # What only logs need is known at the end, too; g, which some optimizers leave out, after every epoch.
             try:
@@ -59,7 +59,7 @@ def fit(run: FitRun) -> None:
                 run.note_skipped_step(error)
                 norm = None
             run.gradient_norm = norm if norm is not None else run.gradient_norm
-            progress.global_step += 1
+            progress.global_step += step.taken
             if (first := closure.first) is not None:
                 metrics.end_step(first.loss, batches, first.weight)
             else:
@@ -131,7 +131,7 @@ def _log_step(run: FitRun, rates: dict[str, float]) -> None:
     """Send the values of the step just taken to the loggers. Synchronizes with the device."""
     run.check_finite()
     values = {name: float(value) for name, value in run.own_values()} | rates
-    run.log_metrics(run.metrics.log_step(values), run.progress.global_step - 1)
+    run.log_metrics(run.metrics.log_step(values), run.progress.global_step - run.progress.taken)
 
 
 def _is_last(run: FitRun, next_idx: float, *, of_epoch: bool) -> bool:
@@ -153,7 +153,7 @@ def _end_epoch(run: FitRun, *, complete: bool) -> None:
         return  # half a validation decides nothing: a resumed run makes it again
     run.publish_epoch()
     if complete:
-        due = [s for s in run.phase.schedulers if s.interval == "epoch" and epoch % s.frequency == 0]
+        due = [s for s in run.phase.stepped_schedulers if s.interval == "epoch" and epoch % s.frequency == 0]
         for scheduler in due:
             if scheduler.monitor is None:
                 scheduler.step(run.metrics)

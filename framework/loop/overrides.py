@@ -56,13 +56,13 @@ _DATALOADER = "pass the loader to fit(model, train_dataloaders, val_dataloaders)
 _STEP_END = "put it at the end of the step"
 _EPOCH_END = "collect what it needs in the step, and define {} instead"
 _MODE = "a trainer switches the module to eval mode and back by itself; change modes in on_validation_start"
-_MANUAL = "a trainer runs one optimizer, differentiated by its closure"
+_CALL = "it is there to be called, not to be overridden"
 _NOT_CALLED: dict[type, dict[str, str]] = {
     Module: {
-        "manual_backward": f"{_MANUAL}; drop it, and return the loss from training_step",
-        "toggle_optimizer": f"{_MANUAL}; drop it",
-        "untoggle_optimizer": f"{_MANUAL}; drop it",
-        "toggled_optimizer": f"{_MANUAL}; drop it",
+        "manual_backward": "it is there to be called; define backward instead",
+        "toggle_optimizer": _CALL,
+        "untoggle_optimizer": _CALL,
+        "toggled_optimizer": _CALL,
         "clip_gradients": "it is there to be called; define configure_gradient_clipping instead",
         "configure_sharded_model": "rename it to configure_model",
         "prepare_data": "call it before fit",
@@ -90,8 +90,6 @@ _NOT_CALLED: dict[type, dict[str, str]] = {
 }
 # Attributes that Lightning reads: set to False, they would have no effect here.
 _FLAGS = {
-    "automatic_optimization": "a trainer calls the optimizer itself: drop it, return the loss from training_step, and "
-    "write what the manual steps do as the step(closure) of your own optimizer",
     "strict_loading": "a checkpoint must have all entries of the module: drop it, and load other weights with "
     "load_state_dict(..., strict=False) before fit",
 }

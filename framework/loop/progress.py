@@ -18,6 +18,7 @@ class Progress:
         since_validation: How many batches were trained on since those that ``val_check_interval`` has counted off.
         global_step: Optimizer steps taken.
         evaluated_batches: By stage, those of validation and the like: the steps at which their values are logged.
+        taken: How many the last batch or group of them took; others than one only if the module takes them itself.
         iterations: Those that an optimizer made within its steps, if it reports them.
         epoch_rng: The random state at the start of the current epoch, to draw its order of batches again.
     """
@@ -27,6 +28,7 @@ class Progress:
     batch_idx: float = 0
     since_validation: int = 0
     global_step: int = 0
+    taken: int = 1
     iterations: int = 0
     evaluated_batches: dict[str, int] = field(default_factory=dict)
     epoch_rng: dict[str, Any] = field(default_factory=dict)

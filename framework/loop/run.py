@@ -27,6 +27,7 @@ from framework.loop.checkpoint import check_weights, load_weights, plain, save
 from framework.loop.engine import Engine
 from framework.loop.hooks import Hooks
 from framework.loop.inner_iterations import InnerIterations
+from framework.loop.manual import Manual, Several, check_manual
 from framework.loop.metrics import Metrics
 from framework.loop.overrides import describe, overrides
 from framework.loop.processes import Processes, rng_state_of, rng_states_of, set_rng_state_of, set_rng_states_of
@@ -182,6 +183,7 @@ class Phase:
     Attributes:
         optimizer: The optimizer itself, not wrapped.
         schedulers: Its schedulers.
+        stepped_schedulers: Those that the run steps: all, or none if the module does.
         closure: What it evaluates.
         step: How a step is taken.
         iterations: Those within a step.
@@ -190,6 +192,7 @@ class Phase:
 
     optimizer: Optimizer
     schedulers: list[SchedulerConfig]
+    stepped_schedulers: list[SchedulerConfig]
     closure: Closure
     step: Step
     iterations: InnerIterations
@@ -283,19 +286,24 @@ class FitRun(Run):
 
     def _make_phase(self, configured: Any, accumulate_grad_batches: int | str, *, evaluations: int) -> Phase:
         module, engine, settings = self.module, self.engine, self.settings
+        fp16, is_manual = engine.grad_scaler is not None, not module.automatic_optimization
         check_configured(configured)
-        optimizer, schedulers = parse_optimizers(configured)
-        check_schedulers(optimizer, [config.scheduler for config in schedulers])
+        optimizers, schedulers = parse_optimizers(configured, module, several=is_manual)
+        check_schedulers(optimizers, [config.scheduler for config in schedulers])
+        if is_manual:
+            check_manual(module, settings, fp16=fp16, several_processes=self.processes is not None)
+        optimizer = optimizers[0] if len(optimizers) == 1 else Several(optimizers)
         check_penalty_object(module, type(optimizer))
         if getattr(type(optimizer), "handles_penalty", False):
             adopt_penalty(optimizer, module)
         check_param_groups(module, optimizer)
         check_smoothness(module, optimizer)
+        forward, backward = engine.forward("training_step"), backward_of(module, engine, self.hooks.on_before_backward)
         objective = Objective(
             module,
             optimizer,
-            forward=engine.forward("training_step"),
-            backward=backward_of(module, engine, self.hooks.on_before_backward),
+            forward=forward,
+            backward=backward,
             zero_gradients=zeroing_of(
                 module, optimizer, self.hooks.on_before_zero_grad, epoch=lambda: self.progress.epoch
             ),
@@ -310,13 +318,18 @@ class FitRun(Run):
             data_generators=self.train_batches.generators,
             on_after_backward=self.hooks.on_after_backward,
         )
+        iterations = InnerIterations(optimizer, self._report_iteration, self.is_over)
+        if is_manual:
+            after, before = self.hooks.on_after_backward, self.hooks.on_before_optimizer_step
+            manual = Manual(closure, forward, backward, self.metrics, lambda: self.progress, after, before)
+            return Phase(optimizer, schedulers, [], closure, manual, iterations, accumulate_grad_batches)
         if closure.reevaluates:
-            check_reevaluation(optimizer, settings.gradient_clip_val, fp16=engine.grad_scaler is not None)
+            check_reevaluation(optimizer, settings.gradient_clip_val, fp16=fp16)
         check_taken_over(
             module,
             closure,
             accumulate_grad_batches,
-            fp16=engine.grad_scaler is not None,
+            fp16=fp16,
             several_processes=self.processes is not None,
         )
         take_over_schedulers(module, schedulers)
@@ -330,8 +343,7 @@ class FitRun(Run):
         )
         if isinstance(step, GivenClosure) and accumulate_grad_batches == "epoch":
             check_replay(optimizer, self.train_batches.loader)
-        iterations = InnerIterations(optimizer, self._report_iteration, self.is_over)
-        return Phase(optimizer, schedulers, closure, step, iterations, accumulate_grad_batches)
+        return Phase(optimizer, schedulers, schedulers, closure, step, iterations, accumulate_grad_batches)
 
     def _call_optimizer(self, optimizer: Optimizer, batch_idx: int, closure: Any) -> None:
         self.module.optimizer_step(self.progress.epoch, batch_idx, optimizer, closure)

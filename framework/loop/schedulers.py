@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -44,6 +45,9 @@ class SchedulerConfig:
             raise ValueError(f"the interval of {kind} is {self.interval!r}; it must be 'epoch' or 'step'")
         if not isinstance(self.frequency, int) or self.frequency < 1:
             raise ValueError(f"the frequency of {kind} is {self.frequency!r}; it must be a positive integer")
+
+    def check_monitor(self) -> None:
+        """Refuse a `ReduceLROnPlateau` that has nothing to watch."""
         if isinstance(self.scheduler, ReduceLROnPlateau) and self.monitor is None:
             raise ValueError(
                 "ReduceLROnPlateau needs the metric to watch: return "
@@ -76,13 +80,33 @@ class SchedulerConfig:
         self._seen = state["seen"]
 
 
-def parse_optimizers(configured: Any) -> tuple[Optimizer, list[SchedulerConfig]]:
-    """One optimizer and its schedulers from any form that Lightning accepts (``Module.configure_optimizers``).
+class NoOptimizer(Optimizer):
+    """The optimizer of a module that configures none: its steps do nothing."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__([{"params": [param for param in module.parameters() if param.requires_grad]}], {})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Leave the parameters as they are."""
+
+
+def parse_optimizers(
+    configured: Any, module: nn.Module, *, several: bool
+) -> tuple[list[Optimizer], list[SchedulerConfig]]:
+    """Return the optimizers and their schedulers from any form that Lightning accepts (``configure_optimizers``).
+
+    Args:
+        configured: What was returned.
+        module: The module.
+        several: Whether there may be several optimizers, since the module calls them and their schedulers itself.
 
     Raises:
-        TypeError: It is none of these forms.
-        ValueError: There is not exactly one optimizer, or a scheduler is configured wrongly.
+        TypeError: If it is none of these forms.
+        ValueError: If there is not exactly one optimizer, or a scheduler is configured wrongly.
     """
+    if configured is None:
+        warnings.warn("configure_optimizers returned None: the run changes no parameter", stacklevel=2)
+        configured = NoOptimizer(module)
     optimizers: Any = configured
     schedulers: Any = []
     if _is_list(configured) and len(configured) == 2 and all(map(_is_list, configured)):
@@ -94,23 +118,35 @@ def parse_optimizers(configured: Any) -> tuple[Optimizer, list[SchedulerConfig]]
             f"configure_optimizers returned {type(configured).__name__}; it must return an optimizer, "
             '{"optimizer": ..., "lr_scheduler": ...} or ([optimizer], [schedulers])'
         )
-    if len(optimizers) != 1:
+    if len(optimizers) != 1 and not (several and optimizers):
         raise ValueError(
-            f"configure_optimizers returned {len(optimizers)} optimizers; a Trainer runs exactly one. "
-            "Give its parameter groups different options instead"
+            f"configure_optimizers returned {len(optimizers)} optimizers; a Trainer runs exactly one, unless the "
+            "module calls them itself (automatic_optimization = False). Give its parameter groups different options "
+            "instead"
         )
-    optimizer = optimizers[0]
-    if isinstance(optimizer, Mapping):
-        _check_keys("optimizer", optimizer, {"optimizer", "lr_scheduler", "frequency", "monitor"})
-        if "lr_scheduler" in optimizer and optimizer["lr_scheduler"] is not None:
-            scheduler = optimizer["lr_scheduler"]
-            if "monitor" in optimizer and not isinstance(scheduler, Mapping):
-                scheduler = {"scheduler": scheduler, "monitor": optimizer["monitor"]}
-            schedulers = [scheduler]
-        optimizer = optimizer.get("optimizer")
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"configure_optimizers returned {type(optimizer).__name__} where an optimizer was expected")
-    return optimizer, [_parse_scheduler(scheduler) for scheduler in schedulers]
+    found, schedulers = [], list(schedulers)
+    for optimizer in optimizers:
+        if isinstance(optimizer, Mapping):
+            schedulers += _schedulers_in(optimizer)
+            optimizer = optimizer.get("optimizer")
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"configure_optimizers returned {type(optimizer).__name__} where an optimizer was expected")
+        found.append(optimizer)
+    configs = [_parse_scheduler(scheduler) for scheduler in schedulers]
+    for config in [] if several else configs:
+        config.check_monitor()
+    return found, configs
+
+
+def _schedulers_in(optimizer: Mapping[str, Any]) -> list[Any]:
+    """Return the schedulers, none, one or several, that come with an optimizer."""
+    _check_keys("optimizer", optimizer, {"optimizer", "lr_scheduler", "frequency", "monitor"})
+    given = optimizer.get("lr_scheduler")
+    schedulers = [] if given is None else given if _is_list(given) else [given]
+    if "monitor" not in optimizer:
+        return list(schedulers)
+    monitor = {"monitor": optimizer["monitor"]}
+    return [one if isinstance(one, Mapping) else {"scheduler": one, **monitor} for one in schedulers]
 
 
 def _parse_scheduler(scheduler: Any) -> SchedulerConfig:

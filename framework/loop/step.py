@@ -19,7 +19,13 @@ _WELL_KNOWN = ("torch.optim.", "framework.optim.")
 
 
 class Step(Protocol):
-    """One optimizer step, from the batches to the new parameters."""
+    """One optimizer step, from the batches to the new parameters.
+
+    Attributes:
+        taken: By how much ``global_step`` grows after it: 1, or 0 if the step counts by itself.
+    """
+
+    taken: int
 
     def __call__(self, batches: Iterable[Any], batch_idx: int, log: bool) -> Tensor | None:
         """Take the step; afterwards ``closure.first`` is the evaluation that counts.
@@ -66,6 +72,8 @@ class EvaluatedOnce:
     Such an optimizer would use a closure only for the value that is already known. Nothing is kept to evaluate again.
     """
 
+    taken = 1
+
     def __init__(
         self,
         closure: Closure,
@@ -103,6 +111,8 @@ class GivenClosure:
     does not reevaluate. The optimizer's first call returns that evaluation as long as nothing has changed.
     """
 
+    taken = 1
+
     def __init__(
         self,
         closure: Closure,
@@ -138,6 +148,8 @@ class CalledByModule:
 
     The first call of the closure is the evaluation that counts: hooks and clipping follow it at once.
     """
+
+    taken = 1
 
     def __init__(
         self,

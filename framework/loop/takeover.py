@@ -22,16 +22,16 @@ _TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_b
 
 def backward_of(
     module: Module, engine: Engine, before_backward: Sequence[Callable[[Tensor], Any]]
-) -> Callable[[Tensor], None]:
+) -> Callable[..., None]:
     """Return what adds the gradients of a loss: the engine's way, or the module's, after its hooks."""
     backward = engine.backward_by(module.backward) if overrides(module, "backward") else engine.backward
     if not before_backward:
         return backward
 
-    def announce_and_go_back(loss: Tensor) -> None:
+    def announce_and_go_back(loss: Tensor, *args: Any, **kwargs: Any) -> None:
         for hook in before_backward:
             hook(loss)
-        backward(loss)
+        backward(loss, *args, **kwargs)
 
     return announce_and_go_back
 

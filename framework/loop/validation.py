@@ -421,19 +421,19 @@ def check_configured(configured: Any) -> None:
         )
 
 
-def check_schedulers(optimizer: Optimizer, schedulers: Iterable[Any]) -> None:
+def check_schedulers(optimizers: Sequence[Optimizer], schedulers: Iterable[Any]) -> None:
     """Refuse a scheduler of another optimizer, which would change nothing.
 
     Args:
-        optimizer: The optimizer of the run.
+        optimizers: Those of the run.
         schedulers: The schedulers themselves.
 
     Raises:
         ValueError: If one of them belongs to another optimizer.
     """
     for scheduler in schedulers:
-        other = getattr(scheduler, "optimizer", optimizer)
-        if other is not optimizer:
+        other = getattr(scheduler, "optimizer", optimizers[0])
+        if all(other is not optimizer for optimizer in optimizers):
             raise ValueError(
                 f"{type(scheduler).__name__} was made for another {type(other).__name__} than the one that "
                 "configure_optimizers returned, and would change nothing: make both in configure_optimizers, and pass "

@@ -65,6 +65,23 @@ def parse_output(module: Module, output: Any) -> tuple[Tensor, Tensor | None, Ma
     return loss, penalty, extras
 
 
+def parse_manual_output(module: Module, output: Any) -> tuple[Tensor | None, Mapping[str, Any]]:
+    """Parse what `training_step` returned in manual optimization: the loss if it says one, and a mapping, detached.
+
+    Raises:
+        TypeError: If it is neither a tensor, nor a mapping, nor None.
+        ValueError: If the loss is not a scalar.
+    """
+    if output is None:
+        return None, _NO_EXTRAS
+    outputs = output if isinstance(output, Mapping) else {"loss": output}
+    loss = outputs.get("loss")
+    if loss is not None:
+        _check_scalar(module, "loss", loss, output)
+    outputs = {name: _detached(value) for name, value in outputs.items()}
+    return outputs.get("loss"), outputs
+
+
 def check_finite(module: Module, loss: Tensor, penalty: Tensor | None) -> None:
     """Refuse a first loss or penalty that is NaN or infinite. Waits for the device, so call it once per run.
 

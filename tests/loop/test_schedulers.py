@@ -186,10 +186,10 @@ def test_several_schedulers_are_all_stepped(tmp_path):
 
 
 def test_plateau_may_have_its_monitor_beside_the_optimizer():
-    optimizer = SGD(torch.nn.Linear(1, 1).parameters(), lr=0.1)
-    _, schedulers = parse_optimizers(
-        {"optimizer": optimizer, "lr_scheduler": make_plateau(optimizer), "monitor": "val/loss"}
-    )
+    net = torch.nn.Linear(1, 1)
+    optimizer = SGD(net.parameters(), lr=0.1)
+    configured = {"optimizer": optimizer, "lr_scheduler": make_plateau(optimizer), "monitor": "val/loss"}
+    _, schedulers = parse_optimizers(configured, net, several=False)
     assert schedulers[0].monitor == "val/loss"
 
 
@@ -199,7 +199,6 @@ def test_plateau_may_have_its_monitor_beside_the_optimizer():
 @pytest.mark.parametrize(
     ("form", "error", "message"),
     [
-        (lambda o, s: None, TypeError, "returned NoneType; it must return an optimizer"),
         (lambda o, s: "adam", TypeError, "returned str; it must return"),
         (lambda o, s: [], ValueError, "returned 0 optimizers"),
         (lambda o, s: [o, Adam(o.param_groups[0]["params"])], ValueError, "returned 2 optimizers; .*exactly one"),

@@ -314,11 +314,7 @@ def test_a_part_of_the_module_that_a_method_hides_is_refused(tmp_path, name, wha
 
 
 @pytest.mark.parametrize("flag", [False, property(lambda self: False)])
-def test_manual_optimization_is_refused(tmp_path, flag):
-    refuse(tmp_path, with_method("automatic_optimization", method=flag)(), r"automatic_optimization is False.*step\(cl")
-    module = Regressor()
-    module.automatic_optimization = False
-    refuse(tmp_path, module, r"Regressor\.automatic_optimization is False, which would have no effect")
+def test_strict_loading_cannot_be_switched_off(tmp_path, flag):
     refuse(tmp_path, with_method("strict_loading", method=flag)(), r"Mine\.strict_loading is False")
 
 
