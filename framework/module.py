@@ -28,10 +28,12 @@ class Module(ModuleHooks, ManualOptimization, Hyperparameters, nn.Module):
             groups, to the loss that `training_step` returns.
         happy_lambda: The weight of the penalty; a group's own ``"happy_lambda"`` takes precedence. With a penalty one
             of the two must be set, if only to 0.0.
+        may_leave_out_parameters: Whether the optimizer may leave out parameters that require gradients, with a warning.
     """
 
     penalty: Penalty | None = None
     happy_lambda: float | None = None
+    may_leave_out_parameters: bool = False
     _trainer: Trainer | None = None
 
     @property

@@ -42,6 +42,7 @@ from framework.loop.validation import (
     check_initialized,
     check_module,
     check_step,
+    is_lightnings,
     with_callbacks_of,
 )
 from framework.module import Module
@@ -307,6 +308,12 @@ class Trainer(Answers):
         Raises:
             SystemExit: With 143, after a SIGTERM, when all is saved and closed.
         """
+        if is_lightnings(type(module), "LightningModule") and not isinstance(module, Module):
+            from framework.lightning import as_module
+
+            with as_module(module), self._running(module, stage) as hooks:
+                yield hooks
+            return
         check_module(module)
         self.callbacks = with_callbacks_of(module, self.callbacks)
         check_overrides(module, self.callbacks)
@@ -316,7 +323,9 @@ class Trainer(Answers):
                 f"Trainer.{stage} was called during {self._under_way}: wait until it ends, or make another Trainer"
             )
         hooks = Hooks(self, module, self.callbacks)
-        outer, module._trainer = module._trainer, self
+        outer, parts = module._trainer, [part for part in module.modules() if isinstance(part, Module)]
+        for part in parts:
+            part._trainer = self
         self._stop, self._run = Stop(processes=self._processes), None
         if stage == "fit":
             self._fit = None
@@ -339,7 +348,8 @@ class Trainer(Answers):
         if self._processes is not None:
             self._processes.join_random_streams()
         if outer is not None and outer._under_way is not None:
-            module._trainer = outer  # a run of another trainer within its run is over
+            for part in parts:
+                part._trainer = outer  # a run of another trainer within its run is over
         if error is not None:
             raise error
         if self._stop.interrupted_by == "SIGTERM":

@@ -14,7 +14,7 @@ ROOMS = (
     "framework._version",
     "framework.penalties framework.losses framework.layers framework.data",
     "framework.hyperparameters framework.module_hooks framework.manual_optimization framework.module "
-    "framework.callback framework.loggers",
+    "framework.callback framework.lightning framework.loggers",
     "framework.happy_lambda framework.pruning framework.auto_lambda",
     "framework.objective",
     "framework.optim",
@@ -27,7 +27,7 @@ ROOMS = (
     "scripts",
 )
 # The one cycle: public classes that name each other in signatures. The trainer makes three of the ready-made callbacks.
-NAME_THE_TRAINER = ("framework.module", "framework.callback", "framework.callbacks")
+NAME_THE_TRAINER = ("framework.module", "framework.callback", "framework.callbacks", "framework.lightning")
 # A method of the module's class makes it again from a checkpoint; it imports what reads one only when it is called.
 READS_CHECKPOINTS = "framework.hyperparameters"
 FILES = {

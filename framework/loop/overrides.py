@@ -154,7 +154,7 @@ def _check_methods(owner: Module | Callback, kind: type) -> None:
     called = _CALLED[kind]
     accepted: set[str] = set()
     for cls in reversed(type(owner).__mro__):
-        if cls in kind.__mro__ or is_ours(cls):
+        if cls in kind.__mro__ or is_ours(cls) or cls.__module__.startswith("lightning.pytorch."):
             continue
         for name in vars(cls):
             if name not in called and name not in accepted and not name.startswith("_"):

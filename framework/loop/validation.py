@@ -35,11 +35,6 @@ def check_module(module: Any) -> None:
         TypeError: If it is not a `Module`.
         ValueError: If ``super().__init__()`` was forgotten.
     """
-    if any(cls.__name__ == "LightningModule" for cls in type(module).__mro__) and not isinstance(module, Module):
-        raise TypeError(
-            f"model is {type(module).__name__}, a LightningModule; make framework.Module its base class instead: "
-            "training_step, validation_step, configure_optimizers, log and the hooks keep their names"
-        )
     if not isinstance(module, Module):
         wrap = ", with this module as an attribute" if isinstance(module, nn.Module) else ""
         raise TypeError(
@@ -54,22 +49,32 @@ def as_callbacks(given: Any) -> list[Callback]:
     """Return the list of callbacks that ``Trainer(callbacks=...)`` was given: none, one or several.
 
     Raises:
-        TypeError: If one is not a `Callback`, such as a class, or a callback of Lightning's.
+        TypeError: If one is not a `Callback`, such as a class, or a ready-made callback of Lightning's.
     """
     if given is None:
         return []
     callbacks = list(given) if isinstance(given, Iterable) and not isinstance(given, Callback) else [given]
-    for callback in callbacks:
+    for index, callback in enumerate(callbacks):
+        if is_lightnings(type(callback), "Callback"):
+            from framework.lightning import as_callback
+
+            callbacks[index] = as_callback(callback)
+            continue
         if isinstance(callback, Callback):
             continue
         name = callback.__name__ if isinstance(callback, type) else type(callback).__name__
-        if isinstance(callback, type) and issubclass(callback, Callback):
+        if isinstance(callback, type) and (issubclass(callback, Callback) or is_lightnings(callback, "Callback")):
             raise TypeError(f"callbacks has the class {name}; pass an instance, {name}(...)")
-        remedy = "subclass that: the hooks have Lightning's names and arguments"
-        if type(callback).__module__.startswith(("lightning.", "pytorch_lightning.")):
-            remedy = f"import {name} from framework.callbacks if it is there, or {remedy}"
-        raise TypeError(f"callbacks has {name} ({callback!r:.60}), which is not a framework.Callback; {remedy}")
+        raise TypeError(
+            f"callbacks has {name} ({callback!r:.60}), which is not a framework.Callback; subclass that: the hooks "
+            "have Lightning's names and arguments"
+        )
     return callbacks
+
+
+def is_lightnings(cls: type, name: str) -> bool:
+    """Tell whether a class is derived from a class of Lightning's with this name, without importing it."""
+    return any(one.__name__ == name and one.__module__.startswith("lightning.pytorch.") for one in cls.__mro__)
 
 
 def with_callbacks_of(module: Module, callbacks: Sequence[Callback]) -> list[Callback]:
@@ -450,10 +455,10 @@ def check_param_groups(module: Module, optimizer: Optimizer) -> None:
     names = {parameter: name for name, parameter in module.named_parameters()}
     optimized = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     if missing := [name for parameter, name in names.items() if parameter.requires_grad and parameter not in optimized]:
-        raise ValueError(
-            f"in no parameter group of {type(optimizer).__name__}: {', '.join(missing)}. "
-            "Add them to param_groups(), or freeze them with requires_grad_(False)"
-        )
+        where = f"in no parameter group of {type(optimizer).__name__}: {', '.join(missing)}"
+        if not module.may_leave_out_parameters:
+            raise ValueError(f"{where}. Add them to param_groups(), or freeze them with requires_grad_(False)")
+        warnings.warn(f"{where}; they stay as they are", stacklevel=2)
     check_groups(module.param_groups(), needed=module.penalty is not None)
     check_groups(optimizer.param_groups, needed=False)
 
