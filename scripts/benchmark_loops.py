@@ -156,6 +156,15 @@ def tutorial_loop(task: Task, epochs: int, folder: Path) -> Timing:
     return _timing(task, net, epochs * task.steps_per_epoch(), begin, started, time.perf_counter())
 
 
+def proxtrain_as_for_lightning(task: Task, epochs: int, folder: Path) -> Timing:
+    """Run our trainer with its defaults on what `lightning_defaults` runs: the same module, `DataLoader` and Adam."""
+    begin = _fresh_start()
+    module: Any = LightningModule(task, quiet=False)
+    trainer = framework.Trainer(accelerator="cpu", max_epochs=epochs, default_root_dir=folder)
+    trainer.fit(module, DataLoader(task.dataset, batch_size=task.batch_size, shuffle=True))
+    return _timing(task, module.net, trainer.global_step, begin, module.started, module.ended)
+
+
 def lightning_defaults(task: Task, epochs: int, folder: Path) -> Timing:
     """Run Lightning's trainer with its defaults, `self.log` in every step, the tutorials' `DataLoader` and Adam."""
     begin = _fresh_start()
@@ -186,6 +195,7 @@ CONTENDERS: dict[str, Callable[[Task, int, Path], Timing]] = {
     "proxtrain": proxtrain,
     "tight loop": tight_loop,
     "tutorial loop": tutorial_loop,
+    "proxtrain, LightningModule": proxtrain_as_for_lightning,
     "Lightning, defaults": lightning_defaults,
     "Lightning, everything off": lightning_off,
 }

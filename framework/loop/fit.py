@@ -44,8 +44,7 @@ def fit(run: FitRun) -> None:
             batch = batches[0] if size == 1 else batches
             run.is_in_step, run.next_idx = True, next_idx
             metrics.read_group(batches)
-            answers = [hook(batch, batch_idx) for hook in batch_start]
-            if answers and _skips_epoch(run, answers):
+            if batch_start and _skips_epoch(run, [hook(batch, batch_idx) for hook in batch_start]):
                 run.is_in_step, progress.batch_idx = False, math.inf
                 run.train_batches.leave_epoch()
                 break
@@ -78,7 +77,7 @@ def fit(run: FitRun) -> None:
             run.complete()
             for hook in batch_watched:
                 hook(_outputs(closure, size), batch, batch_idx)
-            if run.is_validation_due:
+            if run.val_interval is not None and run.is_validation_due:
                 _validate_within_epoch(run)
             if run.is_over():
                 if progress.batch_idx >= run.train_batches.num_batches:

@@ -150,10 +150,6 @@ def test_every_limit_that_makes_sense_is_accepted(tmp_path, limit):
 # ------------------------------------------------------------------------------------------------ modules and hooks
 
 
-class Lit(pl.LightningModule):
-    def training_step(self, batch, batch_idx): ...
-
-
 @pytest.mark.parametrize("model", [None, nn.Linear(3, 1), Regressor, "model"])
 def test_a_model_that_is_not_a_module_is_refused(tmp_path, model):
     refuse(tmp_path, model, r"model is .*; pass a framework\.Module: subclass it and define training_step", TypeError)
