@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
-from framework import Module
 from framework.losses import L2Loss
 from framework.penalties import Penalty
+from framework.supervised import Supervised
 
 
-class SupervisedModule(Module):
+class SupervisedModule(Supervised):
     """Fits a network to pairs of inputs and targets. Logs ``val/loss``, and ``val/accuracy`` for classes.
 
     Args:
@@ -49,13 +49,10 @@ class SupervisedModule(Module):
         learning_rates: Mapping[str, float] | None = None,
         num_classes: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(network, loss, optimizer)
         _check_loss(loss, num_classes)
-        self.network = network
-        self.loss = loss
         self.penalty = penalty
         self.happy_lambda = happy_lambda
-        self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.learning_rates = {str(layer): rate for layer, rate in (learning_rates or {}).items()}
         self.accuracy = MulticlassAccuracy(num_classes, average="micro") if num_classes else None
@@ -66,20 +63,8 @@ class SupervisedModule(Module):
                 f"the {type(network).__name__} network has none; use penalty=none"
             )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        x, y = batch
-        return self.loss(self.network(x), y)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
-
-    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
+    def evaluate(self, batch: tuple[Tensor, Tensor], stage: str) -> None:
+        """Log the loss, and the accuracy for classes."""
         x, y = batch
         output = self.network(x)
         self.log(f"{stage}/loss", self.loss(output, y), prog_bar=True)
