@@ -357,7 +357,7 @@ class ReturnsNothing:
 
 @pytest.mark.parametrize("optimize", [momentum, adam, lbfgs])
 def test_a_batch_whose_step_returns_none_is_skipped(tmp_path, optimize):
-    """Against a loop by hand: Lightning steps again with the gradients of the batch before."""
+    """Against a loop by hand: under Lightning, LBFGS fails there."""
     ours, theirs = twins_with(ReturnsNothing, optimize)
     trainer = make_trainer(tmp_path)
     with pytest.warns(UserWarning, match="training_step returned None; .*: no step is taken for such a batch") as seen:
