@@ -68,6 +68,23 @@ class ModuleHooks:
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
 
+    # --------------------------------------------------------------------------------------------------- the data
+
+    def prepare_data(self) -> None:
+        """Download data, before `setup`, in one process of each machine: what it assigns, the others do not see."""
+
+    def train_dataloader(self) -> Any:
+        """Return the training data, if none are passed to `Trainer.fit`."""
+
+    def val_dataloader(self) -> Any:
+        """Return the validation data: one loader or several."""
+
+    def test_dataloader(self) -> Any:
+        """Return the data of `Trainer.test`."""
+
+    def predict_dataloader(self) -> Any:
+        """Return the data of `Trainer.predict`."""
+
     # ----------------------------------------------------------------------------------------------- before a run
 
     def configure_callbacks(self) -> Any:

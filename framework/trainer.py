@@ -35,7 +35,14 @@ from framework.loop.run import FitRun, Run, Stop
 from framework.loop.schedulers import SchedulerConfig
 from framework.loop.settings import Limit, Settings, check_settings, parse_max_time, resolve_max_epochs
 from framework.loop.signals import on_signals
-from framework.loop.takeover import transfer_of
+from framework.loop.sources import (
+    DataModule,
+    Sources,
+    check_reload,
+    is_datamodule,
+    prepare_data,
+    progress_of_data,
+)
 from framework.loop.validation import (
     as_callbacks,
     check_checkpoints,
@@ -73,6 +80,8 @@ class Trainer(Answers):
             at the end of the group of batches that makes up a step. 1.0 is the end of the epoch.
         check_val_every_n_epoch: Validate in every nth epoch. With None, ``val_check_interval`` counts batches over
             epochs.
+        reload_dataloaders_every_n_epochs: Ask the datamodule, or the module, for its loaders again before every so
+            many-th epoch; 0 for never.
         num_sanity_val_steps: Number of validation batches to try before training, unless it is continued; -1 for all.
         log_every_n_steps: Log on steps 0, n, 2n, ...; the values are those at the point before the step.
         enable_checkpointing: Whether to add a `ModelCheckpoint` to the callbacks.
@@ -88,6 +97,7 @@ class Trainer(Answers):
         fabric: The Fabric object, which places module and data.
         callbacks, loggers: Those of the next run.
         num_training_batches: The number of batches per epoch in the last fit; infinite for a stream without length.
+        datamodule: That of the last run; None if there was none.
     """
 
     def __init__(
@@ -111,6 +121,7 @@ class Trainer(Answers):
         overfit_batches: int | float = 0.0,
         val_check_interval: int | float | None = None,
         check_val_every_n_epoch: int | None = 1,
+        reload_dataloaders_every_n_epochs: int = 0,
         num_sanity_val_steps: int = 2,
         log_every_n_steps: int = 50,
         enable_checkpointing: bool = True,
@@ -141,6 +152,7 @@ class Trainer(Answers):
         self.overfit_batches = overfit_batches
         self.val_check_interval = val_check_interval
         self.check_val_every_n_epoch = check_val_every_n_epoch
+        self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
         self.num_sanity_val_steps = num_sanity_val_steps
         self.log_every_n_steps = log_every_n_steps
         self.accumulate_grad_batches = accumulate_grad_batches
@@ -167,7 +179,9 @@ class Trainer(Answers):
             fast_dev_run=bool(fast_dev_run),
         )
         self.num_training_batches = 0.0
+        self.datamodule: Any = None
         self._stop = Stop()
+        self._start = Progress()
         self._run: Run | None = None
         self._fit: FitRun | None = None
         self._under_way: str | None = None
@@ -187,7 +201,12 @@ class Trainer(Answers):
     # ---------------------------------------------------------------------------------------------------- runs
 
     def fit(
-        self, model: Module, train_dataloaders: Any, val_dataloaders: Any = None, ckpt_path: str | Path | None = None
+        self,
+        model: Any,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        ckpt_path: str | Path | None = None,
     ) -> None:
         """Train a module; return when a limit is reached, when a callback stops it, or on Ctrl-C.
 
@@ -201,9 +220,13 @@ class Trainer(Answers):
                 step the schedulers with interval "epoch"
 
         Args:
-            model: The module to train.
-            train_dataloaders: A `DataLoader`, a `TensorLoader` or any iterable of batches that can be read again.
-            val_dataloaders: The same, for validation; or several, in a list or a mapping.
+            model: The module to train: a `Module`, or a `LightningModule` as it is.
+            train_dataloaders: A `DataLoader`, a `TensorLoader` or any iterable of batches that can be read again; or
+                several loaders in a (nested) list or mapping: then each batch is such a collection, and an epoch is as
+                long as the longest (`lightning.pytorch.utilities.CombinedLoader`). Default: those that
+                ``datamodule.train_dataloader()`` returns, or ``model.train_dataloader()``.
+            val_dataloaders: The same, for validation; several are read one after the other.
+            datamodule: A `LightningDataModule`, or any object with some of its methods.
             ckpt_path: A checkpoint to continue from; or "last" for the newest intact one on disk in the folders of this
                 trainer's `ModelCheckpoint`, whichever process wrote it; or "best" for the best one of its last `fit`,
                 or ``best.ckpt`` on disk. If the loggers number their folders (``version_0``, ...), and the new one has
@@ -216,21 +239,29 @@ class Trainer(Answers):
             FileNotFoundError: If there is no such checkpoint.
             SystemExit: With 143, after a SIGTERM, when the step under way is done and all is saved and closed.
         """
-        with self._running(model, "fit") as hooks:
-            settings = self._settings()
+        if datamodule is None and is_datamodule(train_dataloaders):
+            datamodule, train_dataloaders = train_dataloaders, None
+        given = {"train": train_dataloaders, "validation": val_dataloaders}
+        with self._running(model, "fit", datamodule) as (hooks, callbacks):
+            settings, sources = self._settings(), Sources(model, datamodule, given)
+            check_reload(sources, settings.reload_dataloaders_every_n_epochs)
             check_initialized(model)
             found = None if ckpt_path is None else self._find_checkpoint(ckpt_path, stage="fit")
             writers = [callback for callback in self.callbacks if isinstance(callback, ModelCheckpoint)]
             check_checkpoints(writers, self.log_dir / "checkpoints")
             if self._processes is not None:
                 self._processes.part_random_streams()
-            train, val = read_fit_data(
-                settings, model, train_dataloaders, val_dataloaders, self.fabric.device, self._processes
-            )
-            self.num_training_batches = train.num_batches
-            if val:
-                check_loader_index(model, self.callbacks, "validation", len(val))
+
+            def read_data() -> tuple[Batches, list[Batches]]:
+                train, val = read_fit_data(settings, model, sources, self.fabric.device, self._processes)
+                self.num_training_batches = train.num_batches
+                if val:
+                    check_loader_index(model, self.callbacks, "validation", len(val))
+                return train, val
+
             engine = Engine(self.fabric, model)
+            if found is not None:
+                self._start = progress_of_data(found[1]["progress"], settings.reload_dataloaders_every_n_epochs)
             run = FitRun(
                 settings,
                 engine,
@@ -238,10 +269,9 @@ class Trainer(Answers):
                 hooks,
                 self.loggers,
                 self._stop,
-                train_batches=train,
-                val_batches=val,
-                configured=model.configure_optimizers(),
-                callbacks=self.callbacks,
+                read_data=read_data,
+                configure=model.configure_optimizers,
+                callbacks=callbacks,
                 processes=self._processes,
             )
             self._run = self._fit = run
@@ -254,25 +284,96 @@ class Trainer(Answers):
                 run.phase.iterations.release()
                 run.due = None  # a hook has failed before it: nobody is left to do it
 
-    def validate(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[dict[str, float]]:
-        """Run `validation_step` over the data; return what was logged, one mapping for each loader."""
-        return self._evaluate(model, dataloaders, "validation", self.limit_val_batches, ckpt_path)[0]
+    def validate(
+        self,
+        model: Any = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: Any = None,
+    ) -> list[dict[str, float]]:
+        """Run `validation_step` over the data; return what was logged, one mapping for each loader.
 
-    def test(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[dict[str, float]]:
-        """Run `test_step` over the data; return what was logged, one mapping for each loader."""
-        return self._evaluate(model, dataloaders, "test", self.limit_test_batches, ckpt_path)[0]
+        Args:
+            model: The module. Default: that of the last run, with the weights of the best checkpoint if there is one.
+            dataloaders: One loader or several. Default: those of the datamodule, or of the module.
+            ckpt_path: A checkpoint with the weights to use; or "best" or "last", as in `fit`.
+            verbose: Print what is returned.
+            datamodule: Where the loaders come from.
+        """
+        values, _ = self._evaluate(model, dataloaders, "validation", self.limit_val_batches, ckpt_path, datamodule)
+        self._print_values(values, "validate" if verbose else None)
+        return values
 
-    def predict(self, model: Module, dataloaders: Any, ckpt_path: str | Path | None = None) -> list[Any]:
-        """Run `predict_step` over the data; return its results, one for each batch; of several loaders, a list each."""
-        outputs = self._evaluate(model, dataloaders, "predict", self.limit_predict_batches, ckpt_path)[1]
+    def test(
+        self,
+        model: Any = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: Any = None,
+    ) -> list[dict[str, float]]:
+        """Run `test_step` over the data; return what was logged, one mapping for each loader; see `validate`."""
+        values, _ = self._evaluate(model, dataloaders, "test", self.limit_test_batches, ckpt_path, datamodule)
+        self._print_values(values, "test" if verbose else None)
+        return values
+
+    def predict(
+        self,
+        model: Any = None,
+        dataloaders: Any = None,
+        datamodule: Any = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | Path | None = None,
+    ) -> Any:
+        """Run `predict_step` over the data; return its results, one for each batch; of several loaders, a list each.
+
+        With ``return_predictions=False`` nothing is kept, and None is returned; the other arguments are those of
+        `validate`.
+        """
+        keeps = return_predictions is not False
+        _, outputs = self._evaluate(
+            model, dataloaders, "predict", self.limit_predict_batches, ckpt_path, datamodule, keeps_outputs=keeps
+        )
+        if not keeps:
+            return None
         return outputs if len(outputs) > 1 else outputs[0]
 
+    def _print_values(self, values: list[dict[str, float]], stage: str | None) -> None:
+        if stage is None or not any(values):
+            return
+        width = max(len(name) for of_loader in values for name in of_loader)
+        for index, of_loader in enumerate(values):
+            self.print(stage + (f", loader {index}" if len(values) > 1 else ""))
+            for name, value in of_loader.items():
+                self.print(f"    {name:<{width}}  {value:.6g}")
+
     def _evaluate(
-        self, model: Module, dataloaders: Any, stage: str, limit: Limit, ckpt_path: str | Path | None
+        self,
+        model: Any,
+        dataloaders: Any,
+        stage: str,
+        limit: Limit,
+        ckpt_path: str | Path | None,
+        datamodule: Any,
+        *,
+        keeps_outputs: bool = False,
     ) -> tuple[list[dict[str, float]], list[list[Any]]]:
         name = "validate" if stage == "validation" else stage
-        with self._running(model, name) as hooks:
+        if datamodule is None and is_datamodule(dataloaders):
+            datamodule, dataloaders = dataloaders, None
+        if model is None:
+            model = self._last_run(f"{name}()").module
+            if ckpt_path is None and any(writer.best_model_path for writer in self.checkpoint_callbacks):
+                warnings.warn(
+                    f"{name}() without a model takes the best one: pass ckpt_path='best' to say so, or pass "
+                    "trainer.model for the one as it is now",
+                    stacklevel=3,
+                )
+                ckpt_path = "best"
+        with self._running(model, name, datamodule) as (hooks, _):
             check_step(model, stage, f"{name} was called")
+            sources = Sources(model, datamodule, {stage: dataloaders})
             engine, progress = Engine(self.fabric, model), self.progress
             run = self._run = Run(
                 self._settings(), engine, model, hooks, self.loggers, self._stop, progress, self._processes
@@ -289,18 +390,20 @@ class Trainer(Answers):
                     device=engine.device,
                     name=name,
                     processes=self._processes,
-                    transfer=transfer_of(model, engine.device, index),
+                    transfer=sources.transfer(engine.device, index),
                 )
-                for index, (name, loader) in enumerate(named_loaders(dataloaders, "dataloaders"))
+                for index, (name, loader) in enumerate(
+                    named_loaders(sources.needed_loaders(stage, name), "dataloaders")
+                )
             ]
             check_loader_index(model, self.callbacks, stage, len(run.data[stage]))
-            values, outputs = evaluate(run, stage)
+            values, outputs = evaluate(run, stage, keeps_outputs=keeps_outputs)
             if self._processes is not None:
                 self._stop.agree(0)  # a signal to one of them ends all
             return [{} for _ in outputs] if values is None else values, outputs
 
     @contextmanager
-    def _running(self, module: Module, stage: str) -> Iterator[Hooks]:
+    def _running(self, module: Any, stage: str, datamodule: Any = None) -> Iterator[tuple[Hooks, Sequence[Callback]]]:
         """Frame a run: handle signals, fire the first and last hooks, and close the loggers whatever happens.
 
         The first error is the one that is raised; what goes wrong after it is noted on it.
@@ -311,10 +414,11 @@ class Trainer(Answers):
         if is_lightnings(type(module), "LightningModule") and not isinstance(module, Module):
             from framework.lightning import as_module
 
-            with as_module(module), self._running(module, stage) as hooks:
-                yield hooks
+            with as_module(module), self._running(module, stage, datamodule) as run:
+                yield run
             return
         check_module(module)
+        self.datamodule = datamodule
         self.callbacks = with_callbacks_of(module, self.callbacks)
         check_overrides(module, self.callbacks)
         check_connected(self.fabric.strategy)
@@ -322,20 +426,22 @@ class Trainer(Answers):
             raise RuntimeError(
                 f"Trainer.{stage} was called during {self._under_way}: wait until it ends, or make another Trainer"
             )
-        hooks = Hooks(self, module, self.callbacks)
+        callbacks = self.callbacks if datamodule is None else [DataModule(datamodule), *self.callbacks]
+        hooks = Hooks(self, module, callbacks)
         outer, parts = module._trainer, [part for part in module.modules() if isinstance(part, Module)]
         for part in parts:
             part._trainer = self
         self._stop, self._run = Stop(processes=self._processes), None
         if stage == "fit":
-            self._fit = None
+            self._fit, self._start = None, Progress()
         error: BaseException | None = None
         self._under_way = stage
         try:
             with on_signals(lambda number: self._stop.interrupt(number.name)):
+                prepare_data(module, datamodule, self.fabric)
                 hooks.call("setup", stage)
                 module.configure_model()
-                yield hooks
+                yield hooks, callbacks
         except BaseException as raised:
             if self._processes is not None:
                 raised = self._processes.fail(raised)
@@ -533,7 +639,7 @@ class Trainer(Answers):
     @property
     def progress(self) -> Progress:
         """How far the last fit has come; all zeros before the first."""
-        return Progress() if self._fit is None else self._fit.progress
+        return self._start if self._fit is None else self._fit.progress
 
     @property
     def current_epoch(self) -> int:

@@ -16,12 +16,12 @@ from framework.data import TensorLoader
 from framework.loop.processes import Processes, rng_state_of, rng_states_of, set_rng_state_of, set_rng_states_of
 from framework.loop.progress import Progress
 from framework.loop.settings import Settings
-from framework.loop.takeover import transfer_of
+from framework.loop.sources import Sources
 from framework.loop.validation import (
     check_loader,
     check_readable_again,
-    check_step,
     check_train_limit,
+    is_lightnings,
     num_batches,
     num_passes,
     num_validation_passes,
@@ -275,8 +275,7 @@ def total_steps(num_batches: float, size: int | str, max_epochs: int, max_steps:
 def read_fit_data(
     settings: Settings,
     module: Module,
-    train_dataloaders: Any,
-    val_dataloaders: Any,
+    sources: Sources,
     device: torch.device,
     processes: Processes | None = None,
 ) -> tuple[Batches, list[Batches]]:
@@ -288,6 +287,8 @@ def read_fit_data(
             has no `validation_step` for the validation data.
     """
     held = settings.overfit_batches
+    train_dataloaders = combined(sources.needed_loaders("train", "fit"), processes)
+    val_dataloaders = sources.loaders("validation")
     if not held:
         check_train_limit(settings.limit_train_batches)
         passes = num_passes(settings.max_epochs, settings.accumulate_grad_batches)
@@ -299,15 +300,14 @@ def read_fit_data(
         device=device,
         name="train_dataloaders",
         processes=processes,
-        transfer=transfer_of(module, device, 0),
+        transfer=sources.transfer(device, 0),
     )
     val = []
-    if val_dataloaders is not None and val_limit != 0:
-        check_step(module, "validation", "val_dataloaders are given")
+    if val_dataloaders is not None and val_limit != 0 and sources.uses(module, "validation"):
         passes = num_validation_passes(settings)
         for index, (name, loader) in enumerate(named_loaders(val_dataloaders, "val_dataloaders")):
             check_readable_again(loader, name, passes)
-            transfer = transfer_of(module, device, index)
+            transfer = sources.transfer(device, index)
             val.append(
                 Batches(loader, limit=val_limit, device=device, name=name, processes=processes, transfer=transfer)
             )
@@ -316,8 +316,38 @@ def read_fit_data(
     return train, val
 
 
+def combined(loaders: Any, processes: Processes | None = None) -> Any:
+    """Return a collection of loaders, or a `CombinedLoader` of Lightning's, as one loader; anything else as it is.
+
+    Raises:
+        ValueError: If it is one, and there are several processes.
+    """
+    is_collection = isinstance(loaders, Mapping | list | tuple)
+    if not (is_lightnings(type(loaders), "CombinedLoader") or (is_collection and _are_loaders(loaders))):
+        return loaders
+    if processes is not None:
+        raise ValueError(
+            "several loaders in train_dataloaders with several processes, which would have to share each of them: "
+            "concatenate the datasets, or use devices=1"
+        )
+    from framework.data.combined import Combined
+
+    return Combined(loaders)
+
+
+def _are_loaders(value: Any) -> bool:
+    """Tell whether a (nested) collection holds nothing but loaders."""
+    if isinstance(value, Mapping):
+        return bool(value) and all(map(_are_loaders, value.values()))
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(_are_loaders, value))
+    return isinstance(value, DataLoader | TensorLoader)
+
+
 def named_loaders(given: Any, name: str) -> list[tuple[str, Any]]:
     """Return the loaders that were passed as one or as several: each with its name in errors."""
+    if is_lightnings(type(given), "CombinedLoader"):
+        given = given.flattened if given._mode == "sequential" else combined(given)
     if isinstance(given, Mapping):
         return [(f"{name}[{key!r}]", loader) for key, loader in given.items()]
     if isinstance(given, list | tuple) and any(isinstance(part, DataLoader | TensorLoader) for part in given):

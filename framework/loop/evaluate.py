@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ _NONE = object()
 
 
 def evaluate(
-    run: Run, stage: str, *, max_batches: int | None = None
+    run: Run, stage: str, *, max_batches: int | None = None, keeps_outputs: bool = False
 ) -> tuple[list[dict[str, float]] | None, list[list[Any]]]:
     """Run ``<stage>_step`` over the data of a stage, in evaluation mode and without gradients.
 
@@ -28,10 +28,11 @@ def evaluate(
         run: Whose module, data, hooks, metrics and loggers take part.
         stage: "validation", "test" or "predict".
         max_batches: Read only so many of each loader.
+        keeps_outputs: Whether to return what the steps returned.
 
     Returns:
         For each loader, the reduced metrics: its own, and those logged outside of its batches; None if a signal broke
-        the pass off. And for each loader, what ``predict_step`` returned.
+        the pass off. And for each loader, what its steps returned, if that is kept.
     """
     hooks, metrics, loaders = run.hooks, run.metrics, run.data[stage]
     outputs: list[list[Any]] = [[] for _ in loaders]
@@ -42,7 +43,15 @@ def evaluate(
             hooks.call(f"on_{stage}_start")
             hooks.call(f"on_{stage}_epoch_start")
             num_batches = [
-                _read(run, stage, index if len(loaders) > 1 else None, batches, max_batches, seen, outputs[index])
+                _read(
+                    run,
+                    stage,
+                    index if len(loaders) > 1 else None,
+                    batches,
+                    max_batches,
+                    seen,
+                    outputs[index].append if keeps_outputs else None,
+                )
                 for index, batches in enumerate(loaders)
             ]
             hooks.call(f"on_{stage}_epoch_end")
@@ -66,7 +75,7 @@ def _read(
     batches: Batches,
     max_batches: int | None,
     seen: int,
-    outputs: list[Any],
+    keep: Callable[[Any], None] | None,
 ) -> int:
     """Run the step over one loader, unless a signal breaks it off; return how many batches there were."""
     if run.stop.interrupted:
@@ -83,7 +92,8 @@ def _read(
                 output = step(batch, batch_idx, *which)
         else:
             output = step(batch, batch_idx, *which)
-            outputs += [output] if stage == "predict" else []
+            if keep is not None:
+                keep(output)
         hooks.call(f"on_{stage}_batch_end", output, batch, batch_idx, *which)
         of_batch = metrics.log_step({})
         if not run.sanity_checking:

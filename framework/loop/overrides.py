@@ -32,6 +32,11 @@ _CALLED: dict[type, dict[str, list[str]]] = {
         "predict_step": ["batch", "batch_idx"],
         "param_groups": [],
         "configure_optimizers": [],
+        "prepare_data": [],
+        "train_dataloader": [],
+        "val_dataloader": [],
+        "test_dataloader": [],
+        "predict_dataloader": [],
         "configure_callbacks": [],
         "configure_model": [],
         "configure_gradient_clipping": ["optimizer", "gradient_clip_val", "gradient_clip_algorithm"],
@@ -52,7 +57,6 @@ _CALLED: dict[type, dict[str, list[str]]] = {
 }
 
 # The methods that Lightning calls but a trainer does not, with what to do instead.
-_DATALOADER = "pass the loader to fit(model, train_dataloaders, val_dataloaders), validate, test or predict"
 _STEP_END = "put it at the end of the step"
 _EPOCH_END = "collect what it needs in the step, and define {} instead"
 _MODE = "a trainer switches the module to eval mode and back by itself; change modes in on_validation_start"
@@ -65,11 +69,6 @@ _NOT_CALLED: dict[type, dict[str, str]] = {
         "toggled_optimizer": _CALL,
         "clip_gradients": "it is there to be called; define configure_gradient_clipping instead",
         "configure_sharded_model": "rename it to configure_model",
-        "prepare_data": "call it before fit",
-        "train_dataloader": _DATALOADER,
-        "val_dataloader": _DATALOADER,
-        "test_dataloader": _DATALOADER,
-        "predict_dataloader": _DATALOADER,
         "on_validation_model_zero_grad": "define on_validation_start",
         "on_validation_model_eval": _MODE,
         "on_validation_model_train": _MODE,

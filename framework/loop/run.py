@@ -203,9 +203,9 @@ class FitRun(Run):
     """The whole state of one `fit`: it can be saved at any step, and restored into a new one.
 
     Args:
-        train_batches: The training data.
-        val_batches: The validation data: one for each loader.
-        configured: What the module's `configure_optimizers` returned.
+        read_data: Returns the training data, and the validation data, one for each loader; called again when they are
+            to be reloaded.
+        configure: Returns what `configure_optimizers` may return; called when the data were read.
         callbacks: Whose states are saved.
 
     Attributes:
@@ -233,18 +233,18 @@ class FitRun(Run):
         loggers: Sequence[Logger],
         stop: Stop,
         *,
-        train_batches: Batches,
-        val_batches: Sequence[Batches],
-        configured: Any,
+        read_data: Callable[[], tuple[Batches, list[Batches]]],
+        configure: Callable[[], Any],
         callbacks: Sequence[Callback],
         processes: Processes | None = None,
     ) -> None:
         super().__init__(settings, engine, module, hooks, loggers, stop, Progress(), processes)
-        self.train_batches = train_batches
-        self.data["validation"] = list(val_batches)
+        self._read_data = read_data
+        self.train_batches, val_batches = read_data()
+        self.data["validation"] = val_batches
         awaited = "validation" if val_batches else "train"
         self.metrics = Metrics(module, awaited=awaited, own=self.own_values, processes=processes)
-        self.val_interval = validation_interval(settings, train_batches.num_batches) if val_batches else None
+        self.val_interval = self._validation_interval()
         self.seconds = 0.0
         self.gradient_norm: Tensor | float | None = None
         self.is_between_epochs = True
@@ -256,7 +256,7 @@ class FitRun(Run):
         # What validation changes, as it was before the one under way.
         self._before_validation: dict[str, Any] = {}
         self._end: dict[str, Any] | None = None
-        self.phase = self._make_phase(configured, settings.accumulate_grad_batches, evaluations=0)
+        self.phase = self._make_phase(configure(), settings.accumulate_grad_batches, evaluations=0)
         self._configured = configured_options(module, self.phase.optimizer, self.phase.schedulers)
         self.callbacks = callbacks
         if processes is not None:
@@ -315,7 +315,7 @@ class FitRun(Run):
         closure = Closure(
             objective,
             recorder=self.metrics,
-            data_generators=self.train_batches.generators,
+            data_generators=lambda: self.train_batches.generators(),
             on_after_backward=self.hooks.on_after_backward,
         )
         iterations = InnerIterations(optimizer, self._report_iteration, self.is_over)
@@ -387,6 +387,18 @@ class FitRun(Run):
                     "set module.penalty to a penalty such as framework.penalties.L1(), and return the loss alone"
                 )
             return float(stationarity_gap(objective.groups, objective.penalty, self.module.happy_lambda))
+
+    def reload_data(self) -> None:
+        """Ask for the loaders again, if that is due before the coming epoch."""
+        every = self.settings.reload_dataloaders_every_n_epochs
+        if every and self.progress.epoch % every == 0:
+            self.train_batches, self.data["validation"] = self._read_data()
+            self.val_interval = self._validation_interval()
+
+    def _validation_interval(self) -> int | None:
+        if not self.data["validation"]:
+            return None
+        return validation_interval(self.settings, self.train_batches.num_batches)
 
     def generators(self) -> list[Generator]:
         """Return the generators besides the global ones on which training depends: those of the data and the module."""

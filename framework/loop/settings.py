@@ -31,6 +31,7 @@ class Settings:
     overfit_batches: int | float
     val_check_interval: int | float
     check_val_every_n_epoch: int | None
+    reload_dataloaders_every_n_epochs: int
     num_sanity_val_steps: int
     log_every_n_steps: int
     accumulate_grad_batches: int | str
@@ -118,6 +119,7 @@ _RULES: dict[str, _Rule] = {
         lambda value: value is None or _is_count(value, 1),
         "a positive integer, or None for a val_check_interval over epochs",
     ),
+    "reload_dataloaders_every_n_epochs": (lambda value: _is_count(value, 0), "an integer >= 0; 0 for never"),
     "num_sanity_val_steps": (lambda value: _is_count(value, -1), "-1 (all) or an integer >= 0"),
     "log_every_n_steps": _POSITIVE,
     "enable_checkpointing": _SWITCH,

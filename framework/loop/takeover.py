@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from framework.loop.settings import Settings
 from framework.module import Module
 from framework.objective.closure import Closure
 
-_TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 def backward_of(
@@ -73,15 +73,14 @@ def take_over_schedulers(module: Module, schedulers: Sequence[SchedulerConfig]) 
             config.step_by = module.lr_scheduler_step
 
 
-def transfer_of(owner: Any, device: torch.device, dataloader_idx: int) -> Callable[[Any], Any] | None:
-    """Return what moves a batch to the device, if the module takes any part of that over."""
-    if not any(overrides(owner, name) for name in _TRANSFER):
-        return None
+def transfer_by(owners: Mapping[str, Any], device: torch.device, dataloader_idx: int) -> Callable[[Any], Any]:
+    """Return what moves a batch to the device, by the methods of those who define them."""
+    before, move, after = (getattr(owners[name], name) for name in TRANSFER)
 
     def transfer(batch: Any) -> Any:
-        batch = owner.on_before_batch_transfer(batch, dataloader_idx)
-        batch = owner.transfer_batch_to_device(batch, device, dataloader_idx)
-        return owner.on_after_batch_transfer(batch, dataloader_idx)
+        batch = before(batch, dataloader_idx)
+        batch = move(batch, device, dataloader_idx)
+        return after(batch, dataloader_idx)
 
     return transfer
 

@@ -203,7 +203,7 @@ def check_loader(loader: Any, name: str) -> None:
     """
     parts = loader.values() if isinstance(loader, Mapping) else loader if isinstance(loader, list | tuple) else ()
     if any(isinstance(part, DataLoader | TensorLoader) for part in parts):
-        raise TypeError(f"{name} holds several loaders; a Trainer takes one: concatenate the datasets")
+        raise TypeError(f"{name} holds several loaders; a Trainer takes one, or a collection of nothing but loaders")
     if isinstance(loader, Dataset):
         options = "batch_size=None) if it yields batches, otherwise DataLoader(dataset, batch_size=32)"
         options = options if isinstance(loader, IterableDataset) else "batch_size=32)"
