@@ -19,12 +19,15 @@ class Combined:
 
     Args:
         loaders: A `CombinedLoader`, or a (nested) collection of loaders: then the longest sets the length of an epoch,
-            and the others start over. One that shuffles and starts over should have a generator of its own: what it draws
-            from the global one within an epoch is not drawn again when a run continues there.
+            and the others start over. One that shuffles and starts over should have a generator of its own: a run that
+            is continued within an epoch cannot know what it drew from the global one in the middle.
 
     Attributes:
         datasets: The loaders.
+        may_draw: Some may draw their order from random generators, although there is `set_epoch`.
     """
+
+    may_draw = True
 
     def __init__(self, loaders: Any) -> None:
         self.combined = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders, "max_size_cycle")

@@ -76,7 +76,7 @@ class Batches:
         self._held_rng: dict[str, Any] | None = None
         self._held_padding: set[int] = set()
         # Such a loader derives the order of an epoch from the epoch's number, others draw it from random generators.
-        self.has_epochs = hasattr(loader, "set_epoch")
+        self.has_epochs = hasattr(loader, "set_epoch") and not getattr(loader, "may_draw", False)
 
     @property
     def limit(self) -> int | float | None:

@@ -267,7 +267,7 @@ class _Several(_Noting):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: {"a": make_loader(), "b": make_loader(5, shuffle=True, seed=3)},
+        lambda: {"a": make_loader(), "b": make_loader(6, shuffle=True, seed=3)},
         lambda: [make_loader(4), make_loader()],
         lambda: CombinedLoader({"a": make_loader(), "b": make_loader(5)}, "min_size"),
         lambda: CombinedLoader([make_loader(), make_loader(5)], "max_size"),
