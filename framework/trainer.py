@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning.fabric import Fabric
 from torch import Tensor
+from torch.nn import SyncBatchNorm
 from torch.optim import Optimizer
 
 from framework.answers import Answers
@@ -25,6 +26,7 @@ from framework.loop.batches import Batches, named_loaders, read_fit_data, total_
 from framework.loop.engine import Engine
 from framework.loop.evaluate import evaluate
 from framework.loop.fit import fit
+from framework.loop.flags import torch_flags
 from framework.loop.hooks import Hooks, each
 from framework.loop.manual import Manual
 from framework.loop.metrics import Metrics
@@ -33,7 +35,15 @@ from framework.loop.processes import Processes, check_connected, check_strategy
 from framework.loop.progress import Progress
 from framework.loop.run import FitRun, Run, Stop
 from framework.loop.schedulers import SchedulerConfig
-from framework.loop.settings import Limit, Settings, check_settings, parse_max_time, resolve_max_epochs
+from framework.loop.settings import (
+    Limit,
+    Settings,
+    check_barebones,
+    check_plugins,
+    check_settings,
+    parse_max_time,
+    resolve_max_epochs,
+)
 from framework.loop.signals import on_signals
 from framework.loop.sources import (
     DataModule,
@@ -69,7 +79,9 @@ class Trainer(Answers):
         callbacks: One or several. A model summary, a progress bar and a checkpoint at the end are added by default.
         fast_dev_run: True or a number of batches: try everything on that many batches; log and save nothing.
         max_epochs: Stop after this many epochs; -1 for no limit. Default: 1000 if nothing else limits the run.
+        min_epochs: Train for so many epochs at least: only a limit on epochs or steps, or a signal, ends a run before.
         max_steps: Stop after this many optimizer steps; -1 for no limit.
+        min_steps: Train for so many optimizer steps at least; as ``min_epochs``.
         max_time: Stop after this time: "DD:HH:MM:SS", a `timedelta` or its arguments as a mapping.
         limit_train_batches: How many batches per epoch (int), or what fraction of them (float), to train on.
         limit_val_batches: The same for validation.
@@ -90,7 +102,16 @@ class Trainer(Answers):
         accumulate_grad_batches: How many batches make up the objective of one step; "epoch" for the whole loader.
         gradient_clip_val: Clip gradients to this value, for optimizers that evaluate once per step.
         gradient_clip_algorithm: "norm" (of all gradients together) or "value".
+        deterministic: Whether torch's operations must be deterministic during a run; "warn" only warns of others.
+        benchmark: Whether cuDNN tries which algorithm is the fastest; for inputs of one size.
         inference_mode: Evaluate under `torch.inference_mode` instead of `torch.no_grad`.
+        use_distributed_sampler: With several processes, share the batches of every loader. If False, each process reads
+            its loaders whole, which must hold its own share, and as many batches as those of the others.
+        detect_anomaly: Make a NaN in a backward pass an error that says where it came from. Slow.
+        barebones: Leave out all that costs time beside training: logs, checkpoints, progress bar, summary, sanity check.
+        plugins: Fabric's: a `lightning.fabric.plugins.Precision` or a cluster environment.
+        sync_batchnorm: With several processes, synchronize the statistics of batch norm (on GPUs).
+        enable_autolog_hparams: Whether to log what `Module.save_hyperparameters` kept.
         default_root_dir: Where logs and checkpoints go. Default: the current folder.
 
     Attributes:
@@ -107,12 +128,14 @@ class Trainer(Answers):
         strategy: Any = "auto",
         devices: Any = "auto",
         num_nodes: int = 1,
-        precision: Any = "32-true",
-        logger: bool | Logger | Sequence[Logger] = True,
+        precision: Any = None,
+        logger: bool | Logger | Sequence[Logger] | None = None,
         callbacks: Callback | Sequence[Callback] | None = None,
         fast_dev_run: int | bool = False,
         max_epochs: int | None = None,
+        min_epochs: int | None = None,
         max_steps: int = -1,
+        min_steps: int | None = None,
         max_time: str | timedelta | Mapping[str, int] | None = None,
         limit_train_batches: Limit = None,
         limit_val_batches: Limit = None,
@@ -122,26 +145,46 @@ class Trainer(Answers):
         val_check_interval: int | float | None = None,
         check_val_every_n_epoch: int | None = 1,
         reload_dataloaders_every_n_epochs: int = 0,
-        num_sanity_val_steps: int = 2,
-        log_every_n_steps: int = 50,
-        enable_checkpointing: bool = True,
-        enable_progress_bar: bool = True,
-        enable_model_summary: bool = True,
+        num_sanity_val_steps: int | None = None,
+        log_every_n_steps: int | None = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
         accumulate_grad_batches: int | str = 1,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str = "norm",
+        deterministic: bool | str | None = None,
+        benchmark: bool | None = None,
         inference_mode: bool = True,
+        use_distributed_sampler: bool = True,
+        detect_anomaly: bool = False,
+        barebones: bool = False,
+        plugins: Any = None,
+        sync_batchnorm: bool = False,
         default_root_dir: str | Path | None = None,
+        enable_autolog_hparams: bool = True,
     ) -> None:
+        if barebones:
+            check_barebones(locals())
+        logger = not barebones if logger is None else logger
+        enable_checkpointing = not barebones if enable_checkpointing is None else enable_checkpointing
+        enable_progress_bar = not barebones if enable_progress_bar is None else enable_progress_bar
+        enable_model_summary = not barebones if enable_model_summary is None else enable_model_summary
+        num_sanity_val_steps = (0 if barebones else 2) if num_sanity_val_steps is None else num_sanity_val_steps
+        log_every_n_steps = 50 if log_every_n_steps is None else log_every_n_steps
         val_check_interval = 1.0 if val_check_interval is None else val_check_interval
         check_settings(locals())
+        check_plugins(plugins)
         check_strategy(strategy)
         if fast_dev_run:
             limit_train_batches = limit_val_batches = limit_test_batches = limit_predict_batches = int(fast_dev_run)
             max_epochs, max_steps, num_sanity_val_steps = 1, int(fast_dev_run), 0
+            min_epochs = min_steps = None
             val_check_interval, check_val_every_n_epoch = 1.0, 1
             logger = enable_checkpointing = False
         self.max_steps = max_steps
+        self.min_epochs = min_epochs
+        self.min_steps = min_steps
         self.max_time = parse_max_time(max_time)
         self.max_epochs = resolve_max_epochs(max_epochs, max_steps, self.max_time)
         self.fast_dev_run = fast_dev_run
@@ -158,15 +201,26 @@ class Trainer(Answers):
         self.accumulate_grad_batches = accumulate_grad_batches
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.deterministic = deterministic
+        self.benchmark = benchmark
+        self.detect_anomaly = detect_anomaly
         self.inference_mode = inference_mode
+        self.barebones = barebones
+        self.sync_batchnorm = sync_batchnorm
+        self.enable_autolog_hparams = enable_autolog_hparams
         self.default_root_dir = Path(default_root_dir or ".")
 
         self.fabric = Fabric(
-            accelerator=accelerator, strategy=strategy, devices=devices, num_nodes=num_nodes, precision=precision
+            accelerator=accelerator,
+            strategy=strategy,
+            devices=devices,
+            num_nodes=num_nodes,
+            precision=precision,
+            plugins=plugins,
         )
         check_connected(self.fabric.strategy)
         self.fabric.launch()
-        self._processes = Processes(self.fabric) if self.fabric.world_size > 1 else None
+        self._processes = Processes(self.fabric, use_distributed_sampler) if self.fabric.world_size > 1 else None
         self.loggers = make_loggers(logger, self.default_root_dir)
         for each_logger in self.loggers:
             if isinstance(each_logger, CSVLogger | TensorBoardLogger) and self._processes is not None:
@@ -437,7 +491,12 @@ class Trainer(Answers):
         error: BaseException | None = None
         self._under_way = stage
         try:
-            with on_signals(lambda number: self._stop.interrupt(number.name)):
+            if self.sync_batchnorm and self._processes is not None and self.fabric.device.type == "cuda":
+                SyncBatchNorm.convert_sync_batchnorm(module)
+            with (
+                on_signals(lambda number: self._stop.interrupt(number.name)),
+                torch_flags(self.deterministic, self.benchmark, self.detect_anomaly),
+            ):
                 prepare_data(module, datamodule, self.fabric)
                 hooks.call("setup", stage)
                 module.configure_model()

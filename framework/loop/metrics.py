@@ -174,6 +174,7 @@ class Metrics:
         own: The trainer's own values as of the last step; they are asked for when somebody reads. A name that the
             module logs, too, is the module's.
         processes: If there are several, means and the like are those over the samples of all of them.
+        muted: Ignore whatever is logged, with a warning the first time.
 
     Attributes:
         stage: "train", "validation", "test" or "predict": whose names are collected, and by which defaults; None where
@@ -189,6 +190,7 @@ class Metrics:
         awaited: str | None = None,
         own: Callable[[], Iterable[tuple[str, Value]]] = tuple,
         processes: Processes | None = None,
+        muted: bool = False,
     ) -> None:
         self.stage: str | None = None
         self.dataloader_idx: int | None = None
@@ -197,7 +199,7 @@ class Metrics:
         self._awaited = awaited
         self._own = own
         self._processes = processes
-        self._muted = False
+        self._muted = self._is_mute = muted
         # The one or several under way, whose samples are the weight in a mean; None between epochs.
         self._batches: list[Any] | None = None
         self._counted: tuple[Any, int] = (None, 1)  # the last batch that was counted, and its samples
@@ -271,6 +273,9 @@ class Metrics:
     ) -> None:
         """See ``Module.log``."""
         if self._muted:
+            if self._is_mute and not self._warned:
+                self._warned = True
+                warnings.warn(f"log({name!r}) has no effect with Trainer(barebones=True)", stacklevel=3)
             return
         if self._processes is not None and self._batches and self._processes.is_padding(self._batches[-1]):
             return

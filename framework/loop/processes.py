@@ -66,6 +66,10 @@ def check_strategy(strategy: Any) -> None:
 class Processes:
     """This process among the others.
 
+    Args:
+        fabric: How the processes are connected.
+        share_loaders: Whether each loader holds the batches of all; else it is this process's own.
+
     Attributes:
         rank: The number of this process.
         size: How many there are.
@@ -74,7 +78,8 @@ class Processes:
         bytes: How many bytes this process gave to sums.
     """
 
-    def __init__(self, fabric: Fabric) -> None:
+    def __init__(self, fabric: Fabric, share_loaders: bool = True) -> None:
+        self.share_loaders = share_loaders
         self.rank = fabric.global_rank
         self.size = fabric.world_size
         self.calls = self.bytes = 0

@@ -161,7 +161,7 @@ class Run:
         self.hooks = hooks
         self.loggers = loggers
         self.stop = stop
-        self.metrics = Metrics(module, processes=processes)
+        self.metrics = Metrics(module, processes=processes, muted=settings.barebones)
         self.progress = progress
         self.data: dict[str, list[Batches]] = {}
         self.stage = "train"
@@ -243,7 +243,9 @@ class FitRun(Run):
         self.train_batches, val_batches = read_data()
         self.data["validation"] = val_batches
         awaited = "validation" if val_batches else "train"
-        self.metrics = Metrics(module, awaited=awaited, own=self.own_values, processes=processes)
+        self.metrics = Metrics(
+            module, awaited=awaited, own=self.own_values, processes=processes, muted=settings.barebones
+        )
         self.val_interval = self._validation_interval()
         self.seconds = 0.0
         self.gradient_norm: Tensor | float | None = None
@@ -264,7 +266,7 @@ class FitRun(Run):
             processes.synchronize(module, self.phase.optimizer)
         self._clock = 0.0 if processes is None else processes.share(time.monotonic())
         self._deadline = self.clock() + settings.max_time
-        announce_hyperparameters(module, loggers)
+        announce_hyperparameters(module, loggers if settings.enable_autolog_hparams else ())
 
     # ------------------------------------------------------------------------------------------------ optimizing
 
@@ -426,15 +428,25 @@ class FitRun(Run):
         """Tell whether a limit is reached or somebody asked to stop; all processes ask at the same time."""
         if self.processes is not None:
             self._clock = self.stop.agree(int(time.monotonic() * 1000)) / 1000
-        if self.stop.reason is None:
-            settings, progress = self.settings, self.progress
-            if 0 <= settings.max_steps <= progress.global_step:
-                self.stop.reason = "max_steps"
-            elif 0 <= settings.max_epochs <= progress.epoch:
-                self.stop.reason = "max_epochs"
-            elif self.clock() >= self._deadline:
-                self.stop.reason = "max_time"
-        return self.stop.reason is not None
+        settings, progress, stop = self.settings, self.progress, self.stop
+        if stop.reason is not None and (stop.interrupted or not self._has_a_minimum_ahead()):
+            return True
+        if 0 <= settings.max_steps <= progress.global_step:
+            stop.reason = "max_steps"
+        elif 0 <= settings.max_epochs <= progress.epoch:
+            stop.reason = "max_epochs"
+        elif self.clock() >= self._deadline and not self._has_a_minimum_ahead():
+            stop.reason = "max_time"
+        else:
+            return False
+        return True
+
+    def _has_a_minimum_ahead(self) -> bool:
+        """Whether the run must go on whoever asks for its end, until a minimum is reached."""
+        settings, progress = self.settings, self.progress
+        return progress.epochs_completed < (settings.min_epochs or 0) or progress.global_step < (
+            settings.min_steps or 0
+        )
 
     def clock(self) -> float:
         """Return a time in seconds; several processes have that of rank zero, as of the last step."""
@@ -504,7 +516,7 @@ class FitRun(Run):
     def trying_validation(self) -> Iterator[None]:
         """Within, metrics are collected aside and dropped afterwards."""
         kept, self.sanity_checking = self.metrics, True
-        self.metrics = Metrics(self.module, processes=self.processes)
+        self.metrics = Metrics(self.module, processes=self.processes, muted=self.settings.barebones)
         try:
             yield
         finally:

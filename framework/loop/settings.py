@@ -21,7 +21,9 @@ class Settings:
     """
 
     max_epochs: int
+    min_epochs: int | None
     max_steps: int
+    min_steps: int | None
     max_time: float
     fast_dev_run: int | bool
     limit_train_batches: Limit
@@ -37,7 +39,13 @@ class Settings:
     accumulate_grad_batches: int | str
     gradient_clip_val: float | None
     gradient_clip_algorithm: str
+    deterministic: bool | str | None
+    benchmark: bool | None
     inference_mode: bool
+    detect_anomaly: bool
+    barebones: bool
+    sync_batchnorm: bool
+    enable_autolog_hparams: bool
 
     def __post_init__(self) -> None:
         check_settings(vars(self))
@@ -58,12 +66,57 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         is_allowed, allowed = _RULES.get(name, _ANYTHING)
         if not is_allowed(value):
             raise ValueError(f"{name}={value!r}; it must be {allowed}")
+    for name in ("epochs", "steps"):
+        least, most = settings[f"min_{name}"], settings[f"max_{name}"]
+        if least is not None and most is not None and 0 <= most < least:
+            raise ValueError(f"min_{name}={least} is more than max_{name}={most}, which ends the run before")
     interval = settings["val_check_interval"]
     if settings["check_val_every_n_epoch"] is None and isinstance(interval, float):
         raise ValueError(
             f"val_check_interval={interval} with check_val_every_n_epoch=None, which counts batches over epochs: "
             "it must be an integer"
         )
+
+
+# What barebones=True leaves out, with the values that ask for it all the same.
+_EXTRAS: dict[str, Callable[[Any], bool]] = {
+    "logger": bool,
+    "enable_checkpointing": bool,
+    "enable_progress_bar": bool,
+    "enable_model_summary": bool,
+    "num_sanity_val_steps": bool,
+    "log_every_n_steps": bool,
+    "fast_dev_run": bool,
+    "detect_anomaly": bool,
+}
+
+
+def check_barebones(arguments: Mapping[str, Any]) -> None:
+    """Refuse what contradicts ``barebones=True``.
+
+    Raises:
+        ValueError: If something is asked for that it leaves out; the message names it.
+    """
+    if asked := [f"{name}={arguments[name]!r}" for name, asks in _EXTRAS.items() if asks(arguments[name])]:
+        raise ValueError(f"barebones=True leaves out what {', '.join(asked)} asks for: drop one of the two")
+
+
+def check_plugins(plugins: Any) -> None:
+    """Refuse plugins without effect here.
+
+    Raises:
+        ValueError: If one is of Lightning's trainer, or writes checkpoints.
+    """
+    for plugin in plugins if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]:
+        name, classes = type(plugin).__name__, type(plugin).__mro__
+        if any(cls.__module__.startswith("lightning.pytorch.") for cls in classes):
+            raise ValueError(
+                f"plugins has {name} of lightning.pytorch, which needs its trainer: use lightning.fabric's"
+            )
+        if any(cls.__name__ == "CheckpointIO" for cls in classes):
+            raise ValueError(
+                f"plugins has {name}, which has no effect: checkpoints are written by the trainer; drop it"
+            )
 
 
 def _is_count(value: Any, least: int) -> bool:
@@ -83,6 +136,8 @@ _ANYTHING: _Rule = (lambda _: True, "")
 _SWITCH: _Rule = (lambda value: isinstance(value, bool), "True or False")
 _POSITIVE: _Rule = (lambda value: _is_count(value, 1), "a positive integer")
 _END: _Rule = (lambda value: _is_count(value, -1), "-1 (no limit) or an integer >= 0")
+_LEAST: _Rule = (lambda value: value is None or _is_count(value, 0), "an integer >= 0, or None")
+_MAYBE: _Rule = (lambda value: value is None or isinstance(value, bool), "True, False or None (torch's own setting)")
 _LIMIT: _Rule = (
     lambda value: value is None or _is_share(value) or _is_count(value, -1),
     "a number of batches (an integer >= 0), a fraction of them (a float from 0.0 to 1.0), or None (all)",
@@ -102,7 +157,9 @@ _RULES: dict[str, _Rule] = {
         "True, False or a number of batches (an integer >= 0)",
     ),
     "max_epochs": (lambda value: value is None or _END[0](value), f"{_END[1]}, or None"),
+    "min_epochs": _LEAST,
     "max_steps": _END,
+    "min_steps": _LEAST,
     "limit_train_batches": _LIMIT,
     "limit_val_batches": _LIMIT,
     "limit_test_batches": _LIMIT,
@@ -134,7 +191,17 @@ _RULES: dict[str, _Rule] = {
         "a finite number >= 0, or None",
     ),
     "gradient_clip_algorithm": (lambda value: value in ("norm", "value"), "'norm' or 'value'"),
+    "deterministic": (
+        lambda value: value is None or isinstance(value, bool) or value == "warn",
+        "True, False, 'warn' or None (torch's own setting)",
+    ),
+    "benchmark": _MAYBE,
     "inference_mode": _SWITCH,
+    "use_distributed_sampler": _SWITCH,
+    "detect_anomaly": _SWITCH,
+    "barebones": _SWITCH,
+    "sync_batchnorm": _SWITCH,
+    "enable_autolog_hparams": _SWITCH,
     "default_root_dir": (
         lambda value: value is None or isinstance(value, str | os.PathLike),
         "a path (str or pathlib.Path), or None (the current folder)",

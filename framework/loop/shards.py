@@ -26,6 +26,14 @@ from framework.objective.replay import find_generators
 
 def shard(loader: Any, processes: Processes, name: str) -> Any:
     """Return a loader of this process's batches."""
+    if not processes.share_loaders:
+        lengths = processes.gather(len(loader) if hasattr(loader, "__len__") else None)
+        if None in lengths or len(set(lengths)) > 1:
+            raise ValueError(
+                f"use_distributed_sampler=False, and the processes have {lengths} batches in {name}: they take their "
+                "steps together, and so must have as many"
+            )
+        return loader
     # A subclass with an order or batches of its own is read as a whole.
     if isinstance(loader, TensorLoader) and type(loader).__iter__ is TensorLoader.__iter__:
         return _ShardOfTensors(loader, processes)
