@@ -108,7 +108,7 @@ class Trainer(Answers):
         use_distributed_sampler: With several processes, share the batches of every loader. If False, each process reads
             its loaders whole, which must hold its own share, and as many batches as those of the others.
         detect_anomaly: Make a NaN in a backward pass an error that says where it came from. Slow.
-        barebones: Leave out all that costs time beside training: logs, checkpoints, progress bar, summary, sanity check.
+        barebones: Leave out what costs time beside training: logs, checkpoints, progress bar, summary, sanity check.
         plugins: Fabric's: a `lightning.fabric.plugins.Precision` or a cluster environment.
         sync_batchnorm: With several processes, synchronize the statistics of batch norm (on GPUs).
         enable_autolog_hparams: Whether to log what `Module.save_hyperparameters` kept.

@@ -213,9 +213,9 @@ def test_a_precision_plugin_is_used(tmp_path):
     [
         (
             pl.plugins.MixedPrecision("bf16-mixed", "cpu"),
-            "MixedPrecision of lightning.pytorch, made for its trainer",
+            "MixedPrecision of lightning.pytorch, which needs its trainer",
         ),
-        ([TorchCheckpointIO()], "TorchCheckpointIO, which has no effect: the trainer writes its checkpoints"),
+        ([TorchCheckpointIO()], "TorchCheckpointIO, which has no effect: checkpoints are written by the tr"),
     ],
 )
 def test_a_plugin_without_effect_is_refused(plugin, message):
