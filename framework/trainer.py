@@ -107,6 +107,8 @@ class Trainer(Answers):
         inference_mode: Evaluate under `torch.inference_mode` instead of `torch.no_grad`.
         use_distributed_sampler: With several processes, share the batches of every loader. If False, each process reads
             its loaders whole, which must hold its own share, and as many batches as those of the others.
+        profiler: "simple" for a table of where the time of a run goes, "pytorch" for `torch.profiler` with a trace
+            in the folder of the logger, or a profiler of Lightning's. Its work is part of what it measures.
         detect_anomaly: Make a NaN in a backward pass an error that says where it came from. Slow.
         barebones: Leave out what costs time beside training: logs, checkpoints, progress bar, summary, sanity check.
         plugins: Fabric's: a `lightning.fabric.plugins.Precision` or a cluster environment.
@@ -119,6 +121,7 @@ class Trainer(Answers):
         callbacks, loggers: Those of the next run.
         num_training_batches: The number of batches per epoch in the last fit; infinite for a stream without length.
         datamodule: That of the last run; None if there was none.
+        profiler: That of the last run; None if there was none.
     """
 
     def __init__(
@@ -157,6 +160,7 @@ class Trainer(Answers):
         benchmark: bool | None = None,
         inference_mode: bool = True,
         use_distributed_sampler: bool = True,
+        profiler: Any = None,
         detect_anomaly: bool = False,
         barebones: bool = False,
         plugins: Any = None,
@@ -232,6 +236,12 @@ class Trainer(Answers):
             checkpointing=enable_checkpointing,
             fast_dev_run=bool(fast_dev_run),
         )
+        self.profiler: Any = None
+        self._profiler = profiler
+        if profiler is not None:
+            from framework.profiler import make_profiler
+
+            make_profiler(profiler, None)  # refuses what is wrong
         self.num_training_batches = 0.0
         self.datamodule: Any = None
         self._stop = Stop()
@@ -309,11 +319,13 @@ class Trainer(Answers):
             def read_data() -> tuple[Batches, list[Batches]]:
                 train, val = read_fit_data(settings, model, sources, self.fabric.device, self._processes)
                 self.num_training_batches = train.num_batches
+                for batches in (train, *val):
+                    batches.profiler = self.profiler
                 if val:
                     check_loader_index(model, self.callbacks, "validation", len(val))
                 return train, val
 
-            engine = Engine(self.fabric, model)
+            engine = Engine(self.fabric, model, self.profiler)
             if found is not None:
                 self._start = progress_of_data(found[1]["progress"], settings.reload_dataloaders_every_n_epochs)
             run = FitRun(
@@ -428,7 +440,7 @@ class Trainer(Answers):
         with self._running(model, name, datamodule) as (hooks, _):
             check_step(model, stage, f"{name} was called")
             sources = Sources(model, datamodule, {stage: dataloaders})
-            engine, progress = Engine(self.fabric, model), self.progress
+            engine, progress = Engine(self.fabric, model, self.profiler), self.progress
             run = self._run = Run(
                 self._settings(), engine, model, hooks, self.loggers, self._stop, progress, self._processes
             )
@@ -450,6 +462,8 @@ class Trainer(Answers):
                     named_loaders(sources.needed_loaders(stage, name), "dataloaders")
                 )
             ]
+            for batches in run.data[stage]:
+                batches.profiler = self.profiler
             check_loader_index(model, self.callbacks, stage, len(run.data[stage]))
             values, outputs = evaluate(run, stage, keeps_outputs=keeps_outputs)
             if self._processes is not None:
@@ -481,7 +495,7 @@ class Trainer(Answers):
                 f"Trainer.{stage} was called during {self._under_way}: wait until it ends, or make another Trainer"
             )
         callbacks = self.callbacks if datamodule is None else [DataModule(datamodule), *self.callbacks]
-        hooks = Hooks(self, module, callbacks)
+        hooks = Hooks(self, module, callbacks, *self._begin_profiling(stage))
         outer, parts = module._trainer, [part for part in module.modules() if isinstance(part, Module)]
         for part in parts:
             part._trainer = self
@@ -508,6 +522,10 @@ class Trainer(Answers):
         status = "success" if error is None else "failed"
         ends = [partial(listener, stage) for listener in hooks.teardown]
         ends += [partial(logger.finalize, status) for logger in self.loggers]
+        if self.profiler is not None:
+            from framework.profiler import end
+
+            ends.append(partial(end, self.profiler, stage, self.print))
         error = each(ends, after=error)
         self._under_way = None
         if self._processes is not None:
@@ -519,6 +537,16 @@ class Trainer(Answers):
             raise error
         if self._stop.interrupted_by == "SIGTERM":
             raise SystemExit(128 + signal.SIGTERM)
+
+    def _begin_profiling(self, stage: str) -> tuple[Any, ...]:
+        """Make the profiler of a run, if there is one; return what times the calls of hooks."""
+        if self._profiler is None:
+            return ()
+        from framework.profiler import begin, make_profiler, timed
+
+        self.profiler = make_profiler(self._profiler, self.log_dir if self.loggers else None)
+        begin(self.profiler, stage, self.global_rank, self.log_dir)
+        return (partial(timed, self.profiler),)
 
     # ---------------------------------------------------------------------------------------- during a run
 

@@ -45,6 +45,7 @@ class Batches:
         given: The loader as it was passed.
         loader: What is read: on the device if it can be moved, and with several processes this one's share.
         num_batches: How many batches are read in an epoch; infinite for a stream without length.
+        profiler: What is told of every batch; None for nobody.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Batches:
         # On the CPU nothing needs to be moved, and moving would cost as much as a small batch.
         self._device = None if device.type == "cpu" or hasattr(loader, "to") else device
         self._transfer = transfer
+        self.profiler: Any = None
         self.epoch = 0
         self._has_begun = self._goes_on = self._is_left = False
         self._held: Batches | None = None
@@ -121,6 +123,10 @@ class Batches:
             batches = map(self._transfer, batches)
         elif self._device is not None:
             batches = (move_data_to_device(batch, self._device) for batch in batches)
+        if self.profiler is not None:
+            from framework.profiler import timed_iterator
+
+            batches = timed_iterator(self.profiler, f"{self.name}, next batch", batches)
         return batches if self._processes is None else self._noting_padding(batches, done)
 
     def _noting_padding(self, batches: Iterator[Any], done: int) -> Iterator[Any]:

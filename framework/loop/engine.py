@@ -25,22 +25,31 @@ class Engine:
         backward: Adds the gradients of a loss to those in the parameters.
         grad_scaler: The gradient scaler for fp16, otherwise None.
         precision: Its name, such as "32-true".
+        profiler: What is told of every call; None for nobody.
     """
 
-    def __init__(self, fabric: Fabric, module: Module) -> None:
+    def __init__(self, fabric: Fabric, module: Module, profiler: Any = None) -> None:
+        self.profiler = profiler
         self.device = fabric.device
         self._fabric, self._module = fabric, module
         self._precision = fabric.strategy.precision
         self._precision.convert_module(module)
         fabric.to_device(module)
         self._plain = type(self._precision) is Precision
-        self.backward: Callable[..., None] = Tensor.backward if self._plain else fabric.backward
+        self.backward: Callable[..., None] = self._timed(
+            "backward", Tensor.backward if self._plain else fabric.backward
+        )
         self.precision: str = self._precision.precision
         self.grad_scaler = getattr(self._precision, "scaler", None)
 
     def wrap(self, optimizer: Optimizer) -> Any:
         """Return the optimizer to step, wrapped if necessary."""
-        return optimizer if self._plain else self._fabric.setup_optimizers(optimizer)
+        wrapped = optimizer if self._plain else self._fabric.setup_optimizers(optimizer)
+        if self.profiler is None:
+            return wrapped
+        from framework.profiler import Timed
+
+        return Timed(wrapped, "step", self.profiler, "optimizer_step")
 
     def forward(self, name: str) -> Callable[..., Any]:
         """Return a step method of the module, such as "training_step", to be called with a batch and its indices."""
@@ -48,7 +57,7 @@ class Engine:
         if accepts(method, 1) and not accepts(method, 2):
             method = _ignoring_indices(method)
         if self._plain:
-            return method
+            return self._timed(name, method)
         precision = self._precision
         # Autocast decides per operation; Fabric would round all floats of a batch, targets too, to half precision.
         convert = (lambda batch: batch) if isinstance(precision, MixedPrecision) else precision.convert_input
@@ -57,17 +66,24 @@ class Engine:
             with precision.forward_context():
                 return method(convert(batch), *indices)
 
-        return forward
+        return self._timed(name, forward)
 
     def backward_by(self, method: Callable[..., None]) -> Callable[..., None]:
         """Return the backward pass by a method of the module, which is given the scaled loss if there is a scaler."""
         scaler = self.grad_scaler
-        return method if scaler is None else lambda loss: method(scaler.scale(loss))
+        return self._timed("backward", method if scaler is None else lambda loss: method(scaler.scale(loss)))
 
     def unscale_gradients(self, optimizer: Optimizer) -> None:
         """Undo the scaling of gradients by the gradient scaler, if there is one."""
         if not self._plain:
             self._precision.unscale_gradients(optimizer)
+
+    def _timed(self, action: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        if self.profiler is None:
+            return function
+        from framework.profiler import timed
+
+        return timed(self.profiler, action, function)
 
 
 def _ignoring_indices(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,18 +20,27 @@ class Hooks:
         trainer: The trainer to pass to the callbacks.
         module: The module, which may have hooks of its own.
         callbacks: The callbacks, in calling order; those with `Callback.after_module` are called after the module.
+        time: Returns a function, given an action's name and it, whose calls are profiled.
     """
 
-    def __init__(self, trainer: Any, module: Module, callbacks: Sequence[Callback]) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        module: Module,
+        callbacks: Sequence[Callback],
+        time: Callable[[str, Callable[..., Any]], Callable[..., Any]] = lambda action, function: function,
+    ) -> None:
         self._first: dict[str, list[Callable[..., Any]]] = {}
         self._watching: dict[str, list[Callable[..., Any]]] = {}
         for name in HOOKS:
             heard = [
-                (c.after_module, partial(getattr(c, name), trainer, module)) for c in callbacks if overrides(c, name)
+                (c.after_module, time(f"{type(c).__name__}.{name}", partial(getattr(c, name), trainer, module)))
+                for c in callbacks
+                if overrides(c, name)
             ]
             self._first[name] = [listener for after, listener in heard if not after]
             if overrides(module, name) and callable(own := getattr(module, name)):
-                self._first[name].append(own)
+                self._first[name].append(time(f"{type(module).__name__}.{name}", own))
             self._watching[name] = [listener for after, listener in heard if after]
 
     def __getattr__(self, name: str) -> list[Callable[..., Any]]:

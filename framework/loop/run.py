@@ -167,6 +167,10 @@ class Run:
         self.stage = "train"
         self.sanity_checking = False
         self.logged_metrics: Mapping[str, float] = {}
+        if engine.profiler is not None:
+            from framework.profiler import timed
+
+            self.log_metrics = timed(engine.profiler, "log", self.log_metrics)  # type: ignore[method-assign]
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Send values to all loggers; ``step`` defaults to the number of optimizer steps taken."""

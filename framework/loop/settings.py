@@ -87,6 +87,7 @@ _EXTRAS: dict[str, Callable[[Any], bool]] = {
     "num_sanity_val_steps": bool,
     "log_every_n_steps": bool,
     "fast_dev_run": bool,
+    "profiler": bool,
     "detect_anomaly": bool,
 }
 
