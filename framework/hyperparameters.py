@@ -144,40 +144,61 @@ class Hyperparameters:
         return module.to(device)  # type: ignore[attr-defined]
 
 
-def hyperparameters_state(module: Hyperparameters) -> dict[str, Any]:
-    """Return what a checkpoint holds of a module's hyperparameters: the plain ones, and the names of the others."""
-    if not module.hparams:
+def hyperparameters_state(owner: Any, prefix: str = "") -> dict[str, Any]:
+    """Return what a checkpoint holds of the hyperparameters of a module or a datamodule, under names with a prefix.
+
+    These are the plain ones, and the names of the others.
+    """
+    if not getattr(owner, "hparams", None):
         return {}
-    plain, left_out = _parted(module)
-    return {"hyper_parameters": plain, "hparams_name": module._hparams_name, "hparams_left_out": left_out}
+    plain, left_out = _parted(owner)
+    name = getattr(owner, "_hparams_name", None)
+    state = {"hyper_parameters": plain, "hparams_name": name, "hparams_left_out": left_out}
+    return {prefix + key: value for key, value in state.items()}
 
 
-def announce_hyperparameters(module: Hyperparameters, loggers: Iterable[Logger]) -> None:
-    """Log a module's hyperparameters, and warn of those that no checkpoint will hold."""
-    if not module.hparams:
-        return
-    if module._log_hyperparams:
-        for logger in loggers:
-            logger.log_hyperparams(module.hparams_initial)
-    if left_out := _parted(module)[1]:
-        described = ", ".join(f"{name} ({type(module.hparams[name]).__name__})" for name in left_out)
-        warnings.warn(
-            f"checkpoints will not hold these hyperparameters of {type(module).__name__}, because reading them would "
-            f"run code: {described}. Pass them to load_from_checkpoint, and save_hyperparameters(ignore={left_out})",
-            stacklevel=2,
-        )
+def announce_hyperparameters(module: Hyperparameters, loggers: Iterable[Logger], datamodule: Any = None) -> None:
+    """Log the hyperparameters of a module and its datamodule, and warn of those that no checkpoint will hold.
+
+    Raises:
+        ValueError: If both have one of the same name with different values.
+    """
+    owners = [owner for owner in (module, datamodule) if getattr(owner, "hparams", None)]
+    logged: dict[str, Any] = {}
+    for owner in owners:
+        if owner._log_hyperparams:
+            new = owner.hparams_initial
+            differing = [name for name in new if name in logged and repr(logged[name]) != repr(new[name])]
+            if differing:
+                raise ValueError(
+                    f"{type(module).__name__} and {type(datamodule).__name__} have different hyperparameters of "
+                    f"the same name: {', '.join(differing)}. Rename one, or save one with logger=False"
+                )
+            logged |= new
+    for logger in loggers if logged else ():
+        logger.log_hyperparams(logged)
+    for owner in owners:
+        if left_out := _parted(owner)[1]:
+            described = ", ".join(f"{name} ({type(owner.hparams[name]).__name__})" for name in left_out)
+            warnings.warn(
+                f"checkpoints will not hold these hyperparameters of {type(owner).__name__}, because reading them "
+                f"would run code: {described}. Pass them to load_from_checkpoint, and "
+                f"save_hyperparameters(ignore={left_out})",
+                stacklevel=2,
+            )
 
 
-def _parted(module: Hyperparameters) -> tuple[dict[str, Any], list[str]]:
+def _parted(owner: Any) -> tuple[dict[str, Any], list[str]]:
     """Return the hyperparameters that are plain data, and the names of the others but for those at their default."""
     from framework.loop.checkpoint import plain
 
     kept, left_out = {}, []
-    for name, value in module.hparams.items():
+    for name, value in owner.hparams.items():
         try:
             kept[name] = plain(_unwrapped(value), name)
         except ValueError:
-            parameter = None if module._hparams_name else _parameters(type(module)).get(name)
+            has_name = getattr(owner, "_hparams_name", None)
+            parameter = None if has_name else _parameters(type(owner)).get(name)
             if parameter is None or value is not parameter.default:
                 left_out.append(name)
     return kept, left_out

@@ -24,6 +24,8 @@ from framework.module import Module
 if TYPE_CHECKING:
     from framework.trainer import Trainer
 
+# Without it, its `load_from_checkpoint` reads no file.
+VERSION = {"pytorch-lightning_version": pl.__version__}
 # Lightning's modules keep these in attributes of their own, which are set before a run.
 _KEPT = {"automatic_optimization", "hparams", "hparams_initial", "save_hyperparameters", "load_from_checkpoint"}
 
@@ -76,8 +78,8 @@ def _trainer_of(module: Module) -> LightningTrainer:
 
 
 def _on_save_checkpoint(module: Any, checkpoint: dict[str, Any]) -> None:
-    """Note Lightning's version, without which its `load_from_checkpoint` reads no file; then the user's own hook."""
-    checkpoint["pytorch-lightning_version"] = pl.__version__
+    """Note Lightning's version, then call the user's own hook."""
+    checkpoint |= VERSION
     for cls in type(module).__mro__[1:]:
         if "on_save_checkpoint" in vars(cls):
             vars(cls)["on_save_checkpoint"](module, checkpoint)
