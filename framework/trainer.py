@@ -22,7 +22,7 @@ from framework.callback import Callback
 from framework.callbacks import ModelCheckpoint, default_callbacks
 from framework.loggers import CSVLogger, Logger, TensorBoardLogger, make_loggers
 from framework.loop import checkpoint as checkpoints
-from framework.loop.batches import Batches, named_loaders, read_fit_data, total_steps
+from framework.loop.batches import Batches, named_loaders, read_train_data, read_val_data, total_steps
 from framework.loop.engine import Engine
 from framework.loop.evaluate import evaluate
 from framework.loop.fit import fit
@@ -45,14 +45,7 @@ from framework.loop.settings import (
     resolve_max_epochs,
 )
 from framework.loop.signals import on_signals
-from framework.loop.sources import (
-    DataModule,
-    Sources,
-    check_reload,
-    is_datamodule,
-    prepare_data,
-    progress_of_data,
-)
+from framework.loop.sources import DataModule, Sources, check_datamodule, check_reload, is_datamodule, prepare_data
 from framework.loop.validation import (
     as_callbacks,
     check_checkpoints,
@@ -306,8 +299,9 @@ class Trainer(Answers):
         if datamodule is None and is_datamodule(train_dataloaders):
             datamodule, train_dataloaders = train_dataloaders, None
         given = {"train": train_dataloaders, "validation": val_dataloaders}
-        with self._running(model, "fit", datamodule) as (hooks, callbacks):
-            settings, sources = self._settings(), Sources(model, datamodule, given)
+        with self._running(model, "fit", datamodule) as hooks:
+            settings, progress = self._settings(), lambda: self.progress
+            sources = Sources(model, datamodule, given, progress, self._processes)
             check_reload(sources, settings.reload_dataloaders_every_n_epochs)
             check_initialized(model)
             found = None if ckpt_path is None else self._find_checkpoint(ckpt_path, stage="fit")
@@ -316,18 +310,23 @@ class Trainer(Answers):
             if self._processes is not None:
                 self._processes.part_random_streams()
 
-            def read_data() -> tuple[Batches, list[Batches]]:
-                train, val = read_fit_data(settings, model, sources, self.fabric.device, self._processes)
-                self.num_training_batches = train.num_batches
-                for batches in (train, *val):
+            def read_train() -> Batches:
+                batches = read_train_data(settings, sources, self.fabric.device, self._processes)
+                batches.profiler = self.profiler
+                self.num_training_batches = batches.num_batches
+                return batches
+
+            def read_val() -> list[Batches]:
+                loaders = read_val_data(settings, model, sources, self.fabric.device, self._processes)
+                for batches in loaders:
                     batches.profiler = self.profiler
-                if val:
-                    check_loader_index(model, self.callbacks, "validation", len(val))
-                return train, val
+                if loaders:
+                    check_loader_index(model, self.callbacks, "validation", len(loaders))
+                return loaders
 
             engine = Engine(self.fabric, model, self.profiler)
             if found is not None:
-                self._start = progress_of_data(found[1]["progress"], settings.reload_dataloaders_every_n_epochs)
+                sources.load_state_dict(found[1]["sources"])
             run = FitRun(
                 settings,
                 engine,
@@ -335,9 +334,11 @@ class Trainer(Answers):
                 hooks,
                 self.loggers,
                 self._stop,
-                read_data=read_data,
+                sources=sources,
+                read_train=read_train,
+                read_val=read_val,
                 configure=model.configure_optimizers,
-                callbacks=callbacks,
+                callbacks=self.callbacks,
                 processes=self._processes,
             )
             self._run = self._fit = run
@@ -437,9 +438,9 @@ class Trainer(Answers):
                     stacklevel=3,
                 )
                 ckpt_path = "best"
-        with self._running(model, name, datamodule) as (hooks, _):
+        with self._running(model, name, datamodule) as hooks:
             check_step(model, stage, f"{name} was called")
-            sources = Sources(model, datamodule, {stage: dataloaders})
+            sources = Sources(model, datamodule, {stage: dataloaders}, lambda: self.progress, self._processes)
             engine, progress = Engine(self.fabric, model, self.profiler), self.progress
             run = self._run = Run(
                 self._settings(), engine, model, hooks, self.loggers, self._stop, progress, self._processes
@@ -471,7 +472,7 @@ class Trainer(Answers):
             return [{} for _ in outputs] if values is None else values, outputs
 
     @contextmanager
-    def _running(self, module: Any, stage: str, datamodule: Any = None) -> Iterator[tuple[Hooks, Sequence[Callback]]]:
+    def _running(self, module: Any, stage: str, datamodule: Any = None) -> Iterator[Hooks]:
         """Frame a run: handle signals, fire the first and last hooks, and close the loggers whatever happens.
 
         The first error is the one that is raised; what goes wrong after it is noted on it.
@@ -482,11 +483,12 @@ class Trainer(Answers):
         if is_lightnings(type(module), "LightningModule") and not isinstance(module, Module):
             from framework.lightning import as_module
 
-            with as_module(module), self._running(module, stage, datamodule) as run:
-                yield run
+            with as_module(module), self._running(module, stage, datamodule) as hooks:
+                yield hooks
             return
         check_module(module)
-        self.datamodule = datamodule
+        if datamodule is not None:
+            check_datamodule(datamodule)
         self.callbacks = with_callbacks_of(module, self.callbacks)
         check_overrides(module, self.callbacks)
         check_connected(self.fabric.strategy)
@@ -494,7 +496,8 @@ class Trainer(Answers):
             raise RuntimeError(
                 f"Trainer.{stage} was called during {self._under_way}: wait until it ends, or make another Trainer"
             )
-        callbacks = self.callbacks if datamodule is None else [DataModule(datamodule), *self.callbacks]
+        self.datamodule = datamodule
+        callbacks = self.callbacks if datamodule is None else [DataModule(datamodule, self), *self.callbacks]
         hooks = Hooks(self, module, callbacks, *self._begin_profiling(stage))
         outer, parts = module._trainer, [part for part in module.modules() if isinstance(part, Module)]
         for part in parts:
@@ -514,7 +517,7 @@ class Trainer(Answers):
                 prepare_data(module, datamodule, self.fabric)
                 hooks.call("setup", stage)
                 module.configure_model()
-                yield hooks, callbacks
+                yield hooks
         except BaseException as raised:
             if self._processes is not None:
                 raised = self._processes.fail(raised)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from torch.utils.data import DataLoader
 
 from framework.data import TensorLoader
+from framework.loop.overrides import describe, overrides
 from framework.loop.processes import Processes, rng_state_of, rng_states_of, set_rng_state_of, set_rng_states_of
 from framework.loop.progress import Progress
 from framework.loop.settings import Settings
@@ -21,6 +21,7 @@ from framework.loop.validation import (
     check_loader,
     check_readable_again,
     check_train_limit,
+    is_collection,
     is_lightnings,
     num_batches,
     num_passes,
@@ -42,7 +43,7 @@ class Batches:
         transfer: Moves a batch to the device in the module's own way.
 
     Attributes:
-        given: The loader as it was passed.
+        given: The loader, or the collection of them, as it was passed.
         loader: What is read: on the device if it can be moved, and with several processes this one's share.
         num_batches: How many batches are read in an epoch; infinite for a stream without length.
         profiler: What is told of every batch; None for nobody.
@@ -59,7 +60,8 @@ class Batches:
         transfer: Callable[[Any], Any] | None = None,
     ) -> None:
         check_loader(loader, name)
-        self.given = loader
+        self.given = getattr(loader, "given", loader)
+        self._whole = loader
         if processes is not None:
             from framework.loop.shards import shard
 
@@ -154,7 +156,7 @@ class Batches:
 
     def generators(self) -> list[Generator]:
         """Return the generators that batches are drawn from, besides the global ones and those set by ``set_epoch``."""
-        return [] if self._held is not None else find_generators(self.given)
+        return [] if self._held is not None else find_generators(self._whole)
 
     def rng_state(self) -> dict[str, Any]:
         """Return the random state that the order of an epoch is drawn from."""
@@ -162,21 +164,26 @@ class Batches:
 
     # --------------------------------------------------------------------------------------- saving, continuing
 
-    def fingerprint(self) -> dict[str, int | None]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return how many batches an epoch has, of how many samples each and together, as far as this is known.
 
-        The batches that several processes read at the same time are one.
+        The batches that several processes read at the same time are one. Of several loaders, each has its numbers.
         """
-        loader, together = self.given, 1 if self._processes is None else self._processes.size
-        owners = (loader, getattr(loader, "batch_sampler", None))
-        sizes = [size for owner in owners if isinstance(size := getattr(owner, "batch_size", None), int)]
-        data = loader if isinstance(loader, TensorLoader) else getattr(loader, "dataset", None)
-        samples = data.num_samples if isinstance(data, TensorLoader) else num_batches(data)
+        together = 1 if self._processes is None else self._processes.size
+        sizes, samples = zip(*map(_sizes_of, getattr(self._whole, "datasets", [self._whole])), strict=True)
+        sizes = tuple(size and size * together for size in sizes)
         return {
             "num_batches": None if self.num_batches == math.inf else int(self.num_batches),
-            "batch_size": sizes[0] * together if sizes else None,
-            "num_samples": None if samples == math.inf else int(samples),
+            "batch_size": sizes[0] if len(sizes) == 1 else list(sizes),
+            "num_samples": samples[0] if len(samples) == 1 else list(samples),
         }
+
+    def counting_by(self, module: Module) -> Callable[[Any], int]:
+        """Return what counts the samples of a batch: of several loaders, by default, those of the first."""
+        if overrides(module, "count_samples") or not hasattr(self._whole, "counting_by"):
+            return module.count_samples
+        count: Callable[[Any], int] = self._whole.counting_by(module.count_samples)
+        return count
 
     def state_dict(self, *, is_at: bool) -> dict[str, Any]:
         """Return what the next batches depend on besides the random state of the epoch.
@@ -278,87 +285,110 @@ def total_steps(num_batches: float, size: int | str, max_epochs: int, max_steps:
     return min(limit if limit >= 0 else math.inf for limit in (steps, max_steps))
 
 
-def read_fit_data(
-    settings: Settings,
-    module: Module,
-    sources: Sources,
-    device: torch.device,
-    processes: Processes | None = None,
-) -> tuple[Batches, list[Batches]]:
-    """Return the training and the validation data of a fit, cut to the limits; validation may have several loaders.
+def read_train_data(
+    settings: Settings, sources: Sources, device: torch.device, processes: Processes | None = None
+) -> Batches:
+    """Return the training data of a fit, cut to the limits.
+
+    Raises:
+        TypeError: If they are not iterables of batches.
+        ValueError: If there are none, or they can be read only once but the run would read them again.
+    """
+    name, held = "train_dataloaders", settings.overfit_batches
+    loader = combined(sources.needed_loaders("train", "fit"), name, in_sequence=False)
+    if not held:
+        check_train_limit(settings.limit_train_batches)
+        check_readable_again(loader, name, num_passes(settings.max_epochs, settings.accumulate_grad_batches))
+    batches = Batches(
+        loader,
+        limit=held or settings.limit_train_batches,
+        device=device,
+        name=name,
+        processes=processes,
+        transfer=sources.transfer(device, 0),
+    )
+    if held:
+        batches.hold()
+    return batches
+
+
+def read_val_data(
+    settings: Settings, module: Module, sources: Sources, device: torch.device, processes: Processes | None = None
+) -> list[Batches]:
+    """Return the validation data of a fit, cut to the limits: one for each loader.
 
     Raises:
         TypeError: If they are not iterables of batches.
         ValueError: If they have no batches, or can be read only once but the run would read them again, or the module
-            has no `validation_step` for the validation data.
+            has no `validation_step` for them.
     """
-    held = settings.overfit_batches
-    train_dataloaders = combined(sources.needed_loaders("train", "fit"), processes)
-    val_dataloaders = sources.loaders("validation")
-    if not held:
-        check_train_limit(settings.limit_train_batches)
-        passes = num_passes(settings.max_epochs, settings.accumulate_grad_batches)
-        check_readable_again(train_dataloaders, "train_dataloaders", passes)
-    train_limit, val_limit = held or settings.limit_train_batches, held or settings.limit_val_batches
-    train = Batches(
-        train_dataloaders,
-        limit=train_limit,
-        device=device,
-        name="train_dataloaders",
-        processes=processes,
-        transfer=sources.transfer(device, 0),
-    )
-    val = []
-    if val_dataloaders is not None and val_limit != 0 and sources.uses(module, "validation"):
-        passes = num_validation_passes(settings)
-        for index, (name, loader) in enumerate(named_loaders(val_dataloaders, "val_dataloaders")):
-            check_readable_again(loader, name, passes)
-            transfer = sources.transfer(device, index)
-            val.append(
-                Batches(loader, limit=val_limit, device=device, name=name, processes=processes, transfer=transfer)
-            )
-    if held:
-        train.hold()
-    return train, val
+    limit = settings.overfit_batches or settings.limit_val_batches
+    if limit == 0 or (loaders := sources.loaders("validation")) is None or not sources.uses(module, "validation"):
+        return []
+    named = named_loaders(loaders, "val_dataloaders")
+    for name, loader in named:
+        check_readable_again(loader, name, num_validation_passes(settings))
+    return [
+        Batches(
+            loader,
+            limit=limit,
+            device=device,
+            name=name,
+            processes=processes,
+            transfer=sources.transfer(device, index),
+        )
+        for index, (name, loader) in enumerate(named)
+    ]
 
 
-def combined(loaders: Any, processes: Processes | None = None) -> Any:
+def combined(loaders: Any, name: str, *, in_sequence: bool = True) -> Any:
     """Return a collection of loaders, or a `CombinedLoader` of Lightning's, as one loader; anything else as it is.
 
     Raises:
-        ValueError: If it is one, and there are several processes.
+        TypeError: If one of them is not an iterable of batches.
+        ValueError: If one of them has no batches or can be read only once, there are none, or they would be read one
+            after the other, but not ``in_sequence``.
     """
-    is_collection = isinstance(loaders, Mapping | list | tuple)
-    if not (is_lightnings(type(loaders), "CombinedLoader") or (is_collection and _are_loaders(loaders))):
+    is_lightning = is_lightnings(type(loaders), "CombinedLoader")
+    if not (is_lightning or is_collection(loaders)):
         return loaders
-    if processes is not None:
+    if is_lightning and loaders._mode == "sequential" and not in_sequence:
         raise ValueError(
-            "several loaders in train_dataloaders with several processes, which would have to share each of them: "
-            "concatenate the datasets, or use devices=1"
+            f"{name} is a CombinedLoader in the mode 'sequential', which is one for validation: to train, use the mode "
+            "'max_size_cycle', 'max_size' or 'min_size', or concatenate the datasets"
         )
-    from framework.data.combined import Combined
+    parts = _enumerated(loaders.flattened, name) if is_lightning else named_loaders(loaders, name)
+    if not parts:
+        raise ValueError(f"{name} holds no loader: {describe(loaders)}; pass at least one")
+    for part_name, part in parts:
+        check_loader(part, part_name)
+        check_readable_again(part, part_name, math.inf)
+    from framework.loop.combined import Combined
 
     return Combined(loaders)
 
 
-def _are_loaders(value: Any) -> bool:
-    """Tell whether a (nested) collection holds nothing but loaders."""
-    if isinstance(value, Mapping):
-        return bool(value) and all(map(_are_loaders, value.values()))
-    if isinstance(value, list | tuple):
-        return bool(value) and all(map(_are_loaders, value))
-    return isinstance(value, DataLoader | TensorLoader)
-
-
 def named_loaders(given: Any, name: str) -> list[tuple[str, Any]]:
-    """Return the loaders that were passed as one or as several: each with its name in errors."""
+    """Return the loaders that are to be read one after the other: each with its name in errors."""
     if is_lightnings(type(given), "CombinedLoader"):
-        given = given.flattened if given._mode == "sequential" else combined(given)
-    if isinstance(given, Mapping):
-        return [(f"{name}[{key!r}]", loader) for key, loader in given.items()]
-    if isinstance(given, list | tuple) and any(isinstance(part, DataLoader | TensorLoader) for part in given):
-        return [(f"{name}[{index}]", loader) for index, loader in enumerate(given)]
-    return [(name, given)]
+        return _enumerated(given.flattened, name) if given._mode == "sequential" else [(name, combined(given, name))]
+    if not is_collection(given):
+        return [(name, given)]
+    items = given.items() if isinstance(given, Mapping) else enumerate(given)
+    return [one for key, part in items for one in named_loaders(part, f"{name}[{key!r}]")]
+
+
+def _enumerated(loaders: Sequence[Any], name: str) -> list[tuple[str, Any]]:
+    return [(f"{name}[{index}]", loader) for index, loader in enumerate(loaders)]
+
+
+def _sizes_of(loader: Any) -> tuple[int | None, int | None]:
+    """Return how many samples a batch of a loader has, and how many there are together, as far as this is known."""
+    owners = (loader, getattr(loader, "batch_sampler", None))
+    sizes = [size for owner in owners if isinstance(size := getattr(owner, "batch_size", None), int)]
+    data = loader if isinstance(loader, TensorLoader) else getattr(loader, "dataset", None)
+    samples = data.num_samples if isinstance(data, TensorLoader) else num_batches(data)
+    return next(iter(sizes), None), None if samples == math.inf else int(samples)
 
 
 def _limited(num_batches: float, limit: int | float | None, name: str) -> float:

@@ -13,6 +13,7 @@ A checkpoint is one mapping of tensors, numbers, strings and containers of them:
 ``callbacks``          their ``state_dict()``, by class name and position
 ``metrics``            the last value of each, and the sums of the epoch under way
 ``metric_states``      the states of the torchmetrics in the module
+``sources``            the state of the datamodule, if it has one, and when methods were asked for loaders
 ``data``               the training loader's own state, if it has one
 ``loggers``            how much of their files is of the run up to here
 ``fingerprint``        number and size of batches, accumulation, precision: to notice that they changed
@@ -269,6 +270,17 @@ def _is_metrics(value: Any) -> bool:
     )
 
 
+def _is_sources(value: Any) -> bool:
+    return (
+        _is_mapping(value)
+        and value.keys() == {"made", "datamodule"}
+        and all(map(_is_mapping, (value["made"], value["datamodule"], *value["made"].values())))
+        and all(made.keys() == {"epoch", "global_step", "rng"} for made in value["made"].values())
+        and all(_is_count(made["epoch"]) and _is_count(made["global_step"]) for made in value["made"].values())
+        and all(_is_rng(made["rng"]) for made in value["made"].values())
+    )
+
+
 def _is_list_with(*keys: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(_is_mapping(v) and v.keys() == set(keys) for v in value)
 
@@ -294,6 +306,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "callbacks": lambda value: _is_mapping(value) and all(map(_is_mapping, value.values())),
     "metrics": _is_metrics,
     "metric_states": lambda value: _is_mapping(value) and all(map(_is_mapping, value.values())),
+    "sources": _is_sources,
     "data": lambda value: _is_mapping(value) and value.keys() == {"loader", "is_left", "held_rng"},
     "loggers": _is_list_with("class", "state"),
     "fingerprint": _is_mapping,

@@ -124,6 +124,8 @@ def validate(run: FitRun, *, max_batches: int | None = None) -> bool:
     Returns:
         Whether they were read to the end, and not broken off by a signal.
     """
+    if not run.sanity_checking:
+        run.reload_validation_data()
     with run.validating():
         values, _ = evaluate(run, "validation", max_batches=max_batches)
         if values is not None and not run.sanity_checking:

@@ -26,10 +26,8 @@ def fit(run: FitRun) -> None:
         sanity_check(run)
     hooks.call("on_train_start")
     started = time.perf_counter()
-    first_epoch = progress.epoch
     while not run.is_over():
-        if progress.epoch > first_epoch:
-            run.reload_data()
+        run.reload_training_data()
         # What it logs is among the sums that were restored with half an epoch.
         with metrics.muted() if progress.batch_idx else nullcontext():
             hooks.call("on_train_epoch_start")

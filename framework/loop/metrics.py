@@ -181,6 +181,7 @@ class Metrics:
             nobody collects.
         dataloader_idx: Which of several loaders is being read; None if there is only one.
         epoch_loss: The mean of f over the epoch, ``train/loss_epoch``.
+        count_samples: Counts the samples of a batch, its weight in means.
     """
 
     def __init__(
@@ -196,6 +197,7 @@ class Metrics:
         self.dataloader_idx: int | None = None
         self.epoch_loss = EpochLoss()
         self._module = module
+        self.count_samples: Callable[[Any], int] = module.count_samples
         self._awaited = awaited
         self._own = own
         self._processes = processes
@@ -342,7 +344,7 @@ class Metrics:
 
     def _count_or_guess(self, name: str, batch: Any) -> int:
         try:
-            return self._module.count_samples(batch)
+            return self.count_samples(batch)
         except ValueError as error:
             length = first_length(batch)
             if not self._warned:

@@ -262,7 +262,7 @@ class Processes:
         """Return the state that this process's own stream begins with."""
         if self.rank == 0:
             return dict(common)
-        return _seeded(zlib.crc32(common["torch"].numpy().tobytes(), self.rank))
+        return seeded(zlib.crc32(common["torch"].numpy().tobytes(), self.rank))
 
     def note_drawn(self, mark: int) -> None:
         """Note a checksum of what all processes have drawn alike; `Stop.agree` compares them."""
@@ -393,7 +393,7 @@ def _sums(tensor: Tensor) -> Tensor:
     return torch.stack([values.sum(), values.abs().sum()])
 
 
-def _seeded(seed: int) -> dict[str, Any]:
+def seeded(seed: int) -> dict[str, Any]:
     """Return the global random state after seeding, and leave the streams as they are."""
     now = rng_state()
     torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)

@@ -35,6 +35,7 @@ from framework.loop.processes import check_module as check_module_in_processes
 from framework.loop.progress import Progress
 from framework.loop.schedulers import SchedulerConfig, configured_options, learning_rates, parse_optimizers
 from framework.loop.settings import Settings
+from framework.loop.sources import Sources
 from framework.loop.step import GivenClosure, Step, make_step
 from framework.loop.takeover import backward_of, check_taken_over, clipping_of, take_over_schedulers, zeroing_of
 from framework.loop.validation import (
@@ -207,8 +208,9 @@ class FitRun(Run):
     """The whole state of one `fit`: it can be saved at any step, and restored into a new one.
 
     Args:
-        read_data: Returns the training data, and the validation data, one for each loader; called again when they are
-            to be reloaded.
+        sources: Where the data come from.
+        read_train: Returns the training data; called again when they are to be reloaded.
+        read_val: Returns the validation data, one for each loader; called again when they are to be reloaded.
         configure: Returns what `configure_optimizers` may return; called when the data were read.
         callbacks: Whose states are saved.
 
@@ -237,19 +239,22 @@ class FitRun(Run):
         loggers: Sequence[Logger],
         stop: Stop,
         *,
-        read_data: Callable[[], tuple[Batches, list[Batches]]],
+        sources: Sources,
+        read_train: Callable[[], Batches],
+        read_val: Callable[[], list[Batches]],
         configure: Callable[[], Any],
         callbacks: Sequence[Callback],
         processes: Processes | None = None,
     ) -> None:
         super().__init__(settings, engine, module, hooks, loggers, stop, Progress(), processes)
-        self._read_data = read_data
-        self.train_batches, val_batches = read_data()
-        self.data["validation"] = val_batches
-        awaited = "validation" if val_batches else "train"
+        self._sources, self._read_train, self._read_val = sources, read_train, read_val
+        self._read_validation_data()
+        self.train_batches = read_train()
+        awaited = "validation" if self.data["validation"] else "train"
         self.metrics = Metrics(
             module, awaited=awaited, own=self.own_values, processes=processes, muted=settings.barebones
         )
+        self.metrics.count_samples = self.train_batches.counting_by(module)
         self.val_interval = self._validation_interval()
         self.seconds = 0.0
         self.gradient_norm: Tensor | float | None = None
@@ -270,7 +275,7 @@ class FitRun(Run):
             processes.synchronize(module, self.phase.optimizer)
         self._clock = 0.0 if processes is None else processes.share(time.monotonic())
         self._deadline = self.clock() + settings.max_time
-        announce_hyperparameters(module, loggers if settings.enable_autolog_hparams else ())
+        announce_hyperparameters(module, loggers if settings.enable_autolog_hparams else (), sources.datamodule)
 
     # ------------------------------------------------------------------------------------------------ optimizing
 
@@ -316,6 +321,7 @@ class FitRun(Run):
             recorder=self.metrics,
             evaluations=evaluations,
             peers=self.processes,
+            count_samples=self.metrics.count_samples,
         )
         check_penalty(module, [dict(group) for group in objective.groups if is_penalized(group)])
         closure = Closure(
@@ -394,12 +400,25 @@ class FitRun(Run):
                 )
             return float(stationarity_gap(objective.groups, objective.penalty, self.module.happy_lambda))
 
-    def reload_data(self) -> None:
-        """Ask for the loaders again, if that is due before the coming epoch."""
-        every = self.settings.reload_dataloaders_every_n_epochs
-        if every and self.progress.epoch % every == 0:
-            self.train_batches, self.data["validation"] = self._read_data()
+    def reload_training_data(self) -> None:
+        """Ask for the training data again, if that is due before the coming epoch."""
+        if self._sources.is_due("train", self.settings.reload_dataloaders_every_n_epochs):
+            self.train_batches = self._read_train()
             self.val_interval = self._validation_interval()
+
+    def reload_validation_data(self) -> None:
+        """Ask for the validation data again, if that is due before the coming validation."""
+        every, made = self.settings.reload_dataloaders_every_n_epochs, self._sources.made.get("validation")
+        # Those that were made in an epoch without validation were perhaps tried before training, not more.
+        is_first = every > 0 and made is not None and not self.validates_in(made["epoch"])
+        if is_first or self._sources.is_due("validation", every):
+            self._read_validation_data()
+
+    def _read_validation_data(self) -> None:
+        """Read them; training goes on as if nothing had been drawn at random."""
+        now = rng_state_of(self.processes, ())
+        self.data["validation"] = self._read_val()
+        set_rng_state_of(self.processes, now, ())
 
     def _validation_interval(self) -> int | None:
         if not self.data["validation"]:
@@ -496,7 +515,7 @@ class FitRun(Run):
             generators += batches.generators()
         state, self._held_logs = rng_state_of(self.processes, generators), []
         standing = self._standing()
-        self._before_validation = {name: standing[name] for name in ("callbacks", "metrics", "metric_states", "rng")}
+        self._before_validation = {name: standing[name] for name in _CHANGED_BY_VALIDATION}
         try:
             yield
         finally:
@@ -601,6 +620,7 @@ class FitRun(Run):
             "version": __version__,
             "state_dict": self.module.state_dict(),
             **hyperparameters_state(self.module),
+            **self._sources.hyperparameters_state(),
         }
         if not weights_only:
             checkpoint |= {
@@ -624,6 +644,7 @@ class FitRun(Run):
             "callbacks": {name: state for name, c in _named(self.callbacks) if (state := _callback_state(c))},
             "metrics": self.metrics.state_dict(),
             "metric_states": self._metric_states(),
+            "sources": self._sources.state_dict(),
             "data": self.train_batches.state_dict(is_at=not (self._is_iterating or self.phase.iterations.cut_short)),
             "loggers": [_state_of(logger) for logger in self.loggers],
             "rng": rng_states_of(self.processes, self.generators()),
@@ -663,6 +684,7 @@ class FitRun(Run):
             for config, state in zip(phase.schedulers, schedulers, strict=True):
                 config.load_state_dict(state)
             self._stand(standing)
+            self._sources.give_back()
             if isinstance(error, ValueError) and str(path) in str(error):
                 raise
             raise ValueError(f"{path} cannot be restored: {type(error).__name__}: {error}") from error
@@ -725,6 +747,9 @@ class FitRun(Run):
             return metric_states(self.module, updated)
         names = sorted({name for names in self.processes.gather(updated) for name in names})
         return metric_states(self.module, names, together=True)
+
+
+_CHANGED_BY_VALIDATION = ("callbacks", "metrics", "metric_states", "sources", "rng")
 
 
 def _callback_state(callback: Callback) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from framework.objective.replay import find_generators
 
 def shard(loader: Any, processes: Processes, name: str) -> Any:
     """Return a loader of this process's batches."""
+    if hasattr(loader, "share_among"):  # several loaders that are read together
+        return loader.share_among(lambda part: shard(part, processes, name), processes.size, name)
     if not processes.share_loaders:
         lengths = processes.gather(len(loader) if hasattr(loader, "__len__") else None)
         if None in lengths or len(set(lengths)) > 1:

@@ -194,16 +194,24 @@ def _spelled_alike(name: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- the data
 
 
+def is_collection(loaders: Any) -> bool:
+    """Tell whether something is a (nested) collection of loaders, and not a loader, such as a list of batches."""
+    return isinstance(loaders, Mapping) or (isinstance(loaders, list | tuple) and _holds_loaders(loaders))
+
+
+def _holds_loaders(value: Any) -> bool:
+    if isinstance(value, list | tuple | Mapping):
+        return any(map(_holds_loaders, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, DataLoader | TensorLoader)
+
+
 def check_loader(loader: Any, name: str) -> None:
     """Refuse anything that is not an iterable of batches, and a loader without batches.
 
     Raises:
-        TypeError: If it is not iterable, does not yield batches, or consists of several loaders.
+        TypeError: If it is not iterable, or does not yield batches.
         ValueError: If its length is 0.
     """
-    parts = loader.values() if isinstance(loader, Mapping) else loader if isinstance(loader, list | tuple) else ()
-    if any(isinstance(part, DataLoader | TensorLoader) for part in parts):
-        raise TypeError(f"{name} holds several loaders; a Trainer takes one, or a collection of nothing but loaders")
     if isinstance(loader, Dataset):
         options = "batch_size=None) if it yields batches, otherwise DataLoader(dataset, batch_size=32)"
         options = options if isinstance(loader, IterableDataset) else "batch_size=32)"

@@ -104,6 +104,7 @@ class Objective:
         recorder: Told which batch is being evaluated.
         evaluations: How many evaluations were made before.
         peers: The other processes, if there are any: f, g and gradients are those over the batches of all.
+        count_samples: Counts the samples of a batch. Default: the module's.
 
     Attributes:
         evaluations: How many evaluations were made: with gradients, without, and for products with the Hessian.
@@ -121,6 +122,7 @@ class Objective:
         recorder: Recorder | None = None,
         evaluations: int = 0,
         peers: Peers | None = None,
+        count_samples: Callable[[Any], int] | None = None,
     ) -> None:
         self.evaluations = evaluations
         self.peers = peers
@@ -128,6 +130,7 @@ class Objective:
         self.module = module
         self.optimizer = optimizer
         self._forward = forward or module.training_step
+        self._count_samples = count_samples or module.count_samples
         self._backward = backward
         self._zero_gradients = zero_gradients
         self._recorder = recorder or Unrecorded()
@@ -214,7 +217,7 @@ class Objective:
         skipped: NoLossError | None = None
         for index, batch in enumerate(batches, batch_idx):
             # Weights are relative to the first batch, so that batches of equal size need no scaling before the sum.
-            size = self.module.count_samples(batch)
+            size = self._count_samples(batch)
             weight = size / (first_size or size)
             try:
                 loss, penalty, output = self._add(batch, index, weight, differentiate, with_penalty)
@@ -237,7 +240,7 @@ class Objective:
 
     def weigh(self, batch: Any) -> int:
         """Count the samples of a batch, 0 for one that is another process's."""
-        return 0 if self.peers is not None and self.peers.is_padding(batch) else self.module.count_samples(batch)
+        return 0 if self.peers is not None and self.peers.is_padding(batch) else self._count_samples(batch)
 
     def sum_of_values(self, batches: Iterable[Any], batch_idx: int) -> Tensor:
         """Compute the value of each batch times its samples, summed over those of this process; evaluate once."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from framework.callbacks import ModelCheckpoint
 from framework.data import TensorLoader
+from framework.loggers import TensorBoardLogger
 from tests.modules import (
     Regressor,
     Stream,
@@ -73,7 +74,7 @@ class Data(pl.LightningDataModule):
         return {"calls": len(self.record)}
 
     def load_state_dict(self, state_dict):
-        self.record.append(f"data.load {state_dict['calls']}")
+        self.record.append(f"data.load {state_dict['calls'] > 3}")
 
 
 class _Noting:
@@ -208,14 +209,117 @@ def test_loaders_are_asked_for_again(tmp_path, every):
         assert_same(whole, resumed)
 
 
-def test_a_datamodule_is_saved_and_restored(tmp_path):
-    module, data = twins_with(_Noting)[0], Data()
-    make_trainer(tmp_path, callbacks=ModelCheckpoint(tmp_path)).fit(module, datamodule=data)
-    calls = len(data.record) - 1  # all but the teardown
-    again = Data()
+def test_validation_loaders_are_asked_for_again_before_validation(tmp_path):
+    class Asked(_WithLoaders):
+        def train_dataloader(self):
+            self.record.append(f"module.train {self.current_epoch}")
+            return make_loader()
+
+        def val_dataloader(self):
+            self.record.append(f"module.val {self.current_epoch}")
+            return make_loader()
+
+    for every, check in ((1, 1), (2, 1), (1, 2), (2, 2), (3, 2)):
+        ours, theirs = twins_with(Asked)
+        options = {
+            "reload_dataloaders_every_n_epochs": every,
+            "check_val_every_n_epoch": check,
+            "num_sanity_val_steps": 1,
+            "max_epochs": 6,
+        }
+        make_trainer(tmp_path, **options).fit(ours)
+        quietly(make_lightning_trainer(tmp_path, **options).fit, theirs)
+        assert ours.record == theirs.record
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_continued_run_gets_the_loaders_that_were_made_at_random(tmp_path, every):
+    class Subset(_WithLoaders):
+        def train_dataloader(self):
+            chosen = torch.randperm(20)[:12]
+            X, y = regression_data()
+            return TensorLoader(X[chosen], y[chosen], batch_size=4, shuffle=True)
+
+        def val_dataloader(self):
+            torch.rand(1)
+            return make_loader(shuffle=True)
+
+    def fit(seed, callbacks=(), ckpt_path=None):
+        torch.manual_seed(seed)
+        module = twins_with(Subset)[0]
+        options = {"reload_dataloaders_every_n_epochs": every, "max_epochs": 4}
+        make_trainer(tmp_path, callbacks=callbacks, **options).fit(module, ckpt_path=ckpt_path)
+        return module
+
+    for step in range(1, 12, 2):
+        path = tmp_path / f"{step}.ckpt"
+        whole = fit(0, at_step(step, lambda trainer, path=path: trainer.save_checkpoint(path)))
+        assert_same(whole, fit(1, ckpt_path=path))
+
+
+def test_a_datamodule_gets_its_state_before_it_is_asked_for_loaders(tmp_path):
+    class Sized(Data):
+        size = 4
+
+        def state_dict(self):
+            return {"size": self.size}
+
+        def load_state_dict(self, state_dict):
+            self.size = state_dict["size"]
+
+        def train_dataloader(self):
+            self.record.append(self.size)
+            return make_loader(self.size)
+
+    data, again = Sized(), Sized()
+    data.size = 10
+    make_trainer(tmp_path, callbacks=ModelCheckpoint(tmp_path)).fit(twins_with(_Noting)[0], datamodule=data)
     trainer = make_trainer(tmp_path, callbacks=ModelCheckpoint(tmp_path), max_epochs=3)
     trainer.fit(twins_with(_Noting)[0], datamodule=again, ckpt_path="last")
-    assert f"data.load {calls}" in again.record
+    assert 10 in again.record
+    assert 4 not in again.record
+
+
+def test_a_datamodule_is_as_before_if_a_checkpoint_does_not_fit(tmp_path):
+    class Sized(Data):
+        size = 4
+
+        def state_dict(self):
+            return {"size": self.size}
+
+        def load_state_dict(self, state_dict):
+            self.size = state_dict["size"]
+
+    data = Sized()
+    make_trainer(tmp_path, callbacks=ModelCheckpoint(tmp_path)).fit(twins_with(_Noting)[0], datamodule=data)
+    data.size = 5
+    other = Regressor(net=nn.Linear(3, 1))
+    other.validation_step = lambda batch, batch_idx, dataloader_idx=0: None
+    with pytest.raises(ValueError, match=r"last\.ckpt"):
+        make_trainer(tmp_path, max_epochs=3).fit(other, datamodule=data, ckpt_path=tmp_path / "last.ckpt")
+    assert data.size == 5
+
+
+def test_the_hyperparameters_of_a_datamodule_are_logged_and_saved(tmp_path):
+    class Sized(Data):
+        def __init__(self, size=4):
+            super().__init__()
+            self.save_hyperparameters()
+
+    class Other(_Noting):
+        def __init__(self, optimize=None, size=3):
+            super().__init__(momentum)
+            self.save_hyperparameters("size")
+
+    logger, module = TensorBoardLogger(tmp_path), twins_with(_Noting)[0]
+    logger.log_hyperparams = lambda params: module.record.append(dict(params))
+    checkpoint = ModelCheckpoint(tmp_path)
+    make_trainer(tmp_path, logger=logger, callbacks=checkpoint).fit(module, datamodule=Sized(5))
+    assert {"size": 5} in module.record
+    assert Sized.load_from_checkpoint(tmp_path / "last.ckpt").hparams.size == 5
+    message = "Other and Sized have different hyperparameters of the same name: size"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path).fit(twins_with(Other)[0], datamodule=Sized(5))
 
 
 def test_a_datamodule_hears_of_an_exception(tmp_path):
@@ -286,18 +390,63 @@ def test_several_loaders_are_read_together(tmp_path, make, limit):
     assert_close(ours, theirs, 1e-12)
 
 
+class _Nested(Regressor):
+    def training_step(self, batch, batch_idx):
+        a, b, (c, d) = batch.values()
+        return sum(map(self.loss, (a, b, c, d)))
+
+
 def test_loaders_read_together_go_on_where_they_were_interrupted(tmp_path):
     def make():
         data = TensorLoader(*regression_data(), batch_size=6, shuffle=True, transform=add_noise)
-        return {"a": make_loader(shuffle=True), "b": make_loader(5, shuffle=True, seed=2), "c": data}
+        return {"a": make_loader(shuffle=True), "b": make_loader(5, shuffle=True, seed=2), "c": [data, make_loader(2)]}
 
-    for step in range(1, 8):
+    for step in range(1, 20, 3):
         torch.manual_seed(0)
-        whole, resumed = twins_with(_Several)[0], twins_with(_Several)[0]
+        whole, resumed = (_Nested(momentum, make_net(nn.Dropout(0.2))) for _ in range(2))
         save = at_step(step, lambda trainer: trainer.save_checkpoint(tmp_path / "some.ckpt"))
         make_trainer(tmp_path, callbacks=save).fit(whole, make())
         make_trainer(tmp_path).fit(resumed, make(), ckpt_path=tmp_path / "some.ckpt")
         assert_same(whole, resumed)
+
+
+def test_the_first_of_several_loaders_counts_the_samples(tmp_path):
+    class Summed(Regressor):
+        def training_step(self, batch, batch_idx):
+            return sum(map(self.loss, batch))
+
+    class Counting(Summed):
+        def count_samples(self, batch):
+            return len(batch[0][0])
+
+    modules = Summed(momentum), Counting(momentum)
+    for module in modules:
+        trainer = make_trainer(tmp_path, accumulate_grad_batches=2)
+        trainer.fit(module, [make_loader(), make_loader(5)])
+    assert_same(*modules)
+
+
+def test_loaders_need_not_be_those_of_torch(tmp_path):
+    ours, twin = twins_with(_Several)[0], twins_with(_Several)[0]
+    batches = list(make_loader())
+    loaders = {"a": Stream(), "b": batches, "c": [make_loader(5), make_loader(10)]}
+    trainer = make_trainer(tmp_path)
+    nested = _Nested(momentum)
+    trainer.fit(nested, {"a": Stream(), "b": batches, "c": [make_loader(5), make_loader(10)]})
+    assert trainer.global_step == 8
+    assert trainer.train_dataloader["b"] is batches
+    make_trainer(tmp_path).fit(ours, {"a": loaders["a"], "b": batches})
+    make_trainer(tmp_path).fit(twin, {"a": make_loader(), "b": make_loader()})
+    assert_same(ours, twin)
+
+
+def test_a_run_on_other_loaders_is_not_continued_within_an_epoch(tmp_path):
+    save = at_step(2, lambda trainer: trainer.save_checkpoint(tmp_path / "some.ckpt"))
+    make_trainer(tmp_path, callbacks=save).fit(twins_with(_Several)[0], [make_loader(5), make_loader()])
+    with pytest.raises(ValueError, match=r"with batch_size=\[5, 8\]; this run has batch_size=\[5, 7\]"):
+        make_trainer(tmp_path).fit(
+            twins_with(_Several)[0], [make_loader(5), make_loader(7)], ckpt_path=tmp_path / "some.ckpt"
+        )
 
 
 def test_validation_loaders_read_one_after_the_other_or_together(tmp_path):
@@ -310,8 +459,11 @@ def test_validation_loaders_read_one_after_the_other_or_together(tmp_path):
     loaders = CombinedLoader([make_loader(), make_loader(5)], "min_size")
     torch.testing.assert_close(trainer.validate(ours, loaders), quietly(other.validate, theirs, loaders))
     ours, theirs = twins_with(_Noting)
-    loaders = CombinedLoader([make_loader(), make_loader(5)], "sequential")
-    torch.testing.assert_close(trainer.validate(ours, loaders), quietly(other.validate, theirs, loaders))
+    for loaders in (
+        CombinedLoader([make_loader(), make_loader(5)], "sequential"),
+        {"a": [make_loader(), make_loader(5)], "b": make_loader(3)},
+    ):
+        torch.testing.assert_close(trainer.validate(ours, loaders), quietly(other.validate, theirs, loaders))
 
 
 # ------------------------------------------------------------------------------------------------------ without a model
@@ -362,6 +514,16 @@ def test_predictions_need_not_be_returned(tmp_path):
 # --------------------------------------------------------------------------------------------------------------- errors
 
 
+def _data(**methods):
+    return type("Some", (pl.LightningDataModule,), {"train_dataloader": lambda self: make_loader(), **methods})()
+
+
+def test_no_validation_data_are_an_empty_list_of_them(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.fit(Regressor(), _data(val_dataloader=lambda self: []))
+    assert trainer.num_val_batches == []
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -379,6 +541,40 @@ def test_predictions_need_not_be_returned(tmp_path):
         ),
         (lambda t: t.fit(Regressor(), Data(), make_loader()), ValueError, "both loaders and the datamodule Data"),
         (lambda t: t.fit(Regressor(), datamodule=pl.LightningDataModule()), ValueError, "fit has no data"),
+        (lambda t: t.fit(Regressor(), Data), TypeError, r"datamodule is the class Data; pass an instance, Data\("),
+        (lambda t: t.fit(Regressor(), datamodule=make_loader()), TypeError, "datamodule is DataLoader .*; pass an obj"),
+        (
+            lambda t: t.fit(Regressor(), _data(setup=lambda self: None)),
+            TypeError,
+            r"Some.setup is called with \(stage\): define it as def setup\(self, stage\)",
+        ),
+        (
+            lambda t: t.fit(Regressor(), _data(on_load_checkpoint=lambda self, checkpoint: None)),
+            ValueError,
+            "Some.on_load_checkpoint would never be called: define load_state_dict instead",
+        ),
+        (
+            lambda t: t.fit(Regressor(), _data(on_train_begin=lambda self: None)),
+            ValueError,
+            "Some.on_train_begin would never be called: a datamodule has the hooks on_exception",
+        ),
+        (
+            lambda t: t.fit(Regressor(), _data(val_dataloader=lambda self: None)),
+            ValueError,
+            r"Some.val_dataloader\(\) returned None; it must return a loader",
+        ),
+        (lambda t: t.fit(Regressor(), _data(train_dataloader=lambda self: [])), ValueError, "fit has no data"),
+        (lambda t: t.fit(Regressor(), {}), ValueError, "train_dataloaders holds no loader: dict"),
+        (
+            lambda t: t.fit(Regressor(), {"a": make_loader(), "b": iter([])}),
+            ValueError,
+            r"train_dataloaders\['b'\] is a list_iterator, which can be read only once",
+        ),
+        (
+            lambda t: t.fit(Regressor(), CombinedLoader([make_loader()], "sequential")),
+            ValueError,
+            "train_dataloaders is a CombinedLoader in the mode 'sequential', which is one for validation",
+        ),
     ],
 )
 def test_data_that_are_missing_or_come_twice_are_refused(tmp_path, call, error, message):
@@ -414,9 +610,3 @@ def test_validation_data_without_a_step_are_left_out_with_a_warning(tmp_path):
 
     with pytest.warns(UserWarning, match=r"no validation: .* NoStep does not define validation_step"):
         make_trainer(tmp_path).fit(NoStep())
-
-
-def test_streams_without_length_are_read_together(tmp_path):
-    ours = twins_with(_Several)[0]
-    with pytest.raises((TypeError, ValueError)):
-        make_trainer(tmp_path).fit(ours, {"a": Stream(), "b": nn.Identity()})
