@@ -209,14 +209,14 @@ def run(folder, *, stop_at=None, hook="on_train_batch_end", interval=3, every=1,
     return module, trainer, rows, callbacks[0]
 
 
-@pytest.mark.parametrize(("interval", "every"), [(3, 1), (0.5, 1), (4, None)])
+@pytest.mark.parametrize(("interval", "every"), [(3, 1), (4, None)])
 @pytest.mark.parametrize(
     "hook", ["on_train_batch_end", "on_validation_start", "on_validation_batch_end", "on_validation_end"]
 )
 def test_a_run_that_was_saved_anywhere_ends_as_the_uninterrupted_one(tmp_path, hook, interval, every):
     (tmp_path / "whole").mkdir()
     whole, trainer, rows, stopping = run(tmp_path / "whole", interval=interval, every=every)
-    for stop_at in range(2, 7):
+    for stop_at in (2, 3, 6):
         folder = tmp_path / f"{hook}{stop_at}"
         folder.mkdir()
         run(folder, stop_at=stop_at, hook=hook, interval=interval, every=every)
