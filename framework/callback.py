@@ -20,7 +20,7 @@ arguments ``trainer`` and ``module``), then on the callbacks that watch a metric
             (the end of optimizer.step, schedulers by step)
             on_train_batch_end
             (every log_every_n_steps steps: the loggers get the values)
-        when validation is due:
+        when validation is due (at the end of the epoch, or after a step, by val_check_interval):
             on_validation_start, on_validation_epoch_start
             every batch: on_validation_batch_start, on_validation_batch_end
             on_validation_epoch_end, (the epoch's means are published), on_validation_end

@@ -66,7 +66,8 @@ def fit(run: FitRun) -> None:
                 metrics.end_skipped_step(batches)
             progress.batch_idx = batch_idx if phase.iterations.cut_short else next_idx
             if run.val_interval is not None:
-                progress.since_validation += len(batches)
+                # A step over a whole epoch, of whatever length, is followed by validation.
+                progress.since_validation += len(batches) if isinstance(batches, list) else run.val_interval
 
             for scheduler in step_schedulers:
                 if progress.global_step % scheduler.frequency == 0:

@@ -426,3 +426,28 @@ def test_an_optimizer_may_come_with_several_schedulers(tmp_path):
     trainer.fit(Regressor(optimize), make_loader())
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.5**2 * 0.1**6)
     assert len(trainer.lr_scheduler_configs) == 2
+
+
+def test_gradients_that_are_added_up_outlast_validation(tmp_path):
+    """Against a loop by hand: Lightning drops them before it validates."""
+
+    class AddsUp(Regressor):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(self.loss(batch) / 2)
+            if self.trainer.closure_evaluations % 2 == 0:
+                self.optimizers().step()
+                self.optimizers().zero_grad()
+
+    module, other = AddsUp(), AddsUp()
+    make_trainer(tmp_path, max_epochs=4).fit(module, make_loader(), make_loader())
+    optimizer, count = other.configure_optimizers(), 0
+    for _ in range(4):
+        for batch in make_loader():
+            (other.loss(batch) / 2).backward()
+            count += 1
+            if count % 2 == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+    assert_same(module, other)
