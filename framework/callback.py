@@ -4,11 +4,14 @@ Each hook is called on the callbacks in the order given, then on the module (the
 arguments ``trainer`` and ``module``), then on the callbacks that watch a metric: early stopping, and checkpoints last.
 ``Trainer.fit`` fires, in this order::
 
-    setup("fit")
+    prepare_data                        (of the datamodule, then of the module, in one process of each machine)
+    setup("fit")                        (of the datamodule first)
+    (the datamodule is given its state; val_dataloader, train_dataloader, configure_optimizers)
     on_fit_start
     on_sanity_check_start, (the validation hooks), on_sanity_check_end      (not in a run that is continued)
     on_train_start
     every epoch:
+        (train_dataloader, if reload_dataloaders_every_n_epochs says so; val_dataloader likewise before validation)
         on_train_epoch_start
         every optimizer step:
             on_train_batch_start        (-1 skips the rest of the epoch)

@@ -178,6 +178,10 @@ class Batches:
             "num_samples": samples[0] if len(samples) == 1 else list(samples),
         }
 
+    def parts(self) -> list[Any]:
+        """Return the loaders that batches are read from at every epoch; none if they are held."""
+        return [] if self._held is not None else getattr(self._whole, "datasets", [self._whole])
+
     def counting_by(self, module: Module) -> Callable[[Any], int]:
         """Return what counts the samples of a batch: of several loaders, by default, those of the first."""
         if overrides(module, "count_samples") or not hasattr(self._whole, "counting_by"):

@@ -95,7 +95,8 @@ class Combined:
             if part is not whole and not is_even:
                 raise ValueError(
                     f"the loader {index} of those in {name} has {num_batches or 'an unknown number of'} batches, which "
-                    f"{num_processes} processes cannot share evenly: pass drop_last=True to it, or another batch_size"
+                    f"{num_processes} processes cannot share evenly: "
+                    + ("pass drop_last=True to it, or another batch_size" if num_batches else "give it a length")
                 )
         return shared
 

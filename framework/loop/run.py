@@ -723,7 +723,8 @@ class FitRun(Run):
         for config, state in zip(schedulers, checkpoint["lr_schedulers"], strict=True):
             config.load_state_dict(state)
             check_length(config, num_steps, path)
-        warn_of_hidden_state(self.train_batches.loader, progress)
+        for loader in self.train_batches.parts():
+            warn_of_hidden_state(loader, progress)
         load_weights(self.module, checkpoint["state_dict"], path)
         self._stand(checkpoint)
 

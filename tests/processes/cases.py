@@ -55,6 +55,13 @@ class Logging(Plain):
         super().validation_step(batch, batch_idx)
 
 
+class Together(Plain):
+    """Adds up the losses of the parts of a batch."""
+
+    def loss(self, batch: Any) -> Any:
+        return sum(map(super().loss, batch.values())) if isinstance(batch, dict) else super().loss(batch)
+
+
 def sgd(module: Any) -> Any:
     return SGD(module.param_groups(), lr=0.05, momentum=0.9, weight_decay=0.01)
 
@@ -141,6 +148,7 @@ MODULES: dict[str, Any] = {
     "hvp": asking("hvp"),
     "values": asking("values"),
     "logging": lambda: Logging(plateau),
+    "together": lambda: Together(sgd),
 }
 
 
@@ -195,6 +203,11 @@ LOADERS: dict[str, Any] = {
     "users_batches": lambda size: DataLoader(dataset(), batch_sampler=Batches(size)),
     "stream": lambda size: DataLoader(Numbers(), batch_size=size),
     "list": lambda size: list(DataLoader(dataset(), batch_size=size)),
+    "together": lambda size: {
+        "a": TensorLoader(*regression_data(40), batch_size=size, shuffle=True),
+        "b": DataLoader(TensorDataset(*regression_data(16)), batch_size=size),
+        "c": TensorLoader(*regression_data(20), batch_size=size, drop_last=True, shuffle=True),
+    },
     "drop_last": lambda size: TensorLoader(*regression_data(32), batch_size=size, drop_last=True),
 }
 
@@ -211,7 +224,8 @@ def _cases() -> dict[str, dict[str, Any]]:
         cases[f"{name}_accumulating"] = {"module": name, "accumulate_grad_batches": 2}
     for name in ("sgd", "lbfgs", "fista", "hvp", "values"):
         cases[f"{name}_epoch"] = {"module": name, "accumulate_grad_batches": "epoch"}
-    for name in LOADERS:
+    cases["together"]["loader"] = "together"
+    for name in [name for name in LOADERS if name != "together"]:
         cases[f"loader_{name}"] = {"module": "logging", "loader": name}
     cases["clipped"] = {"module": "sgd", "gradient_clip_val": 0.1}
     cases["limited"] = {"module": "logging", "limit_train_batches": 3, "limit_val_batches": 2}
