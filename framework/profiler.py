@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +20,8 @@ class ExclusiveProfiler(SimpleProfiler):
     ``backward``.
     """
 
-    def __init__(self, dirpath: str | Path | None = None, filename: str | None = None) -> None:
-        super().__init__(dirpath, filename)
+    def __init__(self) -> None:
+        super().__init__()
         self._under_way: list[list[Any]] = []  # of each action: its name, its start, the time spent within
 
     def start(self, action_name: str) -> None:
@@ -32,6 +33,13 @@ class ExclusiveProfiler(SimpleProfiler):
         self.recorded_durations[name].append(duration - within)
         if self._under_way:
             self._under_way[-1][2] += duration
+
+    def _make_report_extended(self) -> tuple[Any, float, float]:
+        durations = {name: (math.fsum(each), len(each)) for name, each in self.recorded_durations.items()}
+        total = math.fsum(seconds for seconds, _ in durations.values())
+        rows = [(name, seconds / n, n, seconds, 100 * seconds / total) for name, (seconds, n) in durations.items()]
+        rows.sort(key=lambda row: row[4], reverse=True)
+        return rows, sum(n for _, n in durations.values()), total
 
 
 class Timed:
@@ -50,16 +58,16 @@ def make_profiler(given: Any, folder: Path | None) -> Any:
 
     Args:
         given: "simple", "pytorch", or an object with a method ``profile(action_name)`` that returns a context manager.
-        folder: Where to write its report or its trace; None for nowhere.
+        folder: Where torch's writes its trace; None for nowhere.
 
     Raises:
         ValueError: If it is another name.
         TypeError: If the object has no such method.
     """
     if given == "simple":
-        return ExclusiveProfiler(folder, None if folder is None else "profile")
+        return ExclusiveProfiler()
     if given == "pytorch":
-        return PyTorchProfiler(folder, None if folder is None else "profile")
+        return PyTorchProfiler(folder, None)
     if isinstance(given, str):
         raise ValueError(f"profiler={given!r}; it must be 'simple', 'pytorch', a profiler of Lightning's, or None")
     if not callable(getattr(given, "profile", None)):
@@ -96,13 +104,18 @@ def begin(profiler: Any, stage: str, rank: int, folder: Path) -> None:
         profiler.start(REST)
 
 
-def end(profiler: Any, stage: str, show: Callable[[str], None]) -> None:
-    """End a run: show the report, and write it if the profiler has a file."""
+def end(profiler: Any, given: Any, stage: str, folder: Path | None, show: Callable[[str], None]) -> None:
+    """End a run: show the report of a profiler that was asked for by name, and write it to the folder, if any."""
     if isinstance(profiler, ExclusiveProfiler):
         while profiler._under_way:  # an exception may have left some
             profiler.stop(profiler._under_way[-1][0])
-    if isinstance(profiler, Profiler):
-        if isinstance(profiler, ExclusiveProfiler | PyTorchProfiler):
-            show(profiler.summary())
+    if isinstance(given, str):
+        report = profiler.summary()
+        show(report)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"profile_{stage}.txt").write_text(report)
+    elif isinstance(profiler, Profiler):
         profiler.describe()
+    if isinstance(profiler, Profiler):
         profiler.teardown(stage)

@@ -528,7 +528,8 @@ class Trainer(Answers):
         if self.profiler is not None:
             from framework.profiler import end
 
-            ends.append(partial(end, self.profiler, stage, self.print))
+            folder = self.log_dir if self.loggers and self.is_global_zero else None
+            ends.append(partial(end, self.profiler, self._profiler, stage, folder, self.print))
         error = each(ends, after=error)
         self._under_way = None
         if self._processes is not None:

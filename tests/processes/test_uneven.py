@@ -16,6 +16,7 @@ BOTH = {
     "noise in a hook": "at the end of epoch 0, the processes have different parameters (net.weight)",
     "buffers": ["the buffer average is another one in each process"],
     "errors of all": [2, 3, 3],
+    "skipping the rest": [4, 5, "should_stop"],
 }
 ALIKE = [
     "metric of one batch",
@@ -31,6 +32,7 @@ EACH_ONCE = [
     "miscounting batch sampler",
     "shuffled loader",
     "gap within an epoch",
+    "own loaders",
 ]
 
 
@@ -84,6 +86,23 @@ def test_after_an_error_of_one_the_processes_say_that_they_have_parted(found):
     assert "only here" in found[1]["error of one"][0]
 
 
+def test_what_several_processes_cannot_do_is_refused(found):
+    for one in found:
+        *said, steps = one["refused"]
+        assert steps == 3
+        for message, expected in zip(
+            said,
+            [
+                "use_distributed_sampler=False, and the processes have [2, 3] batches in train_dataloaders",
+                "several processes with Manual.automatic_optimization = False",
+                "not possible with several processes",
+                "optimizer_zero_grad cannot keep gradients from one evaluation to the next, since several processes",
+            ],
+            strict=True,
+        ):
+            assert expected in message
+
+
 def test_no_case_is_forgotten():
-    tested = {*BOTH, *ALIKE, *EACH_ONCE, "drop_last", "drop_last of tensors", "loader with its own batches"}
+    tested = {*BOTH, *ALIKE, *EACH_ONCE, "drop_last", "drop_last of tensors", "loader with its own batches", "refused"}
     assert tested | {"loggers of users", "error of one"} == set(CASES)

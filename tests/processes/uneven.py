@@ -251,6 +251,63 @@ def errors_of_all(folder: Path) -> Any:
     return [len(said), one.global_step, train(folder, Seeing(), batches()).global_step]
 
 
+def own_loader(rank: int) -> DataLoader:
+    """Return the share of a process as its user cuts it: every second sample."""
+    return DataLoader(TensorDataset(X[rank::2], X[rank::2]), batch_size=2, shuffle=True)
+
+
+def own_loaders(folder: Path) -> Any:
+    """Read loaders that hold the shares of the processes already."""
+    module = Seeing()
+    one = trainer(folder, enable_checkpointing=False, max_epochs=1, use_distributed_sampler=False)
+    one.fit(module, own_loader(one.global_rank))
+    return module.seen
+
+
+def refused(folder: Path) -> Any:
+    """Return what is said to what several processes cannot do, and train afterwards."""
+
+    class Manual(Seeing):
+        automatic_optimization = False
+
+    class Skipping(Seeing):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return None if batch_idx == 1 else super().training_step(batch, batch_idx)
+
+    class Zeroing(Seeing):
+        def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None: ...
+
+    own = trainer(folder, enable_checkpointing=False, max_epochs=1, use_distributed_sampler=False)
+    uneven = TensorLoader(X[: 4 + 2 * own.global_rank], X[: 4 + 2 * own.global_rank], batch_size=2)
+    one = trainer(folder, enable_checkpointing=False, max_epochs=1)
+    said = []
+    for trains, module, loader in (
+        (own, Seeing(), uneven),
+        *((one, m, batches()) for m in (Manual(), Skipping(), Zeroing())),
+    ):
+        try:
+            trains.fit(module, loader)
+        except ValueError as error:
+            said.append(str(error))
+    one.fit(Seeing(), batches())
+    return [*said, one.global_step]
+
+
+def skipping_the_rest(folder: Path) -> Any:
+    """Skip the rest of an epoch because one process says so; go on to a minimum whoever asks for the end."""
+
+    def skip(trainer: Any, module: Any, batch: Any, batch_idx: int) -> Any:
+        return -1 if trainer.global_rank == 1 and trainer.current_epoch == 0 and batch_idx == 1 else None
+
+    def stop(trainer: Any, *_: Any) -> None:
+        if trainer.global_rank == 0:
+            trainer.should_stop = True
+
+    one = train(folder, Seeing(), batches(), callback_of(on_train_batch_start=skip), max_epochs=2)
+    least = train(folder, Seeing(), batches(), callback_of(on_train_batch_end=stop), max_epochs=4, min_steps=5)
+    return [one.global_step, least.global_step, least.stopped_because]
+
+
 def error_of_one(folder: Path) -> Any:
     """Fail in one process, and try again."""
 
@@ -302,6 +359,9 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "buffers": buffers,
     "validation alone": validation_alone,
     "errors of all": errors_of_all,
+    "own loaders": own_loaders,
+    "refused": refused,
+    "skipping the rest": skipping_the_rest,
     "error of one": error_of_one,
 }
 
