@@ -106,10 +106,12 @@ def check_plugins(plugins: Any) -> None:
     """Refuse plugins without effect here.
 
     Raises:
-        ValueError: If one is of Lightning's trainer, or writes checkpoints.
+        ValueError: If one is no plugin, one of Lightning's trainer, or one that writes checkpoints.
     """
     for plugin in plugins if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]:
         name, classes = type(plugin).__name__, type(plugin).__mro__
+        if not any(cls.__module__.startswith("lightning.") for cls in classes):
+            raise ValueError(f"plugins has {name}; it must be a Precision or a ClusterEnvironment of lightning.fabric")
         if any(cls.__module__.startswith("lightning.pytorch.") for cls in classes):
             raise ValueError(
                 f"plugins has {name} of lightning.pytorch, which needs its trainer: use lightning.fabric's"

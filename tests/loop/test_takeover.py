@@ -455,8 +455,8 @@ def test_a_module_brings_callbacks_which_replace_those_of_the_same_class(tmp_pat
         trainer.fit(ours, make_loader())
     assert ours.record == [("own",), ("own",)]
     assert [callback.name for callback in trainer.callbacks if isinstance(callback, Noted)] == ["own"]
-    Brings.configure_callbacks = lambda self: pl.Callback()
-    with pytest.raises(TypeError, match="callbacks has Callback"):
+    Brings.configure_callbacks = lambda self: pl.callbacks.Timer()
+    with pytest.raises(TypeError, match="callbacks has Lightning's Timer"):
         trainer.fit(ours, make_loader())
 
 
