@@ -176,6 +176,11 @@ class Answers:
         return self._fit is not None and self._fit.is_last_batch
 
     @property
+    def validates_within_epochs(self) -> bool:
+        """Whether the last fit validates after so many batches (``val_check_interval``), not at the ends of epochs."""
+        return self._fit is not None and self._fit.val_interval is not None
+
+    @property
     def logged_metrics(self) -> dict[str, float]:
         """The values that the loggers were sent last."""
         return {} if self._run is None else dict(self._run.logged_metrics)

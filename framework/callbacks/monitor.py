@@ -60,20 +60,19 @@ class Monitor(Callback):
     def on_validation_end(self, trainer: Trainer, module: Module) -> None:
         if trainer.sanity_checking or not self._is_fitting:
             return
-        if self._is_after_validation(trainer) and trainer.progress.batch_idx != math.inf:
+        self._validated = True
+        if self._is_after_validation(trainer) and trainer.validates_within_epochs:
             self.look(trainer)
-        else:
-            self._validated = True  # the end of the epoch follows
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         validated, self._validated = self._validated, False
-        if validated or not self._is_after_validation(trainer):
+        if not self._is_after_validation(trainer) or (validated and not trainer.validates_within_epochs):
             self.look(trainer)
 
     def _is_after_validation(self, trainer: Trainer) -> bool:
         """Whether to look after validations alone."""
         if self.on_epoch_end is None:
-            return trainer.val_check_interval != 1.0
+            return trainer.validates_within_epochs
         return not self.on_epoch_end
 
     def look(self, trainer: Trainer) -> None:

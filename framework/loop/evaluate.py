@@ -128,8 +128,8 @@ def validate(run: FitRun, *, max_batches: int | None = None) -> bool:
         run.reload_validation_data()
     with run.validating():
         values, _ = evaluate(run, "validation", max_batches=max_batches)
-        if values is not None and not run.sanity_checking:
-            run.send_held_logs()
+        if values is not None:
+            run.complete_validation()
     return values is not None
 
 

@@ -26,7 +26,9 @@ def fit(run: FitRun) -> None:
         sanity_check(run)
     hooks.call("on_train_start")
     started = time.perf_counter()
-    while not run.is_over():
+    # Whether a signal or an exception came between the last step and what was due after it.
+    has_rest = run.is_validation_due or progress.batch_idx == math.inf
+    while has_rest or not run.is_over():
         run.reload_training_data()
         # What it logs is among the sums that were restored with half an epoch.
         with metrics.muted() if progress.batch_idx else nullcontext():
@@ -37,11 +39,13 @@ def fit(run: FitRun) -> None:
         leaves_out_penalty = closure.objective.handles_penalty
         if progress.batch_idx == 0 and settings.check_val_every_n_epoch is not None:
             progress.since_validation = 0
-        if run.is_validation_due:  # of a run that was saved or interrupted just before
-            _validate_within_epoch(run)
         step_schedulers = [config for config in phase.stepped_schedulers if config.interval == "step"]
         steps = groups(run.train_batches, size, progress)
-        for batch_idx, next_idx, batches in steps:
+        has_rest = is_over = False
+        if run.is_validation_due:
+            _validate_within_epoch(run)
+            is_over = run.is_over()
+        for batch_idx, next_idx, batches in () if is_over else steps:
             batch = batches[0] if size == 1 else batches
             run.is_in_step, run.next_idx = True, next_idx
             metrics.read_group(batches)
@@ -65,7 +69,7 @@ def fit(run: FitRun) -> None:
             else:
                 metrics.end_skipped_step(batches)
             progress.batch_idx = batch_idx if phase.iterations.cut_short else next_idx
-            if run.val_interval is not None:
+            if run.val_interval is not None and not phase.iterations.cut_short:
                 # A step over a whole epoch, of whatever length, is followed by validation.
                 progress.since_validation += len(batches) if isinstance(batches, list) else run.val_interval
 
@@ -81,16 +85,16 @@ def fit(run: FitRun) -> None:
                 hook(_outputs(closure, size), batch, batch_idx)
             if run.val_interval is not None and run.is_validation_due:
                 _validate_within_epoch(run)
-            if run.is_over():
-                if progress.batch_idx >= run.train_batches.num_batches:
-                    next(steps, None)  # read the loader to its end: some draw random numbers there
-                    progress.batch_idx = math.inf
+            if is_over := run.is_over():
                 break
-        else:
+        if not is_over:
             if progress.batch_idx == 0:
                 raise ValueError(
                     "train_dataloaders yielded no batch: is it empty, or a generator that was read before?"
                 )
+            progress.batch_idx = math.inf
+        elif progress.batch_idx >= run.train_batches.num_batches:
+            next(steps, None)  # read the loader to its end: some draw random numbers there
             progress.batch_idx = math.inf
         run.is_between_epochs = True
         if progress.batch_idx != math.inf:

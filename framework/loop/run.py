@@ -49,6 +49,7 @@ from framework.loop.validation import (
     check_reevaluation,
     check_replay,
     check_schedulers,
+    check_separate,
     check_smoothness,
     validation_interval,
     warn_of_hidden_state,
@@ -264,7 +265,7 @@ class FitRun(Run):
         self.due: Callable[[], None] | None = None
         self._awaited_checkpoints: list[tuple[str | Path, bool]] = []
         self._held_logs: list[tuple[dict[str, float], int]] | None = None
-        # What validation changes, as it was before the one under way.
+        # What validation changes, as it was before the one under way, or the one that was broken off.
         self._before_validation: dict[str, Any] = {}
         self._end: dict[str, Any] | None = None
         self.phase = self._make_phase(configure(), settings.accumulate_grad_batches, evaluations=0)
@@ -423,7 +424,10 @@ class FitRun(Run):
     def _validation_interval(self) -> int | None:
         if not self.data["validation"]:
             return None
-        return validation_interval(self.settings, self.train_batches.num_batches)
+        interval = validation_interval(self.settings, self.train_batches.num_batches)
+        if interval is not None:
+            check_separate(self.train_batches.given, [batches.given for batches in self.data["validation"]])
+        return interval
 
     def generators(self) -> list[Generator]:
         """Return the generators besides the global ones on which training depends: those of the data and the module."""
@@ -506,7 +510,7 @@ class FitRun(Run):
 
     @contextmanager
     def validating(self) -> Iterator[None]:
-        """Within, logs are held back until `send_held_logs`, and random draws do not count.
+        """Within, logs are held back until `complete_validation`, and random draws do not count.
 
         A run that is interrupted in validation, or is saved there, makes all of it again when it is continued.
         """
@@ -515,16 +519,16 @@ class FitRun(Run):
             generators += batches.generators()
         state, self._held_logs = rng_state_of(self.processes, generators), []
         standing = self._standing()
-        self._before_validation = {name: standing[name] for name in _CHANGED_BY_VALIDATION}
+        self._before_validation = copy.deepcopy({name: standing[name] for name in _CHANGED_BY_VALIDATION})
         try:
             yield
         finally:
             set_rng_state_of(self.processes, state, generators)
-            self._before_validation, self._held_logs = {}, None
+            self._held_logs = None
 
-    def send_held_logs(self) -> None:
-        """Send the loggers what `validating` has held back: validation was read to its end."""
-        held, self._held_logs = self._held_logs or [], None
+    def complete_validation(self) -> None:
+        """Send the loggers what `validating` has held back: validation was read to its end, and counts from now on."""
+        held, self._held_logs, self._before_validation = self._held_logs or [], None, {}
         for values, step in held:
             self.log_metrics(values, step)
 
@@ -731,6 +735,7 @@ class FitRun(Run):
     def _stand(self, state: Mapping[str, Any]) -> None:
         """Undo `_standing`, but for the loggers."""
         self.progress = Progress(**state["progress"])
+        self.next_idx = self.progress.batch_idx
         self.phase.closure.objective.evaluations = state["closure_evaluations"]
         self.gradient_norm = state["gradient_norm"]
         for name, callback in _named(self.callbacks):

@@ -290,6 +290,21 @@ def validation_interval(settings: Settings, num_batches: float) -> int | None:
     return interval
 
 
+def check_separate(train_loader: Any, val_loaders: Sequence[Any]) -> None:
+    """Refuse to validate within epochs on a training loader that cannot be read twice at a time.
+
+    Raises:
+        ValueError: If there is such a loader.
+    """
+    shared = any(loader is train_loader for loader in val_loaders)
+    if shared and getattr(train_loader, "persistent_workers", False):
+        raise ValueError(
+            "val_dataloaders is the training loader, and its persistent_workers=True cannot read it for validation "
+            "within an epoch while it is being read for training: pass another DataLoader over the same dataset, or "
+            "persistent_workers=False"
+        )
+
+
 def check_train_limit(limit_train_batches: int | float | None) -> None:
     """Refuse to train on no batch at all.
 

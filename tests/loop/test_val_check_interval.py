@@ -2,6 +2,7 @@
 
 import csv
 import math
+import signal
 import warnings
 from contextlib import suppress
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 import torch
 from torch.optim import LBFGS, SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics import MeanSquaredError
 
 import framework.callbacks
+from framework import Callback
 from framework.callbacks import EarlyStopping
 from framework.loggers import CSVLogger
 from tests.modules import (
@@ -28,7 +31,7 @@ from tests.modules import (
     regression_data,
     seed_all,
 )
-from tests.twins import make_lightning_trainer, twins_with
+from tests.twins import make_lightning_trainer, momentum, twins_with
 
 
 class Notes:
@@ -225,6 +228,145 @@ def test_a_run_that_was_saved_anywhere_ends_as_the_uninterrupted_one(tmp_path, h
         assert others == rows
         assert again.callback_metrics == trainer.callback_metrics
         assert (other.wait_count, other.best) == (stopping.wait_count, stopping.best)
+
+
+class Watched(Notes):
+    """Logs torchmetrics in training and in validation, and a score that goes up and down."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.train_error, self.error = MeanSquaredError(), MeanSquaredError()
+
+    def training_step(self, batch, batch_idx):
+        self.train_error.update(self.net(batch[0]).detach().float(), batch[1].float())
+        self.log("train/error", self.train_error, on_step=False, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        self.error.update(self.net(batch[0]).float(), batch[1].float())
+        self.log("val/error", self.error)
+        self.log("score", float((self.global_step * 7) % 10), on_step=True, on_epoch=True)
+
+
+class Counting(Callback):
+    """Counts batches of validation, in a list that is part of its state as it is."""
+
+    def __init__(self):
+        self.counts: list[int] = []
+
+    def on_validation_batch_end(self, trainer, *_):
+        self.counts.append(trainer.global_step)
+
+    def state_dict(self):
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state_dict):
+        self.counts = list(state_dict["counts"])
+
+
+def watched(folder, how, stop_at, hook, patience, **options):
+    """Train; end the run at the nth call of a hook, and save what is left of it then. Return what it ended with."""
+    count, ckpt_path = 0, options.pop("ckpt_path", None)
+
+    def at_hook(trainer, *_):
+        nonlocal count
+        count += 1
+        if count == stop_at and how == "signal":
+            signal.raise_signal(signal.SIGINT)
+        elif count == stop_at:
+            raise KeyError("here")
+
+    def save(trainer, *_):
+        trainer.save_checkpoint(folder / "some.ckpt")
+
+    score = "score_step" if patience == 3 else "score"
+    callbacks = [
+        stopping := EarlyStopping(score, patience=patience),
+        counting := Counting(),
+        callback_of(**{hook: at_hook, "on_exception": save}),
+        checkpoint := framework.callbacks.ModelCheckpoint(folder / "kept", "{step}", "score", save_top_k=2),
+    ]
+    module = type("Module", (Watched, Regressor), {})(momentum)
+    logger = CSVLogger(folder, flush_logs_every_n_steps=1)
+    settings = {"max_epochs": 3, "num_sanity_val_steps": 0, "log_every_n_steps": 1, "logger": logger, **options}
+    trainer = make_trainer(folder, callbacks=callbacks, **settings)
+    seed_all(1)
+    loaders = make_loader(2, shuffle=True), make_loader()
+    with suppress(KeyError):
+        trainer.fit(module, *loaders, ckpt_path=ckpt_path)
+        if count >= (stop_at or math.inf):
+            save(trainer)
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    kept = sorted(path.name for path in (folder / "kept").glob("*"))
+    decisions = stopping.wait_count, stopping.stopped_epoch, stopping.best, checkpoint.best, kept
+    progress = {name: value for name, value in vars(trainer.progress).items() if name != "epoch_rng"}
+    state = trainer.global_step, progress, trainer.callback_metrics
+    return module, (decisions, counting.counts, state, rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "patience"),
+    [
+        ({"val_check_interval": 3}, 2),
+        ({"val_check_interval": 5}, 3),
+        ({"val_check_interval": 1.0}, 20),
+        ({"val_check_interval": 4, "check_val_every_n_epoch": None, "max_steps": 8}, 20),
+        ({"val_check_interval": 5, "max_steps": 20}, 20),
+        ({"val_check_interval": 4, "accumulate_grad_batches": 4}, 2),
+        ({"val_check_interval": 1, "accumulate_grad_batches": "epoch"}, 20),
+    ],
+)
+@pytest.mark.parametrize("how", ["signal", "error"])
+def test_a_run_that_ends_within_a_validation_makes_it_again_when_continued(tmp_path, how, options, patience):
+    """What its hooks did until then does not count: in the first validation, one in the middle and the last."""
+    (tmp_path / "whole").mkdir()
+    module, whole = watched(tmp_path / "whole", how, None, "on_validation_start", patience, **options)
+    num_validations = len(whole[1]) // 3  # of three batches
+    for hook, stop_at in (
+        ("on_validation_end", 1),
+        ("on_validation_start", (num_validations + 1) // 2),
+        ("on_validation_batch_end", 3 * num_validations - 1),
+    ):
+        folder = tmp_path / hook
+        folder.mkdir()
+        watched(folder, how, stop_at, hook, patience, **options)
+        again, resumed = watched(folder, how, None, hook, patience, ckpt_path=folder / "some.ckpt", **options)
+        assert_same(module, again)
+        assert resumed == whole
+
+
+def test_a_signal_in_the_validation_that_is_made_again_lets_no_step_slip_in(tmp_path):
+    options = {"val_check_interval": 3}
+    (tmp_path / "whole").mkdir()
+    module, whole = watched(tmp_path / "whole", "signal", None, "on_validation_start", 20, **options)
+    watched(tmp_path, "signal", 2, "on_validation_batch_end", 20, **options)
+    for _ in range(2):
+        watched(tmp_path, "signal", 1, "on_validation_start", 20, ckpt_path=tmp_path / "some.ckpt", **options)
+    again, resumed = watched(
+        tmp_path, "signal", None, "on_validation_start", 20, ckpt_path=tmp_path / "some.ckpt", **options
+    )
+    assert_same(module, again)
+    assert resumed == whole
+
+
+@pytest.mark.parametrize("interval", [1, 10, 0.5])
+def test_monitors_look_after_each_validation_and_without_any_after_each_epoch(tmp_path, interval):
+    """Lightning takes 1 for 1.0, and looks at the ends of epochs; without validation data it never stops."""
+
+    def looks(val, **options):
+        stopping = EarlyStopping("train", patience=99)
+        seen: list[int] = []
+        stopping.look = lambda trainer: seen.append(trainer.global_step)  # type: ignore[method-assign]
+        options = {"callbacks": stopping, "num_sanity_val_steps": 0, "val_check_interval": interval, **options}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it never looked
+            make_trainer(tmp_path, max_epochs=2, **options).fit(twins_with(Notes)[0], make_loader(2), val)
+        return seen
+
+    in_batches = int(10 * interval) if isinstance(interval, float) else interval
+    assert looks(make_loader()) == list(range(in_batches, 21, in_batches))
+    assert looks(None) == looks(make_loader(), limit_val_batches=0) == [10, 20]
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
