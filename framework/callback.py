@@ -36,7 +36,8 @@ arguments ``trainer`` and ``module``), then on the callbacks that watch a metric
 Where there are several loaders, the hooks around their batches, and the step, are passed ``dataloader_idx``, too.
 
 ``validate``, ``test`` and ``predict`` fire ``setup``, their own ``on_<stage>_...`` hooks and ``teardown``. An exception
-fires ``on_exception`` and then ``teardown``. ``on_load_checkpoint`` fires when a checkpoint is restored, and
+fires ``on_exception`` and then ``teardown``. ``on_load_checkpoint`` fires when a checkpoint is restored (outside of
+``fit``, which restores the parameters alone, on the module; so does ``on_save_checkpoint`` for a file of weights), and
 ``on_save_checkpoint`` whenever the state is taken: for a file, or for the copy in memory that `ModelCheckpoint` writes
 when a run fails.
 

@@ -6,7 +6,7 @@ import dataclasses
 import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -97,7 +97,8 @@ class Trainer(Answers):
         gradient_clip_algorithm: "norm" (of all gradients together) or "value".
         deterministic: Whether torch's operations must be deterministic during a run; "warn" only warns of others.
         benchmark: Whether cuDNN tries which algorithm is the fastest; for inputs of one size.
-        inference_mode: Evaluate under `torch.inference_mode` instead of `torch.no_grad`.
+        inference_mode: Validate, test and predict under `torch.inference_mode` instead of `torch.no_grad`; validation
+            within `fit` is always under the latter.
         use_distributed_sampler: With several processes, share the batches of every loader. If False, each process reads
             its loaders whole, which must hold its own share, and as many batches as those of the others.
         profiler: "simple" for a table of where the time of a run goes, "pytorch" for `torch.profiler` with a trace
@@ -446,6 +447,7 @@ class Trainer(Answers):
                 self._settings(), engine, model, hooks, self.loggers, self._stop, progress, self._processes
             )
             if found := None if ckpt_path is None else self._find_checkpoint(ckpt_path, stage=name):
+                model.on_load_checkpoint(found[1])
                 checkpoints.load_weights(model, found[1]["state_dict"], found[0])
             if self._processes is not None:
                 self._processes.synchronize(model)
@@ -480,10 +482,8 @@ class Trainer(Answers):
         Raises:
             SystemExit: With 143, after a SIGTERM, when all is saved and closed.
         """
-        if is_lightnings(type(module), "LightningModule") and not isinstance(module, Module):
-            from framework.lightning import as_module
-
-            with as_module(module), self._running(module, stage, datamodule) as hooks:
+        if not isinstance(module, Module) and is_lightnings(type(module), "LightningModule"):
+            with _adapted(module), self._running(module, stage, datamodule) as hooks:
                 yield hooks
             return
         check_module(module)
@@ -591,7 +591,9 @@ class Trainer(Answers):
         See `framework.optim.stationarity_gap`. This counts as one closure evaluation and does not change gradients,
         buffers or random draws. A callback may call it between steps.
         """
-        return self._last_fit("stationarity_gap").stationarity_gap()
+        run = self._last_fit("stationarity_gap")
+        with _adapted(run.module):
+            return run.stationarity_gap()
 
     def save_checkpoint(
         self, path: str | Path, weights_only: bool = False, *, checkpoint: Mapping[str, Any] | None = None
@@ -616,7 +618,8 @@ class Trainer(Answers):
         """
         run = self._last_fit("save_checkpoint")
         if checkpoint is None:
-            run.save(path, weights_only)
+            with _adapted(run.module):
+                run.save(path, weights_only)
         elif self.fabric.is_global_zero:
             checkpoints.save(checkpoint, path)
 
@@ -629,7 +632,8 @@ class Trainer(Answers):
         """
         run = self._last_fit("dump_checkpoint")
         run.check_finite()
-        return run.state_dict(weights_only)
+        with _adapted(run.module):
+            return run.state_dict(weights_only)
 
     def _find_checkpoint(self, ckpt_path: str | Path, stage: str) -> tuple[Path, dict[str, Any]] | None:
         """Return the checkpoint that a call of `fit` or the like names, and what it holds.
@@ -787,6 +791,15 @@ class Trainer(Answers):
         """The folder of the first logger that has one, otherwise ``default_root_dir``."""
         directories = (getattr(logger, "log_dir", None) for logger in self.loggers)
         return next((Path(directory) for directory in directories if directory), self.default_root_dir)
+
+
+def _adapted(module: Any) -> AbstractContextManager[None]:
+    """Let a `LightningModule` be a `Module` within this context, as it is during a run."""
+    if isinstance(module, Module):
+        return nullcontext()
+    from framework.lightning import as_module
+
+    return as_module(module)
 
 
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(Settings))

@@ -39,7 +39,9 @@ def evaluate(
     counts = run.progress.evaluated_batches
     seen = counts.get(stage, 0)
     with _evaluation_mode(run, stage), metrics.collecting(stage):
-        with torch.inference_mode() if run.settings.inference_mode else torch.no_grad():
+        # What a module keeps of a validation within a fit may be used in training, which inference mode forbids.
+        is_within_fit = isinstance(run, FitRun)
+        with torch.inference_mode() if run.settings.inference_mode and not is_within_fit else torch.no_grad():
             hooks.call(f"on_{stage}_start")
             hooks.call(f"on_{stage}_epoch_start")
             num_batches = [
@@ -59,7 +61,8 @@ def evaluate(
         of_loaders = None if values is None else [metrics.of_loader(values, index) for index in range(len(loaders))]
         if values is not None and not run.sanity_checking:
             run.log_metrics(values)
-        with metrics.collecting(None):
+        # Without gradients: tensors that were kept in inference mode can be computed with.
+        with metrics.collecting(None), torch.no_grad():
             hooks.call(f"on_{stage}_end")
     if values is not None and not run.sanity_checking:
         counts[stage] = seen + max(num_batches)

@@ -605,7 +605,7 @@ class FitRun(Run):
     def state_dict(self, weights_only: bool = False) -> dict[str, Any]:
         """Return everything that `load_state_dict` needs; `framework.loop.checkpoint` lists it.
 
-        With ``weights_only`` it is the version and the parameters and buffers alone.
+        With ``weights_only`` it is the version, the parameters and buffers, and what the module itself adds.
 
         Between steps this is the state to continue from. During validation it is the state before it, and after the
         end that of `mark_end`, with the module and the optimizer as they are now.
@@ -636,6 +636,8 @@ class FitRun(Run):
                 **(self._end or self._standing()),
             }
             self.hooks.call("on_save_checkpoint", checkpoint)
+        else:  # the module's own may say how the parameters are to be read
+            self.module.on_save_checkpoint(checkpoint)
         return {name: plain(part, f"checkpoint[{name!r}]") for name, part in checkpoint.items()}
 
     def _standing(self) -> dict[str, Any]:
@@ -727,6 +729,8 @@ class FitRun(Run):
         for config, state in zip(schedulers, checkpoint["lr_schedulers"], strict=True):
             config.load_state_dict(state)
             check_length(config, num_steps, path)
+        # Else torch warns of a scheduler that is stepped before this new optimizer, in which no step is lost.
+        vars(optimizer)["_opt_called"] = progress.global_step > 0
         for loader in self.train_batches.parts():
             warn_of_hidden_state(loader, progress)
         load_weights(self.module, checkpoint["state_dict"], path)

@@ -47,17 +47,39 @@ def test_an_evaluation_runs_in_evaluation_mode_without_gradients_and_restores_th
         def validation_step(self, batch, batch_idx):
             assert not any(part.training for part in self.modules())
             assert not torch.is_grad_enabled()
-            assert torch.is_inference_mode_enabled() == inference_mode
+            in_inference_mode.add(torch.is_inference_mode_enabled())
             super().validation_step(batch, batch_idx)
 
     module = Watch(net=make_net(nn.Dropout(0.5), nn.BatchNorm1d(5)))
     module.net[2].eval()
     modes = [part.training for part in module.modules()]
     trainer = make_trainer(tmp_path, inference_mode=inference_mode)
+    in_inference_mode = set()
     trainer.validate(module, make_loader())
     assert [part.training for part in module.modules()] == modes
+    assert in_inference_mode == {inference_mode}
+    in_inference_mode.clear()
     trainer.fit(module, make_loader(), make_loader())
+    assert in_inference_mode == {False}
     assert [part.training for part in module.modules()] == modes
+
+
+def test_what_a_validation_within_a_fit_leaves_behind_can_be_trained_with(tmp_path):
+    class Caches(Regressor):
+        scale = None
+
+        def loss(self, batch):
+            X, y = batch
+            if self.scale is None:
+                self.scale = X.new_ones(1) * 2  # made in the sanity check
+            return nn.functional.mse_loss(self.scale * self.net(X), y)
+
+        def on_validation_end(self):
+            assert not torch.is_grad_enabled()
+
+    module = Caches()
+    make_trainer(tmp_path).fit(module, make_loader(), make_loader())
+    assert module.scale is not None
 
 
 def test_a_failed_validation_leaves_the_modes_of_the_module_as_they_were(tmp_path):
