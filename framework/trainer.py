@@ -6,7 +6,7 @@ import dataclasses
 import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -480,10 +480,8 @@ class Trainer(Answers):
         Raises:
             SystemExit: With 143, after a SIGTERM, when all is saved and closed.
         """
-        if is_lightnings(type(module), "LightningModule") and not isinstance(module, Module):
-            from framework.lightning import as_module
-
-            with as_module(module), self._running(module, stage, datamodule) as hooks:
+        if _is_unadapted(module):
+            with _adapted(module), self._running(module, stage, datamodule) as hooks:
                 yield hooks
             return
         check_module(module)
@@ -591,7 +589,9 @@ class Trainer(Answers):
         See `framework.optim.stationarity_gap`. This counts as one closure evaluation and does not change gradients,
         buffers or random draws. A callback may call it between steps.
         """
-        return self._last_fit("stationarity_gap").stationarity_gap()
+        run = self._last_fit("stationarity_gap")
+        with _adapted(run.module):
+            return run.stationarity_gap()
 
     def save_checkpoint(
         self, path: str | Path, weights_only: bool = False, *, checkpoint: Mapping[str, Any] | None = None
@@ -616,7 +616,8 @@ class Trainer(Answers):
         """
         run = self._last_fit("save_checkpoint")
         if checkpoint is None:
-            run.save(path, weights_only)
+            with _adapted(run.module):
+                run.save(path, weights_only)
         elif self.fabric.is_global_zero:
             checkpoints.save(checkpoint, path)
 
@@ -628,8 +629,9 @@ class Trainer(Answers):
             RuntimeError: If a step is under way.
         """
         run = self._last_fit("dump_checkpoint")
-        run.check_finite()
-        return run.state_dict(weights_only)
+        with _adapted(run.module):
+            run.check_finite()
+            return run.state_dict(weights_only)
 
     def _find_checkpoint(self, ckpt_path: str | Path, stage: str) -> tuple[Path, dict[str, Any]] | None:
         """Return the checkpoint that a call of `fit` or the like names, and what it holds.
@@ -787,6 +789,19 @@ class Trainer(Answers):
         """The folder of the first logger that has one, otherwise ``default_root_dir``."""
         directories = (getattr(logger, "log_dir", None) for logger in self.loggers)
         return next((Path(directory) for directory in directories if directory), self.default_root_dir)
+
+
+def _is_unadapted(module: Any) -> bool:
+    return is_lightnings(type(module), "LightningModule") and not isinstance(module, Module)
+
+
+def _adapted(module: Any) -> AbstractContextManager[None]:
+    """Let a `LightningModule` be a `Module` within this context, also when no run is under way."""
+    if not _is_unadapted(module):
+        return nullcontext()
+    from framework.lightning import as_module
+
+    return as_module(module)
 
 
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(Settings))
