@@ -6,6 +6,7 @@ class is a subclass of its own class and of `Module`, in which whatever its auth
 
 from __future__ import annotations
 
+import copyreg
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,43 +48,49 @@ def as_module(module: pl.LightningModule) -> Iterator[None]:
             part.__class__ = cls
 
 
+class _OfRun:
+    """What the classes of a run have of their own, first in their order."""
+
+    may_leave_out_parameters = True
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        """Tell no class of the user's that there is a subclass: some keep a list of theirs."""
+
+    @property
+    def trainer(self) -> LightningTrainer:
+        trainer: property = vars(Module)["trainer"]
+        return LightningTrainer(trainer.__get__(self))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note Lightning's version, then call the user's own hook."""
+        checkpoint |= VERSION
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Let copies and pickles be of the user's class: they may outlive the run."""
+        reduced: Any = super().__reduce_ex__(protocol)
+        function, arguments, *state = reduced
+        if function is copyreg.__newobj__:  # type: ignore[attr-defined]  # which makes objects of the same class only
+            function, arguments = object.__new__, (type(self).__mro__[2],)
+        return function, arguments, *state
+
+
 @cache
 def _class_for(cls: type[pl.LightningModule]) -> type:
     """Return a subclass of a class of the user's and of `Module`, in which what Lightning defines is ours."""
-    ours = (set(dir(Module)) - set(dir(nn.Module)) - _KEPT) | {"forward"}
+    ours = (set(dir(Module)) - set(dir(nn.Module)) - _KEPT - set(vars(_OfRun))) | {"forward"}
     replaced = {
         name: inspect.getattr_static(Module, name)
         for name in ours & set(dir(pl.LightningModule))
         if not name.startswith("_") and _owner(cls, name) in pl.LightningModule.__mro__
     }
-    own = {
-        "__module__": __name__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-        "trainer": property(_trainer_of),
-        "on_save_checkpoint": _on_save_checkpoint,
-        "may_leave_out_parameters": True,
-    }
-    return type(cls.__name__, (cls, Module), replaced | own)
+    own = {"__module__": __name__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (_OfRun, cls, Module), replaced | own)
 
 
 def _owner(cls: type, name: str) -> type:
     """Return the class that defines an attribute."""
     return next(one for one in cls.__mro__ if name in vars(one))
-
-
-def _trainer_of(module: Module) -> LightningTrainer:
-    trainer: property = vars(Module)["trainer"]
-    return LightningTrainer(trainer.__get__(module))
-
-
-def _on_save_checkpoint(module: Any, checkpoint: dict[str, Any]) -> None:
-    """Note Lightning's version, then call the user's own hook."""
-    checkpoint |= VERSION
-    for cls in type(module).__mro__[1:]:
-        if "on_save_checkpoint" in vars(cls):
-            vars(cls)["on_save_checkpoint"](module, checkpoint)
-            break
 
 
 class LightningTrainer:

@@ -482,7 +482,7 @@ class Trainer(Answers):
         Raises:
             SystemExit: With 143, after a SIGTERM, when all is saved and closed.
         """
-        if not isinstance(module, Module) and is_lightnings(type(module), "LightningModule"):
+        if _is_unadapted(module):
             with _adapted(module), self._running(module, stage, datamodule) as hooks:
                 yield hooks
             return
@@ -631,8 +631,8 @@ class Trainer(Answers):
             RuntimeError: If a step is under way.
         """
         run = self._last_fit("dump_checkpoint")
-        run.check_finite()
         with _adapted(run.module):
+            run.check_finite()
             return run.state_dict(weights_only)
 
     def _find_checkpoint(self, ckpt_path: str | Path, stage: str) -> tuple[Path, dict[str, Any]] | None:
@@ -793,9 +793,13 @@ class Trainer(Answers):
         return next((Path(directory) for directory in directories if directory), self.default_root_dir)
 
 
+def _is_unadapted(module: Any) -> bool:
+    return is_lightnings(type(module), "LightningModule") and not isinstance(module, Module)
+
+
 def _adapted(module: Any) -> AbstractContextManager[None]:
-    """Let a `LightningModule` be a `Module` within this context, as it is during a run."""
-    if isinstance(module, Module):
+    """Let a `LightningModule` be a `Module` within this context, also when no run is under way."""
+    if not _is_unadapted(module):
         return nullcontext()
     from framework.lightning import as_module
 

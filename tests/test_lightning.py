@@ -1,6 +1,7 @@
 """An unmodified LightningModule, and callbacks written for Lightning, in our trainer."""
 
 import copy
+import pickle
 import warnings
 
 import lightning.pytorch as pl
@@ -225,3 +226,80 @@ def test_a_penalty_may_be_declared_by_attributes(tmp_path):
     module = Sparse()
     make_trainer(tmp_path, max_epochs=60).fit(module, make_loader())
     assert module.net.weight[0, 2] == 0 != module.net.weight[0, 1]
+
+
+def test_copies_and_pickles_made_in_a_run_are_of_its_own_class(tmp_path):
+    copies = []
+
+    class Copying(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            copies[:] = [copy.deepcopy(module), pickle.loads(pickle.dumps(module))]
+
+    class Pickled(Lit):
+        def __getstate__(self):
+            return super().__getstate__() | {"optimize": None}
+
+    Pickled.__qualname__ = "Pickled"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "Pickled", Pickled)
+        module = Pickled()
+        make_trainer(tmp_path, callbacks=[Copying()]).fit(module, make_loader())
+    for copied in copies:
+        assert type(copied) is Pickled
+        assert_same(copied, module)
+
+
+def test_a_class_that_registers_its_subclasses_is_told_of_none(tmp_path):
+    registered = []
+
+    class Registering(Lit):
+        def __init_subclass__(cls, *, tag):
+            registered.append((tag, cls))
+
+    class Tagged(Registering, tag="some"):
+        pass
+
+    make_trainer(tmp_path).fit(Tagged(), make_loader())
+    assert registered == [("some", Tagged)]
+
+
+def test_a_checkpoint_written_after_the_run_is_complete(tmp_path):
+    class Adds(Lit):
+        def on_save_checkpoint(self, checkpoint):
+            checkpoint["mine"] = 1
+
+    trainer = make_trainer(tmp_path)
+    trainer.fit(Adds(), make_loader())
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    saved = torch.load(tmp_path / "after.ckpt", weights_only=True)
+    assert (saved["mine"], saved["pytorch-lightning_version"]) == (1, pl.__version__)
+    assert trainer.dump_checkpoint()["mine"] == 1
+    assert trainer.stationarity_gap() >= 0
+    assert type(trainer.lightning_module) is Adds
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("penalty", 0.1, r"penalty=0.1 of Lit has no value to call; .* give it another name"),
+        ("param_groups", [1], r"Lit.param_groups is list \(\[1\]\); it must be a method. .* give it another name"),
+        ("count_samples", 7, r"Lit.count_samples is int \(7\); it must be a method"),
+        ("count_samples", lambda batch, axis: 1, r"Lit.count_samples takes \(batch, axis\), but is called with"),
+    ],
+)
+def test_a_name_that_means_something_else_is_refused_before_training(tmp_path, name, value, message):
+    module = Lit()
+    setattr(module, name, value)
+    with pytest.raises(TypeError, match=message):
+        make_trainer(tmp_path).fit(module, make_loader())
+
+
+def test_a_method_that_the_module_calls_itself_is_no_hook(tmp_path):
+    class Calls(Lit):
+        def on_policy_loss(self, batch):
+            return self.loss(batch)
+
+        def training_step(self, batch, batch_idx):
+            return self.on_policy_loss(batch)
+
+    make_trainer(tmp_path).fit(Calls(), make_loader())

@@ -20,7 +20,8 @@ A checkpoint is one mapping of tensors, numbers, strings and containers of them:
 ``rng``                the global random generators, and the training data's own
 =====================  ===================================================================================
 
-One of the parameters alone has ``version`` and ``state_dict``: enough for everything but continuing.
+A module that keeps gradients from step to step adds ``gradients``, by the names of the parameters. One of the
+parameters alone has ``version`` and ``state_dict``: enough for everything but continuing.
 """
 
 from __future__ import annotations

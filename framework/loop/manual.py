@@ -101,6 +101,7 @@ class Manual:
             for optimizer in self._optimizers:
                 hooked.callback(optimizer.register_step_pre_hook(self._before).remove)
                 hooked.callback(optimizer.register_step_post_hook(self._after).remove)
+            hooked.push(self._untoggle)
             loss, outputs = parse_manual_output(module, self._forward(batch, batch_idx))
         progress.taken = progress.global_step - before
         if loss is not None:
@@ -112,6 +113,11 @@ class Manual:
         self._backward(loss, *args, **kwargs)
         for hook in self._after_backward:
             hook()
+
+    def _untoggle(self, kind: object, error: object, traceback: object) -> None:
+        """After an error, undo what `toggle_optimizer` has left, so that the module can be trained again."""
+        if error is not None:
+            self._closure.objective.module.untoggle_optimizer(self._optimizers[0])
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Put a closure that sees the same function at every call in the place of the user's."""

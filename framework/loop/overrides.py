@@ -31,6 +31,7 @@ _CALLED: dict[type, dict[str, list[str]]] = {
         "test_step": ["batch", "batch_idx"],
         "predict_step": ["batch", "batch_idx"],
         "param_groups": [],
+        "count_samples": ["batch"],
         "configure_optimizers": [],
         "prepare_data": [],
         "train_dataloader": [],
@@ -174,7 +175,7 @@ def _check_name(
         raise ValueError(f"{where} would never be called: {not_called[name]}")
     if not is_method:
         return
-    is_hook = name.startswith("on_")
+    is_hook = name.startswith("on_") and not _is_called(owner, name)
     candidates = [other for other in called if other.startswith("on_") == is_hook]
     near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6 if is_hook else 0.86)
     if is_hook:
@@ -213,7 +214,10 @@ def _check_arguments(owner: Module | Callback, name: str, arguments: list[str]) 
     if not callable(method):
         if isinstance(owner, Module) and name in HOOKS:
             return  # an attribute of the user's that is not a hook
-        raise TypeError(f"{type(owner).__name__}.{name} is {describe(method)}; it must be a method")
+        raise TypeError(
+            f"{type(owner).__name__}.{name} is {describe(method)}; it must be a method. If it has nothing to do with "
+            "the Trainer's, give it another name"
+        )
     if any(accepts(method, number) for number in _numbers_of_arguments(name, arguments)):
         return
     raise _wrong_arguments(owner, name, arguments)

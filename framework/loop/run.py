@@ -635,10 +635,17 @@ class FitRun(Run):
                 "fingerprint": self._fingerprint(),
                 **(self._end or self._standing()),
             }
+            if self._keeps_gradients():
+                named = self.module.named_parameters()
+                checkpoint["gradients"] = {name: param.grad for name, param in named if param.grad is not None}
             self.hooks.call("on_save_checkpoint", checkpoint)
         else:  # the module's own may say how the parameters are to be read
             self.module.on_save_checkpoint(checkpoint)
         return {name: plain(part, f"checkpoint[{name!r}]") for name, part in checkpoint.items()}
+
+    def _keeps_gradients(self) -> bool:
+        """Tell whether a step may go on with the gradients that the one before it has left."""
+        return isinstance(self.phase.step, Manual) or overrides(self.module, "optimizer_zero_grad")
 
     def _standing(self) -> dict[str, Any]:
         """Return how far the run has come: the part of the state that hooks and loggers move on."""
@@ -735,6 +742,10 @@ class FitRun(Run):
             warn_of_hidden_state(loader, progress)
         load_weights(self.module, checkpoint["state_dict"], path)
         self._stand(checkpoint)
+        if self._keeps_gradients():
+            for name, param in self.module.named_parameters():
+                gradient = checkpoint.get("gradients", {}).get(name)
+                param.grad = None if gradient is None else gradient.to(param)
 
     def _stand(self, state: Mapping[str, Any]) -> None:
         """Undo `_standing`, but for the loggers."""

@@ -504,7 +504,8 @@ def check_penalty_object(module: Module, optimizer_class: type[Optimizer] | None
     if missing:
         raise TypeError(
             f"penalty={penalty!r:.60} of {type(module).__name__} has no {' and no '.join(missing)} to call; pass a "
-            "penalty such as framework.penalties.L1(): an object with value(param, lam) and prox(u, step, lam)"
+            "penalty such as framework.penalties.L1(): an object with value(param, lam) and prox(u, step, "
+            "lam). If it is something else, give it another name"
         )
 
 

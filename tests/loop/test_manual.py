@@ -451,3 +451,48 @@ def test_gradients_that_are_added_up_outlast_validation(tmp_path):
                 optimizer.step()
                 optimizer.zero_grad()
     assert_same(module, other)
+
+
+class _AddsUp:
+    """Steps at every second batch, by its own count of batches."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(self.loss(batch) / 2)
+        if self.trainer.closure_evaluations % 2 == 0:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+
+
+class _Keeps:
+    """Adds the gradients of every second batch to those of the one before it."""
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+        if batch_idx % 2 == 0:
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("methods", [_AddsUp, _Keeps])
+def test_gradients_that_are_added_up_outlast_an_interruption(tmp_path, methods):
+    def save(trainer, module, outputs, batch, batch_idx):
+        if trainer.closure_evaluations == 1:
+            trainer.save_checkpoint(tmp_path / "some.ckpt")
+
+    whole, _ = twins_with(methods)
+    make_trainer(tmp_path, callbacks=callback_of(on_train_batch_end=save)).fit(whole, make_loader())
+    resumed, _ = twins_with(methods)
+    make_trainer(tmp_path).fit(resumed, make_loader(), ckpt_path=tmp_path / "some.ckpt")
+    assert_same(whole, resumed)
+
+
+def test_an_error_leaves_no_parameter_toggled_and_no_optimizer_hooked(tmp_path):
+    def fail(*args):
+        raise KeyError("on purpose")
+
+    module, trainer = Rivals(), make_trainer(tmp_path, callbacks=callback_of(on_after_backward=fail))
+    with pytest.raises(KeyError, match="on purpose"):
+        trainer.fit(module, make_loader())
+    assert all(param.requires_grad for param in module.parameters())
+    assert not any(optimizer._optimizer_step_pre_hooks for optimizer in trainer.optimizers)
+    make_trainer(tmp_path).fit(module, make_loader())
