@@ -232,6 +232,9 @@ def _cases() -> dict[str, dict[str, Any]]:
     cases["overfit"] = {"module": "logging", "overfit_batches": 2, "loader": "shuffled"}
     cases["max_steps"] = {"module": "logging", "max_steps": 7}
     cases["stopping"] = {"module": "logging", "max_epochs": 40}
+    cases["within"] = {"module": "logging", "val_check_interval": 2, "check_val_every_n_epoch": None}
+    cases["within_accumulating"] = {"module": "logging", "val_check_interval": 0.5, "accumulate_grad_batches": 2}
+    cases["stopping_within"] = {"module": "logging", "max_epochs": 40, "val_check_interval": 2}
     cases["partly"] = {"module": "partly"}
     return cases
 
@@ -245,7 +248,7 @@ def run(root: Path, name: str, *, size: int, **changes: Any) -> dict[str, Any]:
     options = {"max_epochs": 3, **CASES[name], **changes}
     module, loader = MODULES[options.pop("module")](), LOADERS[options.pop("loader", "tensors")]
     ckpt_path, callbacks = options.pop("ckpt_path", None), options.pop("callbacks", [])
-    stopping = EarlyStopping("val/loss", min_delta=0.01, patience=1) if name == "stopping" else None
+    stopping = EarlyStopping("val/loss", min_delta=0.01, patience=1) if "stopping" in name else None
     seed_all(0)
     trainer = Trainer(
         accelerator="cpu",
@@ -259,11 +262,12 @@ def run(root: Path, name: str, *, size: int, **changes: Any) -> dict[str, Any]:
         **options,
     )
     trainer.fit(module, loader(size), TensorLoader(*regression_data(30), batch_size=size), ckpt_path=ckpt_path)
+    num_validated = trainer.progress.evaluated_batches["validation"]
     predictions = trainer.predict(module, TensorLoader(*regression_data(30), batch_size=size))
     (validated,) = trainer.validate(module, TensorLoader(*regression_data(30), batch_size=size))
     return {
         "weights": {key: value.clone() for key, value in module.state_dict().items() if "error" not in key},
-        "counts": [trainer.global_step, trainer.current_epoch, trainer.closure_evaluations],
+        "counts": [trainer.global_step, trainer.current_epoch, trainer.closure_evaluations, num_validated],
         "because": trainer.stopped_because,
         "metrics": trainer._fit.metrics.callback_metrics,  # type: ignore[union-attr]
         "validated": validated,
