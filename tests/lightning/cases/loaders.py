@@ -220,7 +220,6 @@ case(
     train=lambda: {"a": loader(5), "b": loader(10)},
     val=lambda: None,
     hears=("training_step", "on_train_batch_end"),
-    warns="is weighted by 5",
 )
 case(
     "loaders: two for validation",
