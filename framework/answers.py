@@ -11,7 +11,7 @@ from framework.callback import Callback
 from framework.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
 from framework.loggers import Logger
 from framework.loop.batches import Batches
-from framework.loop.manual import Several
+from framework.loop.manual import each_optimizer
 from framework.loop.run import FitRun, Run
 from framework.loop.schedulers import SchedulerConfig
 from framework.module import Module
@@ -127,10 +127,7 @@ class Answers:
     @property
     def optimizers(self) -> list[Any]:
         """The optimizers of the last fit: one, or several if the module calls them itself."""
-        if self._fit is None:
-            return []
-        optimizer = self._fit.phase.optimizer
-        return optimizer.optimizers if isinstance(optimizer, Several) else [optimizer]
+        return [] if self._fit is None else each_optimizer(self._fit.phase.optimizer)
 
     @property
     def lr_scheduler_configs(self) -> list[SchedulerConfig]:

@@ -22,7 +22,7 @@ from framework.callback import Callback
 from framework.callbacks import ModelCheckpoint, default_callbacks
 from framework.loggers import CSVLogger, Logger, TensorBoardLogger, make_loggers
 from framework.loop import checkpoint as checkpoints
-from framework.loop.batches import Batches, named_loaders, read_train_data, read_val_data, total_steps
+from framework.loop.batches import Batches, cut_each, named_loaders, read_train_data, read_val_data, total_steps
 from framework.loop.engine import Engine
 from framework.loop.evaluate import evaluate
 from framework.loop.fit import fit
@@ -452,19 +452,8 @@ class Trainer(Answers):
             if self._processes is not None:
                 self._processes.synchronize(model)
                 self._processes.part_random_streams()
-            run.data[stage] = [
-                Batches(
-                    loader,
-                    limit=limit,
-                    device=engine.device,
-                    name=name,
-                    processes=self._processes,
-                    transfer=sources.transfer(engine.device, index),
-                )
-                for index, (name, loader) in enumerate(
-                    named_loaders(sources.needed_loaders(stage, name), "dataloaders")
-                )
-            ]
+            named = named_loaders(sources.needed_loaders(stage, name), "dataloaders")
+            run.data[stage] = cut_each(named, limit, sources, engine.device, self._processes)
             for batches in run.data[stage]:
                 batches.profiler = self.profiler
             check_loader_index(model, self.callbacks, stage, len(run.data[stage]))

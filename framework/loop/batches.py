@@ -332,6 +332,17 @@ def read_val_data(
     named = named_loaders(loaders, "val_dataloaders")
     for name, loader in named:
         check_readable_again(loader, name, num_validation_passes(settings))
+    return cut_each(named, limit, sources, device, processes)
+
+
+def cut_each(
+    named: Sequence[tuple[str, Any]],
+    limit: int | float | None,
+    sources: Sources,
+    device: torch.device,
+    processes: Processes | None = None,
+) -> list[Batches]:
+    """Return loaders that are read one after the other, each with its name in errors, cut to a limit."""
     return [
         Batches(
             loader,

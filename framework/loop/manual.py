@@ -58,6 +58,11 @@ class Several(Optimizer):
             optimizer.load_state_dict({"state": state_dict["state"][index], "param_groups": own})
 
 
+def each_optimizer(optimizer: Optimizer) -> list[Optimizer]:
+    """Return the optimizers behind `Several`, or the one that is none of it."""
+    return optimizer.optimizers if isinstance(optimizer, Several) else [optimizer]
+
+
 class Manual:
     """The step of a module with ``automatic_optimization = False``: its `training_step`, which does all by itself.
 
@@ -88,8 +93,7 @@ class Manual:
         self._closure, self._forward, self._backward = closure, forward, backward
         self._recorder, self._progress = recorder, progress
         self._after_backward, self._before_step = after_backward, before_step
-        optimizer = closure.objective.optimizer
-        self._optimizers = optimizer.optimizers if isinstance(optimizer, Several) else [optimizer]
+        self._optimizers = each_optimizer(closure.objective.optimizer)
 
     def __call__(self, batches: Iterable[Any], batch_idx: int, log: bool) -> None:
         progress, module = self._progress(), self._closure.objective.module
