@@ -109,6 +109,9 @@ class Trainer(Answers):
         sync_batchnorm: With several processes, synchronize the statistics of batch norm (on GPUs).
         enable_autolog_hparams: Whether to log what `Module.save_hyperparameters` kept.
         default_root_dir: Where logs and checkpoints go. Default: the current folder.
+        compile: "step" makes one graph of a whole step, from forward to the optimizer, where the optimizer evaluates
+            once; "model", and "step" for all other optimizers, one of each evaluation, forward and backward.
+            `framework.loop.compiled` says what cannot be one, and then runs eagerly, with a warning.
 
     Attributes:
         fabric: The Fabric object, which places module and data.
@@ -161,6 +164,7 @@ class Trainer(Answers):
         sync_batchnorm: bool = False,
         default_root_dir: str | Path | None = None,
         enable_autolog_hparams: bool = True,
+        compile: str | None = None,
     ) -> None:
         if barebones:
             check_barebones(locals())
@@ -206,6 +210,7 @@ class Trainer(Answers):
         self.barebones = barebones
         self.sync_batchnorm = sync_batchnorm
         self.enable_autolog_hparams = enable_autolog_hparams
+        self.compile = compile
         self.default_root_dir = Path(default_root_dir or ".")
 
         self.fabric = Fabric(

@@ -17,6 +17,7 @@ A checkpoint is one mapping of tensors, numbers, strings and containers of them:
 ``data``               the training loader's own state, if it has one
 ``loggers``            how much of their files is of the run up to here
 ``fingerprint``        number and size of batches, accumulation, precision: to notice that they changed
+``graphs``             which shapes of batches are compiled, if any
 ``rng``                the global random generators, and the training data's own
 =====================  ===================================================================================
 

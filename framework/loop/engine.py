@@ -36,9 +36,7 @@ class Engine:
         self._precision.convert_module(module)
         fabric.to_device(module)
         self._plain = type(self._precision) is Precision
-        self.backward: Callable[..., None] = self._timed(
-            "backward", Tensor.backward if self._plain else fabric.backward
-        )
+        self.backward: Callable[..., None] = self.timed("backward", Tensor.backward if self._plain else fabric.backward)
         self.precision: str = self._precision.precision
         self.grad_scaler = getattr(self._precision, "scaler", None)
 
@@ -57,7 +55,7 @@ class Engine:
         if accepts(method, 1) and not accepts(method, 2):
             method = _ignoring_indices(method)
         if self._plain:
-            return self._timed(name, method)
+            return self.timed(name, method)
         precision = self._precision
         # Autocast decides per operation; Fabric would round all floats of a batch, targets too, to half precision.
         convert = (lambda batch: batch) if isinstance(precision, MixedPrecision) else precision.convert_input
@@ -66,19 +64,20 @@ class Engine:
             with precision.forward_context():
                 return method(convert(batch), *indices)
 
-        return self._timed(name, forward)
+        return self.timed(name, forward)
 
     def backward_by(self, method: Callable[..., None]) -> Callable[..., None]:
         """Return the backward pass by a method of the module, which is given the scaled loss if there is a scaler."""
         scaler = self.grad_scaler
-        return self._timed("backward", method if scaler is None else lambda loss: method(scaler.scale(loss)))
+        return self.timed("backward", method if scaler is None else lambda loss: method(scaler.scale(loss)))
 
     def unscale_gradients(self, optimizer: Optimizer) -> None:
         """Undo the scaling of gradients by the gradient scaler, if there is one."""
         if not self._plain:
             self._precision.unscale_gradients(optimizer)
 
-    def _timed(self, action: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, action: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, timed if there is a profiler."""
         if self.profiler is None:
             return function
         from framework.profiler import timed

@@ -14,7 +14,8 @@ from framework.module import Module
 class Hooks:
     """For every hook, the list of methods that override it, bound to their arguments: ``hooks.on_fit_start`` is a list.
 
-    It is built once at the start of a run, so that a hook nobody overrides costs nothing.
+    It is built once at the start of a run, so that a hook nobody overrides costs nothing. ``calls`` counts the calls of
+    `call`, by which one may know that nothing of a user's has run since.
 
     Args:
         trainer: The trainer to pass to the callbacks.
@@ -30,6 +31,7 @@ class Hooks:
         callbacks: Sequence[Callback],
         time: Callable[[str, Callable[..., Any]], Callable[..., Any]] = lambda action, function: function,
     ) -> None:
+        self.calls = 0
         self._first: dict[str, list[Callable[..., Any]]] = {}
         self._watching: dict[str, list[Callable[..., Any]]] = {}
         for name in HOOKS:
@@ -52,6 +54,7 @@ class Hooks:
 
     def call(self, name: str, *args: Any, before_watching: Callable[[], None] | None = None) -> None:
         """Fire one hook; call ``before_watching`` between the module and the callbacks that watch what it did."""
+        self.calls += 1
         for listener in self._first[name]:
             listener(*args)
         if before_watching is not None:

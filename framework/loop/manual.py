@@ -179,6 +179,10 @@ def check_manual(module: Module, settings: Settings, *, fp16: bool, several_proc
     dead = ("optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping", "lr_scheduler_step")
     if unused := [name for name in (*dead, "on_before_zero_grad") if overrides(module, name)]:
         raise ValueError(f"{type(module).__name__}.{unused[0]} would never be called {how}: drop it")
+    if settings.compile is not None:
+        raise ValueError(
+            f"compile={settings.compile!r} has no effect {how}: use torch.compile(...) on the parts of the module"
+        )
     if module.penalty is not None:
         raise ValueError(
             f"the penalty {type(module.penalty).__name__} has no effect {how}: add its value to the loss in "

@@ -194,6 +194,7 @@ class Phase:
         step: How a step is taken.
         iterations: Those within a step.
         accumulate_grad_batches: How many batches make one step, or "epoch".
+        graphs: Those that the step is compiled to.
     """
 
     optimizer: Optimizer
@@ -203,6 +204,7 @@ class Phase:
     step: Step
     iterations: InnerIterations
     accumulate_grad_batches: int | str
+    graphs: Sequence[Any] = ()
 
 
 class FitRun(Run):
@@ -354,9 +356,16 @@ class FitRun(Run):
             self.hooks.on_before_optimizer_step,
             partial(self._call_optimizer, optimizer) if overrides(module, "optimizer_step") else None,
         )
+        graphs: list[Any] = []
+        if settings.compile is not None:
+            from framework.loop.compiled import compiled
+
+            step, graphs = compiled(
+                step, closure, clipping_of(module, optimizer, settings), engine, self.hooks, self.metrics, settings
+            )
         if isinstance(step, GivenClosure) and accumulate_grad_batches == "epoch":
             check_replay(optimizer, self.train_batches.loader)
-        return Phase(optimizer, schedulers, schedulers, closure, step, iterations, accumulate_grad_batches)
+        return Phase(optimizer, schedulers, schedulers, closure, step, iterations, accumulate_grad_batches, graphs)
 
     def _call_optimizer(self, optimizer: Optimizer, batch_idx: int, closure: Any) -> None:
         self.module.optimizer_step(self.progress.epoch, batch_idx, optimizer, closure)
@@ -633,6 +642,7 @@ class FitRun(Run):
                 "lr_schedulers": [config.state_dict() for config in phase.schedulers],
                 "configured": self._configured,
                 "fingerprint": self._fingerprint(),
+                "graphs": [graphs.state_dict() for graphs in phase.graphs],
                 **(self._end or self._standing()),
             }
             if self._keeps_gradients():
@@ -741,6 +751,8 @@ class FitRun(Run):
         for loader in self.train_batches.parts():
             warn_of_hidden_state(loader, progress)
         load_weights(self.module, checkpoint["state_dict"], path)
+        for graphs, state in zip(self.phase.graphs, checkpoint.get("graphs", ()), strict=False):
+            graphs.load_state_dict(state)
         self._stand(checkpoint)
         if self._keeps_gradients():
             for name, param in self.module.named_parameters():

@@ -46,6 +46,7 @@ class Settings:
     barebones: bool
     sync_batchnorm: bool
     enable_autolog_hparams: bool
+    compile: str | None
 
     def __post_init__(self) -> None:
         check_settings(vars(self))
@@ -70,6 +71,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         least, most = settings[f"min_{name}"], settings[f"max_{name}"]
         if least is not None and most is not None and 0 <= most < least:
             raise ValueError(f"min_{name}={least} is more than max_{name}={most}, which ends the run before")
+    if settings["compile"] is not None and settings["detect_anomaly"]:
+        raise ValueError(
+            f"compile={settings['compile']!r} with detect_anomaly=True, which looks at every single operation: drop "
+            "one of the two"
+        )
     interval = settings["val_check_interval"]
     if settings["check_val_every_n_epoch"] is None and isinstance(interval, float):
         raise ValueError(
@@ -203,6 +209,7 @@ _RULES: dict[str, _Rule] = {
     "use_distributed_sampler": _SWITCH,
     "detect_anomaly": _SWITCH,
     "barebones": _SWITCH,
+    "compile": (lambda value: value in (None, "model", "step"), "'model', 'step' or None"),
     "sync_batchnorm": _SWITCH,
     "enable_autolog_hparams": _SWITCH,
     "default_root_dir": (

@@ -89,6 +89,10 @@ class Evaluation:
         return self.loss if self.penalty is None else self.loss + self.penalty
 
 
+# From a batch, its index, its weight, whether to differentiate and whether to compute g, to f, g and the outputs.
+Add = Callable[[Any, int, float, bool, bool], tuple[Tensor, Tensor | None, dict[str, Any]]]
+
+
 class Objective:
     """f + g over micro-batches at the current parameters. It evaluates once when asked, and knows nothing of steps.
 
@@ -109,6 +113,7 @@ class Objective:
     Attributes:
         evaluations: How many evaluations were made: with gradients, without, and for products with the Hessian.
         handles_penalty: Whether the optimizer applies g by its prox and is given f alone.
+        compiled: What takes the place of `add`, if anything does.
     """
 
     def __init__(
@@ -125,6 +130,7 @@ class Objective:
         count_samples: Callable[[Any], int] | None = None,
     ) -> None:
         self.evaluations = evaluations
+        self.compiled: Add | None = None
         self.peers = peers
         self.handles_penalty: bool = getattr(type(optimizer), "handles_penalty", False)
         self.module = module
@@ -168,7 +174,7 @@ class Objective:
         if self.peers is not None:
             loss, penalty, outputs, weight = self._mean_with_peers(batches, batch_idx, differentiate, with_penalty)
         elif isinstance(batches, list) and len(batches) == 1:
-            loss, penalty, outputs = self._add(batches[0], batch_idx, 1.0, differentiate, with_penalty)
+            loss, penalty, outputs = self._take(batches[0], batch_idx, 1.0, differentiate, with_penalty)
         else:
             loss, penalty, outputs = self._mean(batches, batch_idx, differentiate, with_penalty)
         value = loss if penalty is None or self.handles_penalty else loss + penalty
@@ -198,7 +204,40 @@ class Objective:
         params = ParameterVector(self.optimizer.param_groups).params
         return hessian_vector_product(lambda: self.graph(batch, batch_idx)[0], params)
 
-    def _add(
+    @contextmanager
+    def eagerly(self) -> Iterator[None]:
+        """Within, evaluate each batch by `add`, even if it is compiled."""
+        compiled, self.compiled = self.compiled, None
+        try:
+            yield
+        finally:
+            self.compiled = compiled
+
+    @contextmanager
+    def traced(self, recorder: Recorder, batch_idx: Any) -> Iterator[None]:
+        """Within, evaluations do not count, tell another recorder, and give `training_step` this for its index."""
+        before = self._forward, self._recorder, self.evaluations
+        forward = self._forward
+        self._forward, self._recorder = lambda batch, _: forward(batch, batch_idx), recorder
+        try:
+            with self.eagerly():
+                yield
+        finally:
+            self._forward, self._recorder, self.evaluations = before
+
+    def read(self, batch: Any) -> None:
+        """Tell the recorder which batch is being evaluated."""
+        self._recorder.read(batch)
+
+    def _take(
+        self, batch: Any, batch_idx: int, weight: float, differentiate: bool, with_penalty: bool
+    ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """Do what `add` does, compiled if it is."""
+        if self.compiled is None or (self.peers is not None and self.peers.is_padding(batch)):
+            return self.add(batch, batch_idx, weight, differentiate, with_penalty)
+        return self.compiled(batch, batch_idx, weight, differentiate, with_penalty)
+
+    def add(
         self, batch: Any, batch_idx: int, weight: float, differentiate: bool, with_penalty: bool
     ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
         """Return f, g and the outputs for one batch, detached; add the gradients of ``weight`` times the value."""
@@ -220,7 +259,7 @@ class Objective:
             size = self._count_samples(batch)
             weight = size / (first_size or size)
             try:
-                loss, penalty, output = self._add(batch, index, weight, differentiate, with_penalty)
+                loss, penalty, output = self._take(batch, index, weight, differentiate, with_penalty)
             except NoLossError as error:
                 skipped = error
                 outputs.append({})
@@ -260,7 +299,7 @@ class Objective:
         outputs, sums = [], []
         for index, batch in enumerate(batches, batch_idx):
             size = self.weigh(batch)
-            loss, penalty, output = self._add(batch, index, float(size), differentiate, with_penalty)
+            loss, penalty, output = self._take(batch, index, float(size), differentiate, with_penalty)
             outputs.append(output)
             sums.append([part * size for part in (loss, penalty) if part is not None] + [loss.new_tensor(size)])
         if not sums:
@@ -360,6 +399,10 @@ class Closure:
         point at a time. Parameters, gradients, logs, buffers and random state stay as they are. Each point counts as an
         evaluation.
         """
+        with self.objective.eagerly():
+            return self._values(candidates)
+
+    def _values(self, candidates: Sequence[Tensor]) -> Tensor:
         objective, failure = self.objective, None
         params = ParameterVector(objective.optimizer.param_groups).params
         before = objective.evaluations
@@ -475,7 +518,11 @@ class Closure:
         kept = [parameter.grad for parameter in parameters]
         handles_penalty, objective.handles_penalty = objective.handles_penalty, True
         try:
-            with Replay(objective.module, self._data_generators()).on_copies(), self._recorder.muted():
+            with (
+                Replay(objective.module, self._data_generators()).on_copies(),
+                self._recorder.muted(),
+                objective.eagerly(),
+            ):
                 for parameter in parameters:
                     parameter.grad = None
                 with torch.enable_grad():

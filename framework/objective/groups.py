@@ -57,9 +57,11 @@ def weight(group: Group, param: Tensor, happy_lambda: float | None = None) -> fl
             "a penalized parameter group has no happy_lambda, the weight of its penalty: pass happy_lambda to the "
             "optimizer or in the group; a Trainer takes it from the module if the module has a penalty"
         )
-    lam = check_weight(given, "a penalized parameter group")
+    # While a step is compiled, a tensor stands for the number.
+    is_stand_in = isinstance(given, Tensor) and torch.compiler.is_compiling()
+    lam: Any = given if is_stand_in else check_weight(given, "a penalized parameter group")
     mask = group["penalized"]
-    return lam * mask.to(param) if isinstance(mask, Tensor) and lam else lam
+    return lam * mask.to(param) if isinstance(mask, Tensor) and (isinstance(lam, Tensor) or lam) else lam
 
 
 def check_weight(happy_lambda: Any, whose: str) -> float:
