@@ -77,6 +77,7 @@ def capture(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) 
     with _restoring(inputs), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the function has been called before, and has warned
         recorded = _record(function, inputs)
+    _check_shapes(recorded)
     constants = _take_out_constants(recorded)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it tells of CUDA, also on a CPU
     try:
@@ -106,6 +107,22 @@ def _record(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) 
     if drawn[0] != now[0] or any(not np.array_equal(a, b) for a, b in zip(drawn[1], now[1], strict=True)):
         raise CaptureError("it draws random numbers of Python or NumPy, which a graph would not draw again")
     return recorded
+
+
+def _check_shapes(recorded: fx.GraphModule) -> None:
+    """Refuse operations whose results have another shape for other values."""
+    for node in recorded.graph.nodes:
+        if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+            continue
+        if node.target is torch.ops.aten.index.Tensor and not any(map(_is_mask, node.args[1])):
+            continue
+        name = str(node.target).removeprefix("aten.").split(".")[0]
+        what = "indexes by a mask" if name == "index" else f"calls {name}"
+        raise CaptureError(f"it {what}, whose result has another shape for other values")
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, fx.Node) and index.meta["val"].dtype in (torch.bool, torch.uint8)
 
 
 def _take_out_constants(recorded: fx.GraphModule) -> list[Tensor]:
@@ -202,37 +219,6 @@ _READS_MEMORY = (
 )
 
 
-def _norms(tensors: Sequence[Tensor], order: float = 2, dtype: torch.dtype | None = None) -> list[Tensor]:
-    return [torch.linalg.vector_norm(tensor, order, dtype=dtype) for tensor in tensors]
-
-
-# Operations that Inductor would call as they are, one tensor after the other.
-_DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {torch.ops.aten._foreach_norm.Scalar: _norms}
-
-
-class _NoOutput(io.StringIO):
-    """A standard output that may not be written to: a graph prints nothing."""
-
-    def write(self, text: str) -> int:
-        raise CaptureError(f"it prints {text.strip()!r:.40}, which a graph would not do again")
-
-
-class _Guarded(TorchFunctionMode):
-    """Refuses to hand out what is in the memory of a tensor, which recording would not notice."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in _READS_MEMORY:
-            raise CaptureError(f"it reads the values of a tensor by {name}()")
-        return func(*args, **(kwargs or {}))
-
-
-_READS_MEMORY = frozenset(
-    "tolist numpy data_ptr untyped_storage storage apply_ map_ map2_ __array__ __dlpack__ __cuda_array_interface__ "
-    "__reduce_ex__ __deepcopy__ __repr__ __format__".split()
-)
-
-
 # ------------------------------------------------------------------------------------------------ optimizers
 
 
@@ -256,12 +242,16 @@ def why_not_step(optimizer: Optimizer) -> str | None:
     own = vars(optimizer).get("step")
     if own is not None and not hasattr(own, "_wrapped_by_lr_sched"):
         return "its method `step` was replaced"
-    if type(optimizer).__name__ in _NOT_RECORDED:
-        return "its step decides by the values of tensors, or is not what a graph makes of it"
-    return None
+    return _NOT_RECORDED.get(type(optimizer).__name__)
 
 
-_NOT_RECORDED = ("Adafactor", "SparseAdam", "Muon")
+_NOT_RECORDED = {
+    "Adafactor": "it decides by the values of tensors",
+    "SparseAdam": "its gradients are sparse",
+    "Muon": "a graph of it gives other results",
+    "ASGD": "a graph would round its rates otherwise",
+    "NAdam": "a graph would round its momenta otherwise",
+}
 
 
 class NumbersAsTensors(TorchFunctionMode):

@@ -191,6 +191,7 @@ class CompiledStep:
             layout.phase = "the optimizer"
             with _exact_counters(self._optimizer):
                 step()
+            layout.phase = "training_step"
             penalty = [] if evaluation.penalty is None else [evaluation.penalty]
             return layout.complete([evaluation.loss, evaluation.value, norm, *penalty], evaluation.outputs)
 
@@ -551,7 +552,7 @@ class Inputs:
             for group in groups:
                 for key in ("fused", "foreach", "capturable"):
                     if key in group:
-                        group[key] = key == "capturable" and type(self._optimizer).__name__ in ("RAdam", "ASGD")
+                        group[key] = key == "capturable" and type(self._optimizer).__name__ == "RAdam"
             yield
         finally:
             for group, before in zip(groups, options, strict=True):

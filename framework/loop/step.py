@@ -15,7 +15,7 @@ from framework.objective.closure import Closure, Peers, gradient_norm
 from framework.objective.output import NoLossError
 
 # Optimizers whose class is from one of these modules are known to evaluate once unless they say otherwise.
-_WELL_KNOWN = ("torch.optim.", "framework.optim.")
+_WELL_KNOWN = ("torch.optim", "framework.optim")
 
 
 class Step(Protocol):
@@ -189,7 +189,7 @@ class CalledByModule:
 
 def _peers_if_it_draws(closure: Closure) -> Peers | None:
     """Return the other processes if the optimizer may draw random numbers, which must be the same in all."""
-    drawless = type(closure.objective.optimizer).__module__.startswith("torch.optim.")  # torch's own draw nothing
+    drawless = type(closure.objective.optimizer).__module__.startswith("torch.optim")  # torch's own draw nothing
     return None if drawless else closure.objective.peers
 
 

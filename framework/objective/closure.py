@@ -219,6 +219,7 @@ class Objective:
         before = self._forward, self._recorder, self.evaluations
         forward = self._forward
         self._forward, self._recorder = lambda batch, _: forward(batch, batch_idx), recorder
+        self.evaluations = 2  # the first one looks at its values
         try:
             with self.eagerly():
                 yield

@@ -1,0 +1,488 @@
+"""A step, or an evaluation, that is one graph, against the same run without it; and what must not become one."""
+
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from framework import Callback, Module, Trainer, seed_everything
+from framework.data import TensorLoader
+from framework.loop import capture
+from framework.penalties import L1, GroupL1, Penalty
+from tests.modules import make_trainer
+
+CONFIGS = Path(__file__).parents[2] / "conf" / "optimizer"
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let graphs run operation by operation: what is recorded is the same, and Inductor takes seconds."""
+    monkeypatch.setattr(capture, "compile_fx", lambda recorded, _: torch.no_grad()(recorded))
+
+
+class Network(Module):
+    """A network of 11 parameters in two groups; ``configured`` makes the optimizer of them."""
+
+    def __init__(
+        self,
+        configured: Callable[[list[dict[str, Any]]], Any],
+        *,
+        dtype: torch.dtype = torch.float64,
+        penalty: Penalty | None = None,
+        middle: Callable[[], list[nn.Module]] = list,
+    ) -> None:
+        super().__init__()
+        first, last = nn.Linear(3, 2, bias=not middle()), nn.Linear(2, 1)
+        self.layers = nn.Sequential(first, *middle(), nn.Tanh(), last).to(dtype)
+        self.configured, self.penalty, self.happy_lambda = configured, penalty, 0.01
+        self.factor, self.outputs = 1.0, []
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        rest = [p for p in self.layers.parameters() if p is not self.layers[0].weight]
+        return [
+            {"params": [self.layers[0].weight], "penalized": self.penalty is not None, "name": "first"},
+            {"params": rest, "penalized": False, "name": "rest"},
+        ]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        features, targets = batch
+        loss = (self.layers(features) - targets).square().mean()
+        self.log("rmse", loss.sqrt(), on_epoch=True)
+        return {"loss": loss * self.factor, "targets": targets.mean()}
+
+    def configure_optimizers(self) -> Any:
+        return self.configured(self.param_groups())
+
+
+def adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    groups[1]["lr"] = 0.005
+    return torch.optim.Adam(groups, lr=0.01)
+
+
+def data(samples: int = 60, dtype: torch.dtype = torch.float64, batch_size: int = 20) -> TensorLoader:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(samples, 3, generator=generator, dtype=dtype)
+    noise = torch.randn(samples, 1, generator=generator, dtype=dtype)
+    return TensorLoader(features, features.sin().sum(1, keepdim=True) + noise / 10, batch_size=batch_size, shuffle=True)
+
+
+def train(root: Path, compile: str | None, module: Callable[[], Module], loader: Any = None, **options: Any) -> Any:
+    seed_everything(0, verbose=False)
+    model = module()
+    trainer = make_trainer(root, compile=compile, **({"max_epochs": -1, "max_steps": 200} | options))
+    trainer.fit(model, data() if loader is None else loader)
+    return trainer, model
+
+
+def largest_difference(left: nn.Module, right: nn.Module) -> float:
+    pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
+    return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+
+
+def assert_equal(root: Path, module: Callable[[], Module], *, within: float = 1e-12, **options: Any) -> None:
+    """Train both ways; compare parameters, buffers and all metrics."""
+    compile = options.pop("compile", "step")
+    eager, expected = train(root, None, module, **options)
+    compiled, found = train(root, compile, module, **options)
+    assert any(graphs._recorded for graphs in compiled._fit.phase.graphs)
+    assert largest_difference(expected, found) <= within
+    metrics = eager.callback_metrics
+    assert compiled.callback_metrics.keys() == metrics.keys()
+    assert compiled.callback_metrics == pytest.approx(metrics, rel=100 * within, abs=100 * within)
+    assert compiled.closure_evaluations == eager.closure_evaluations
+
+
+def configured(name: str) -> tuple[Callable[..., Any], int | str]:
+    """Return what makes the optimizer of the command line, and how many batches it takes for a step."""
+    config = OmegaConf.merge({"lr": 0.01, "max_steps": 5}, {"choice": OmegaConf.load(CONFIGS / f"{name}.yaml")})
+    choice = config.choice
+    whole = "optimizer" in choice
+    size = choice.trainer.accumulate_grad_batches if whole else 1
+    return instantiate(choice.optimizer if whole else choice), size
+
+
+PROXIMAL = ("ista", "fista", "sparsa", "prox_adam")
+# FISTA and the others that search decide by comparisons, which rounding turns over once they have converged.
+STEPS = {"fista": 30, "lbfgs": 30, "sparsa": 30, "scipy": 2, "exhaustive_search": 2}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_every_optimizer_of_the_command_line_takes_the_steps_it_takes_eagerly(tmp_path: Path, name: str) -> None:
+    optimizer, size = configured(name)
+
+    def module() -> Module:
+        takes_groups = name not in ("lbfgs", "scipy", "random_search", "exhaustive_search")
+        penalty = L1() if name in PROXIMAL else None
+        if name == "exhaustive_search":
+            return Tiny(lambda groups: optimizer(groups[0]["params"]))
+        return Network(
+            lambda groups: optimizer(groups if takes_groups else [p for g in groups for p in g["params"]]),
+            penalty=penalty,
+        )
+
+    steps = STEPS.get(name, 200)
+    assert_equal(tmp_path, module, max_steps=steps, accumulate_grad_batches=size)
+
+
+class Tiny(Network):
+    """Two parameters, for a search of all points of a grid."""
+
+    def __init__(self, configured: Callable[[list[dict[str, Any]]], Any]) -> None:
+        super().__init__(configured)
+        self.layers = nn.Linear(3, 1).double()
+        self.layers.weight.requires_grad_(False)
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [{"params": [self.layers.bias], "penalized": False}]
+
+
+@pytest.mark.parametrize("optimizer", ["RAdam", "Adamax", "Rprop"])
+def test_other_optimizers_of_torch(tmp_path: Path, optimizer: str) -> None:
+    assert_equal(tmp_path, lambda: Network(getattr(torch.optim, optimizer)))
+
+
+def test_float32(tmp_path: Path) -> None:
+    loader = data(dtype=torch.float32)
+    assert_equal(tmp_path, lambda: Network(adam, dtype=torch.float32), within=1e-5, loader=loader)
+
+
+def with_schedule(groups: list[dict[str, Any]]) -> Any:
+    optimizer = adam(groups)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10, 0.9)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [
+        (lambda: Network(with_schedule), {"gradient_clip_val": 0.3}),
+        (lambda: Network(adam), {"gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"}),
+        (lambda: Network(adam, penalty=L1()), {"accumulate_grad_batches": 2}),
+        (lambda: Network(adam, penalty=GroupL1()), {"accumulate_grad_batches": "epoch", "compile": "model"}),
+        (lambda: Network(adam, middle=lambda: [nn.BatchNorm1d(2), nn.Dropout(0.3)]), {}),
+        (lambda: Network(adam, middle=lambda: [nn.BatchNorm1d(2), nn.Dropout(0.3)]), {"compile": "model"}),
+        (lambda: Network(adam), {"loader": data(70)}),  # the last batch of 10 recurs
+        (lambda: Network(adam, dtype=torch.float32), {"precision": "bf16-mixed", "within": 2e-2}),
+    ],
+    ids=[
+        "schedule, clip",
+        "clip by value",
+        "g, accumulate",
+        "g, epoch",
+        "batch norm, dropout",
+        "model",
+        "ragged",
+        "bf16",
+    ],
+)
+def test_settings(tmp_path: Path, build: Callable[[], Module], options: dict[str, Any]) -> None:
+    if options.get("precision"):
+        options = options | {"loader": data(dtype=torch.float32)}
+    assert_equal(tmp_path, build, **options)
+
+
+def test_a_continued_run_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> None:
+    def build() -> Module:
+        return Network(with_schedule, penalty=L1(), middle=lambda: [nn.BatchNorm1d(2), nn.Dropout(0.3)])
+
+    def fit(root: Path, epochs: int, ckpt_path: str | None = None) -> Module:
+        seed_everything(0, verbose=False)
+        model = build()
+        trainer = make_trainer(root, compile="step", max_epochs=epochs, enable_checkpointing=True)
+        trainer.fit(model, data(50), ckpt_path=ckpt_path)
+        return model
+
+    whole = fit(tmp_path / "whole", 4)
+    for stopped in (1, 2):
+        fit(tmp_path / str(stopped), stopped)
+        [path] = (tmp_path / str(stopped)).rglob("last.ckpt")
+        assert largest_difference(whole, fit(tmp_path / str(stopped), 4, str(path))) == 0
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_the_weight_of_the_penalty_and_the_rate_change_without_a_new_graph(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Anneal(Callback):
+        def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
+            module.happy_lambda = 0.001 * (1 + trainer.global_step % 7)
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] = 0.01 / (1 + trainer.global_step)
+
+    assert_equal(tmp_path, lambda: Network(adam, penalty=L1()), callbacks=[Anneal()], max_steps=30)
+    assert capsys.readouterr().out.count("compiled the step") == 1
+
+
+# ------------------------------------------------------------------------------------- what changes between steps
+
+
+SCALE = 1.0
+
+
+class WithGlobal(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx)["loss"] * SCALE
+
+
+class WithTensor(Network):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.weights = torch.ones(())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx)["loss"] * self.weights
+
+
+def change_global(module: Any) -> None:
+    global SCALE
+    SCALE = 3.0
+
+
+def replace_layer(module: Any) -> None:
+    module.layers[1] = nn.Sigmoid()
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (Network, lambda module: setattr(module, "factor", 2.0)),
+        (Network, lambda module: module.layers.eval()),
+        (Network, lambda module: module.layers[-1].requires_grad_(False)),
+        (Network, replace_layer),
+        (Network, lambda module: setattr(module, "penalty", GroupL1("rows"))),
+        (Network, lambda module: module.optimizers().param_groups[0].update(betas=(0.5, 0.9))),
+        (Network, lambda module: module.optimizers().param_groups[1].update(weight_decay=0.1)),
+        (Network, lambda module: setattr(module.layers[-2], "p", 0.9)),
+        (WithGlobal, change_global),
+        (WithTensor, lambda module: setattr(module, "weights", torch.tensor(2.0))),
+        (WithTensor, lambda module: module.weights.fill_(2.0)),
+    ],
+    ids=[
+        "attribute",
+        "mode",
+        "frozen",
+        "layer",
+        "penalty",
+        "betas",
+        "decay",
+        "dropout",
+        "global",
+        "tensor",
+        "in place",
+    ],
+)
+@pytest.mark.parametrize("moment", ["on_train_batch_end", "on_train_epoch_end"])
+def test_what_a_callback_changes_takes_effect_in_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, change: Callable[[Any], None], moment: str
+) -> None:
+    class Change(Callback):
+        def after(self, trainer: Trainer, module: Module, *_: Any) -> None:
+            if trainer.global_step == 6:
+                change(module)
+
+    setattr(Change, moment, Change.after)
+
+    def build() -> Module:
+        monkeypatch.setattr(f"{__name__}.SCALE", 1.0)
+        return kind(adam, penalty=L1(), middle=lambda: [nn.Dropout(0.2)])
+
+    assert_equal(tmp_path, build, callbacks=[Change()], max_steps=12)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_what_changes_at_every_step_is_given_up_by_name(tmp_path: Path) -> None:
+    class Change(Callback):
+        def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
+            module.factor = 1.0 + trainer.global_step
+
+    with pytest.warns(UserWarning, match=r"Network\.factor changes again and again"):
+        _, found = train(tmp_path, "step", lambda: Network(adam), callbacks=[Change()], max_steps=20)
+    _, expected = train(tmp_path, None, lambda: Network(adam), callbacks=[Change()], max_steps=20)
+    assert largest_difference(expected, found) <= 1e-12
+
+
+# ------------------------------------------------------------------------------------ what cannot become a graph
+
+
+class Prints(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        print("a step")
+        return super().training_step(batch, batch_idx)
+
+
+class Branches(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)["loss"]
+        return loss if loss > 0.5 else 2 * loss
+
+
+class Items(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)["loss"]
+        return loss / max(1.0, loss.item())
+
+
+class Lists(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx)["loss"] * batch[1].mean().tolist()
+
+
+class Numpy(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx)["loss"] * float(np.abs(batch[1].numpy()).mean())
+
+
+class Masks(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        features, targets = batch
+        kept = targets[:, 0] > 0
+        return (self.layers(features[kept]) - targets[kept]).square().mean()
+
+
+class DrawsPython(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx)["loss"] * random.random()
+
+
+class DrawsNumpy(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx)["loss"] * np.random.random()
+
+
+class Indexes(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx)["loss"] * (batch_idx + 1)
+
+
+class Anneals(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx)["loss"] / (1 + self.global_step)
+
+
+class Counts(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.factor *= 0.9
+        return super().training_step(batch, batch_idx)
+
+
+class Keeps(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        output = super().training_step(batch, batch_idx)
+        self.outputs.append(output["loss"].detach())
+        return output
+
+
+class LogsNumbers(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("factor", self.factor)
+        return super().training_step(batch, batch_idx)
+
+
+class Returns(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx) | {"samples": len(batch[0])}
+
+
+class Hooked(Network):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.layers[0].register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Prints, "prints 'a step'"),
+        (Branches, r"line \d+ of test_compiled.py \(training_step\) decides by the value of a tensor"),
+        (Items, r"line \d+ of test_compiled.py \(training_step\) decides by the value of a tensor"),
+        (Lists, r"by tolist\(\)"),
+        (Numpy, r"by numpy\(\)"),
+        (Masks, "indexes by a mask"),
+        (DrawsPython, "random numbers of Python"),
+        (DrawsNumpy, "random numbers of Python or NumPy"),
+        (Indexes, "it uses batch_idx"),
+        (Anneals, "asks the trainer for global_step"),
+        (Counts, "sets factor"),
+        (Keeps, "sets outputs"),
+        (LogsNumbers, "logs 'factor' as a float"),
+        (Returns, "returns a int besides tensors"),
+        (Hooked, r"layers\.0 has hooks"),
+    ],
+)
+@pytest.mark.parametrize("compile", ["step", "model"])
+def test_what_a_graph_would_not_do_again_runs_eagerly_with_one_warning(
+    tmp_path: Path, kind: Any, reason: str, compile: str
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compiled, found = train(tmp_path, compile, lambda: kind(adam), max_steps=12)
+    [warning] = caught
+    assert "runs eagerly" in str(warning.message)
+    with pytest.warns(UserWarning, match=reason):
+        warnings.warn(str(warning.message), stacklevel=1)
+    eager, expected = train(tmp_path, None, lambda: kind(adam), max_steps=12)
+    assert largest_difference(expected, found) == 0
+    assert compiled.callback_metrics == eager.callback_metrics
+    assert len(expected.outputs) == len(found.outputs)
+    assert expected.factor == found.factor
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.filterwarnings("ignore:in no parameter group")
+@pytest.mark.parametrize("name", ["Adafactor", "Muon", "ASGD", "NAdam"])
+def test_optimizers_that_cannot_be_a_graph_step_eagerly(tmp_path: Path, name: str) -> None:
+    def build() -> Module:
+        model = Network(lambda groups: getattr(torch.optim, name)([groups[0]["params"][0], model.layers[-1].weight]))
+        model.may_leave_out_parameters = True
+        return model
+
+    with pytest.warns(UserWarning, match=f"compile='step': {name} runs eagerly"):
+        _, found = train(tmp_path, "step", build, max_steps=30)
+    _, expected = train(tmp_path, None, build, max_steps=30)
+    assert largest_difference(expected, found) <= 1e-9
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_hooks_between_gradients_and_step_are_called(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    class Look(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, module: Module, optimizer: Any) -> None:
+            seen.append(float(module.layers[0].weight.grad.norm()))
+
+    with pytest.warns(UserWarning, match=r"Adam runs eagerly: Look\.on_before_optimizer_step"):
+        train(tmp_path, "step", lambda: Network(adam), callbacks=[Look()], max_steps=12)
+    assert len(seen) == 12
+    assert len(set(seen)) == 12
+
+
+def test_without_a_compiler_everything_runs_eagerly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config
+
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.warns(UserWarning, match="runs eagerly: Inductor cannot compile it"):
+        _, found = train(tmp_path, "step", lambda: Network(torch.optim.SGD), max_steps=5)
+    _, expected = train(tmp_path, None, lambda: Network(torch.optim.SGD), max_steps=5)
+    assert largest_difference(expected, found) == 0
+
+
+def test_what_has_no_effect_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="compile='all'; it must be 'model', 'step' or None"):
+        make_trainer(tmp_path, compile="all")
+    with pytest.raises(ValueError, match="detect_anomaly=True"):
+        make_trainer(tmp_path, compile="step", detect_anomaly=True)
+    model = Network(adam)
+    model.automatic_optimization = False
+    with pytest.raises(ValueError, match="compile='step' has no effect"):
+        make_trainer(tmp_path, compile="step").fit(model, data())
