@@ -64,7 +64,7 @@ class Graph:
 
 
 def capture(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) -> Graph:
-    """Return what a function does as a graph: it is called once, and leaves no trace.
+    """Return what a function does as a graph: it is called once, and leaves no trace in tensors.
 
     Args:
         function: Does what is to be recorded, and returns its results. Whatever else than tensors it depends on becomes
@@ -161,16 +161,12 @@ def _writes(user: fx.Node, tensor: fx.Node) -> bool:
 
 @contextmanager
 def _restoring(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Set tensors, their gradients and the random generators back to what they were."""
+    """Set tensors and their gradients back to what they were."""
     values = [tensor.detach().clone() for tensor in tensors]
     grads = [tensor.grad if tensor.is_leaf else None for tensor in tensors]
-    python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
-            yield
+        yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
         with torch.no_grad():
             for tensor, value, grad in zip(tensors, values, grads, strict=True):
                 tensor.copy_(value)

@@ -33,9 +33,12 @@ from framework.loop.takeover import TRANSFER
 from framework.loop.watch import Reads, Watch, places_read
 from framework.module import Module
 from framework.objective.closure import Closure, Evaluation, gradient_norm
+from framework.objective.replay import find_generators, sources
 
 MOST_GRAPHS = 8
 MOST_RENEWALS = 4
+_OPTION = "of parameter group"
+OPTIMIZER = "the optimizer"
 
 
 def compiled(
@@ -149,7 +152,7 @@ class CompiledStep:
         objective = closure.objective
         self._objective, self._optimizer = objective, objective.optimizer
         self._params = [param for group in self._optimizer.param_groups for param in group["params"]]
-        self.graphs = Graphs("step", objective.module, hooks)
+        self.graphs = Graphs("step", objective.module, hooks, self._compile_evaluations)
         self.evaluation = CompiledEvaluation(closure, engine, hooks, metrics)
         self._run = engine.timed("compiled_step", Recorded.__call__)
 
@@ -188,19 +191,17 @@ class CompiledStep:
             norm = gradient_norm(self._optimizer)
             if self._clip is not None:
                 self._clip()
-            layout.phase = "the optimizer"
+            layout.phase = OPTIMIZER
             with _exact_counters(self._optimizer):
                 step()
             layout.phase = "training_step"
             penalty = [] if evaluation.penalty is None else [evaluation.penalty]
             return layout.complete([evaluation.loss, evaluation.value, norm, *penalty], evaluation.outputs)
 
-        try:
-            return record(run, objective.module, batches, self._optimizer, changes_state=True)
-        except CaptureError as error:
-            if error.phase == "the optimizer":
-                objective.compiled = self.evaluation
-            raise
+        return record(run, objective.module, batches, self._optimizer, changes_state=True)
+
+    def _compile_evaluations(self) -> None:
+        self._objective.compiled = self.evaluation
 
 
 class CompiledEvaluation:
@@ -265,19 +266,22 @@ class Graphs:
         what: "step" or "evaluation", for messages.
         module: Whose step it is.
         hooks: Who is called between the steps.
+        without_optimizer: Called if it is the optimizer that cannot be a part of a graph.
     """
 
-    def __init__(self, what: str, module: Module, hooks: Hooks) -> None:
-        self._what, self._module, self._hooks = what, module, hooks
+    def __init__(
+        self, what: str, module: Module, hooks: Hooks, without_optimizer: Callable[[], None] | None = None
+    ) -> None:
+        self._what, self._module, self._hooks, self._without_optimizer = what, module, hooks, without_optimizer
         self._is_changed_by_anyone = _runs_code_of_users(module, hooks)
         self._recorded: dict[Any, Recorded] = {}
         self._seen: list[str] = []
         self._renewals = 0
-        self._given_up = False
+        self._given_up: str | None = None  # because of what
 
     def find(self, key: Any, make: Callable[[], Recorded]) -> Recorded | None:
         """Return the graph for batches of a shape; None if they are to be evaluated eagerly."""
-        if self._given_up:
+        if self._given_up is not None:
             return None
         recorded, changed = self._recorded.get(key), None
         if recorded is not None:
@@ -292,19 +296,25 @@ class Graphs:
             if recorded is not None:
                 self._renewals += 1
                 if self._renewals > MOST_RENEWALS:
-                    raise CaptureError(f"{changed} changes again and again, and a graph keeps it as it was")
+                    reason = f"{changed} changes again and again, and a graph keeps it as it was"
+                    raise CaptureError(reason, OPTIMIZER if _OPTION in str(changed) else "")
             elif not self._is_seen_again(key):
                 return None
             started = time.perf_counter()
             recorded = self._recorded[key] = make()
             self._module.print(f"compiled the {self._what} in {time.perf_counter() - started:.1f} s")
         except CaptureError as error:
-            self._given_up = True
-            self._recorded.clear()
-            what = "the optimizer" if error.phase == "the optimizer" else f"the {self._what}"
+            self._give_up(error.phase)
+            what = error.phase if error.phase == OPTIMIZER else f"the {self._what}"
             warnings.warn(f"compile: {what} of {type(self._module).__name__} runs eagerly: {error}", stacklevel=2)
             return None
         return recorded
+
+    def _give_up(self, because: str) -> None:
+        self._given_up = because
+        self._recorded.clear()
+        if because == OPTIMIZER and self._without_optimizer is not None:
+            self._without_optimizer()
 
     def _is_seen_again(self, key: Any) -> bool:
         if key is None:
@@ -319,11 +329,13 @@ class Graphs:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what decides which of the coming steps are graphs."""
-        return {"seen": list(self._seen), "renewals": self._renewals}
+        return {"seen": list(self._seen), "renewals": self._renewals, "given_up": self._given_up}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self._seen, self._renewals = list(state["seen"]), state["renewals"]
+        if state["given_up"] is not None:
+            self._give_up(state["given_up"])
 
 
 class Layout:
@@ -439,6 +451,8 @@ def record(
     inputs, layout, reads = Inputs(module, optimizer, with_state=changes_state), Layout(batches), Reads()
     before = Watch([({"": vars(part)}, "", name) for name, part in module.named_modules()], most=10_000)
     state = Watch([(vars(optimizer), "state", "")])
+    generators = sources(find_generators(*module.modules()))
+    draws = [source.get() for source in generators]
     _check_hooks(module)
 
     def watched() -> list[Tensor]:
@@ -458,11 +472,13 @@ def record(
         changed, changed_state = before.changed(), state.changed()
         before.restore()
         state.restore()
+        for source, draw in zip(generators, draws, strict=True):
+            source.set(draw)
     if changed is not None:
         raise CaptureError(f"it sets {changed.lstrip('.')}, which a graph would not do again")
     if changed_state is not None:
         raise CaptureError(
-            f"{type(optimizer).__name__} keeps {changed_state} as a number, or replaces it", phase="the optimizer"
+            f"{type(optimizer).__name__} keeps {changed_state} as a number, or replaces it", phase=OPTIMIZER
         )
     numbers = {(id(mapping), key) for mapping, key, _ in inputs.numbers}
     places = [
@@ -476,8 +492,9 @@ def record(
     if changes_state:
         places += [(vars(optimizer), "state", "the state of the optimizer")]
     for index, group in enumerate(optimizer.param_groups):
-        label = f"of parameter group {index}"
-        places += [(group, key, f"{key!r} {label}") for key in group if (id(group), key) not in numbers]
+        label = f"{_OPTION} {index}"
+        keys = group if changes_state else [key for key in ("params", "penalized") if key in group]
+        places += [(group, key, f"{key!r} {label}") for key in keys if (id(group), key) not in numbers]
     watch = Watch(places, closed=[id(group) for group in optimizer.param_groups])
     if not watch.is_complete:
         raise CaptureError("it reads attributes that hold more than can be watched")
