@@ -144,6 +144,7 @@ class Tiny(Network):
         return [{"params": [self.layers.bias], "penalized": False}]
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("optimizer", ["RAdam", "Adamax", "Rprop"])
 def test_other_optimizers_of_torch(tmp_path: Path, optimizer: str) -> None:
     assert_equal(tmp_path, lambda: Network(getattr(torch.optim, optimizer)))
@@ -160,6 +161,11 @@ def with_schedule(groups: list[dict[str, Any]]) -> Any:
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+def with_batch_norm() -> Module:
+    return Network(adam, middle=lambda: [nn.BatchNorm1d(2), nn.Dropout(0.3)])
+
+
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(
     ("build", "options"),
     [
@@ -167,32 +173,25 @@ def with_schedule(groups: list[dict[str, Any]]) -> Any:
         (lambda: Network(adam), {"gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"}),
         (lambda: Network(adam, penalty=L1()), {"accumulate_grad_batches": 2}),
         (lambda: Network(adam, penalty=GroupL1()), {"accumulate_grad_batches": "epoch", "compile": "model"}),
-        (lambda: Network(adam, middle=lambda: [nn.BatchNorm1d(2), nn.Dropout(0.3)]), {}),
-        (lambda: Network(adam, middle=lambda: [nn.BatchNorm1d(2), nn.Dropout(0.3)]), {"compile": "model"}),
+        (with_batch_norm, {"compile": "model"}),
         (lambda: Network(adam), {"loader": data(70)}),  # the last batch of 10 recurs
-        (lambda: Network(adam, dtype=torch.float32), {"precision": "bf16-mixed", "within": 2e-2}),
     ],
-    ids=[
-        "schedule, clip",
-        "clip by value",
-        "g, accumulate",
-        "g, epoch",
-        "batch norm, dropout",
-        "model",
-        "ragged",
-        "bf16",
-    ],
+    ids=["schedule, clip", "clip by value", "g, accumulate", "g, epoch", "model", "ragged"],
 )
 def test_settings(tmp_path: Path, build: Callable[[], Module], options: dict[str, Any]) -> None:
-    if options.get("precision"):
-        options = options | {"loader": data(dtype=torch.float32)}
     assert_equal(tmp_path, build, **options)
 
 
-def test_a_continued_run_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> None:
-    def build() -> Module:
-        return Network(with_schedule, penalty=L1(), middle=lambda: [nn.BatchNorm1d(2), nn.Dropout(0.3)])
+def test_batch_norm_and_dropout(tmp_path: Path) -> None:
+    assert_equal(tmp_path, with_batch_norm)
 
+
+def test_mixed_precision(tmp_path: Path) -> None:
+    loader, model = data(dtype=torch.float32), lambda: Network(adam, dtype=torch.float32)
+    assert_equal(tmp_path, model, within=2e-2, precision="bf16-mixed", loader=loader)
+
+
+def assert_continues_bitwise(root: Path, build: Callable[[], Module], stops: tuple[int, ...]) -> None:
     def fit(root: Path, epochs: int, ckpt_path: str | None = None) -> Module:
         seed_everything(0, verbose=False)
         model = build()
@@ -200,11 +199,34 @@ def test_a_continued_run_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> Non
         trainer.fit(model, data(50), ckpt_path=ckpt_path)
         return model
 
-    whole = fit(tmp_path / "whole", 4)
-    for stopped in (1, 2):
-        fit(tmp_path / str(stopped), stopped)
-        [path] = (tmp_path / str(stopped)).rglob("last.ckpt")
-        assert largest_difference(whole, fit(tmp_path / str(stopped), 4, str(path))) == 0
+    whole = fit(root / "whole", 4)
+    for stopped in stops:
+        fit(root / str(stopped), stopped)
+        [path] = (root / str(stopped)).rglob("last.ckpt")
+        assert largest_difference(whole, fit(root / str(stopped), 4, str(path))) == 0
+
+
+def test_a_continued_run_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> None:
+    assert_continues_bitwise(tmp_path, lambda: Network(adam), (1,))
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("changes_options", [False, True], ids=["graph", "given up"])
+def test_a_continued_run_makes_a_graph_where_the_uninterrupted_did(tmp_path: Path, changes_options: bool) -> None:
+    def build() -> Module:
+        middle = [nn.BatchNorm1d(2), nn.Dropout(0.3)]
+        return Network(one_cycle if changes_options else with_schedule, penalty=L1(), middle=lambda: middle)
+
+    with warnings.catch_warnings():
+        if changes_options:
+            warnings.filterwarnings("ignore", message=".*the optimizer of Network runs eagerly: 'betas'")
+        assert_continues_bitwise(tmp_path, build, (1, 2, 3))
+
+
+def one_cycle(groups: list[dict[str, Any]]) -> Any:
+    optimizer = adam(groups)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=20)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -368,6 +390,16 @@ class Anneals(Network):
         return super().training_step(batch, batch_idx)["loss"] / (1 + self.global_step)
 
 
+class HasGenerator(Network):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.generator = torch.Generator().manual_seed(3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        noise = torch.rand((), generator=self.generator, dtype=torch.float64)
+        return super().training_step(batch, batch_idx)["loss"] * noise
+
+
 class Counts(Network):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         self.factor *= 0.9
@@ -412,6 +444,7 @@ class Hooked(Network):
         (DrawsNumpy, "random numbers of Python or NumPy"),
         (Indexes, "it uses batch_idx"),
         (Anneals, "asks the trainer for global_step"),
+        (HasGenerator, "it calls Generator"),
         (Counts, "sets factor"),
         (Keeps, "sets outputs"),
         (LogsNumbers, "logs 'factor' as a float"),
@@ -466,12 +499,11 @@ def test_hooks_between_gradients_and_step_are_called(tmp_path: Path) -> None:
     assert len(set(seen)) == 12
 
 
-def test_without_a_compiler_everything_runs_eagerly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_everything_runs_eagerly(tmp_path: Path) -> None:
     import torch._inductor.config
 
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.warns(UserWarning, match="runs eagerly: Inductor cannot compile it"):
+    no_compiler = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False})
+    with no_compiler, pytest.warns(UserWarning, match="runs eagerly: Inductor cannot compile it"):
         _, found = train(tmp_path, "step", lambda: Network(torch.optim.SGD), max_steps=5)
     _, expected = train(tmp_path, None, lambda: Network(torch.optim.SGD), max_steps=5)
     assert largest_difference(expected, found) == 0
