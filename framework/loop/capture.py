@@ -145,7 +145,9 @@ def _take_out_constants(recorded: fx.GraphModule) -> list[Tensor]:
             constants.append(tensor)
         node.replace_all_uses_with(inputs[id(tensor)])
         graph.erase_node(node)
-    recorded.graph.set_codegen(fx.graph.CodeGen())
+    for node in graph.nodes:
+        node.meta.clear()  # examples of its values, from which Inductor is to take none
+    graph.set_codegen(fx.graph.CodeGen())
     recorded.recompile()
     return constants
 

@@ -116,7 +116,7 @@ class Watch:
             children = [(f"{name}[{key!r}]" if name else str(key), one) for key, one in value.items()]
         elif isinstance(value, list | tuple | set):
             children = [(f"{name}[{index}]", one) for index, one in enumerate(value)]
-        elif hasattr(value, "__dict__"):
+        elif isinstance(getattr(value, "__dict__", None), dict):
             value = vars(value)
             children = [(f"{name}.{key}", one) for key, one in value.items()]
         else:
