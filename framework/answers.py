@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.fabric import Fabric
 from tqdm import tqdm
 
 from framework.callback import Callback
 from framework.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
+from framework.fabric import precision_of
 from framework.loggers import Logger
 from framework.loop.batches import Batches
 from framework.loop.manual import each_optimizer
@@ -20,7 +20,7 @@ from framework.module import Module
 class Answers:
     """Questions about processes, callbacks, loaders and the state of a run. All are also answered after the run."""
 
-    fabric: Fabric
+    fabric: Any
     callbacks: list[Callback]
     loggers: list[Logger]
     _run: Run | None
@@ -72,7 +72,8 @@ class Answers:
     @property
     def precision(self) -> str:
         """Its name, such as "32-true"."""
-        return str(self.fabric.strategy.precision.precision)
+        precision = precision_of(self.fabric)
+        return "32-true" if precision is None else str(precision.precision)
 
     def print(self, *values: Any, **options: Any) -> None:
         """Print above the progress bar, in the process that writes files; the options are those of the builtin."""

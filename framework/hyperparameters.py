@@ -12,8 +12,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from lightning.fabric.loggers import Logger
-from lightning.fabric.utilities.data import AttributeDict
 from torch import nn
 
 if TYPE_CHECKING:
@@ -34,6 +32,26 @@ else:
                 )
 
             return refuse
+
+
+class AttributeDict(dict[str, Any]):
+    """A dictionary whose entries are attributes, too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        del self[name]
+
+    def __repr__(self) -> str:
+        width = max((len(name) for name in self), default=0) + 3
+        return "\n".join(f"{f'{name!r}:'.replace(chr(39), chr(34)):<{width}} {self[name]}" for name in sorted(self))
 
 
 class Hyperparameters:
@@ -157,7 +175,7 @@ def hyperparameters_state(owner: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix + key: value for key, value in state.items()}
 
 
-def announce_hyperparameters(module: Hyperparameters, loggers: Iterable[Logger], datamodule: Any = None) -> None:
+def announce_hyperparameters(module: Hyperparameters, loggers: Iterable[Any], datamodule: Any = None) -> None:
     """Log the hyperparameters of a module and its datamodule, and warn of those that no checkpoint will hold.
 
     Raises:

@@ -1,8 +1,8 @@
 """Loggers whose files can be continued: a run that goes on from a checkpoint appends where that checkpoint was written.
 
-They are Fabric's, with files of our own behind them. A logger with ``state_dict`` and ``load_state_dict`` is saved in
-checkpoints: the state says how much of its files belongs to the run so far, and loading it cuts off the rest, which the
-continued run logs again.
+Their arguments, names and folders are those of Fabric's, their files our own. A logger with ``state_dict`` and
+``load_state_dict`` is saved in checkpoints: the state says how much of its files belongs to the run so far, and loading
+it cuts off the rest, which the continued run logs again.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from lightning.fabric.loggers import CSVLogger as FabricCSVLogger
-from lightning.fabric.loggers import Logger
-from lightning.fabric.loggers import TensorBoardLogger as FabricTensorBoardLogger
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import nn
+
+from framework.fabric import current_rank, loaded
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
 
 _count = itertools.count()
 _lock = threading.RLock()  # loggers may be called from several threads
@@ -66,6 +65,77 @@ def _give_up(logger: Any, error: OSError) -> None:
         "here on it logs nothing, and the run goes on",
         stacklevel=3,
     )
+
+
+class Logger(Protocol):
+    """What a run asks of a logger; those of Fabric and Lightning have it, too."""
+
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def version(self) -> int | str | None: ...
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
+    def log_hyperparams(self, params: dict[str, Any]) -> None: ...
+    def finalize(self, status: str) -> None: ...
+
+
+class FolderLogger:
+    """The part of a logger that knows its folder, ``root_dir/name/version``, as Fabric's loggers choose it.
+
+    Args:
+        root_dir: Where the folders of all names and versions are.
+        name: Of a folder in it; nothing for none.
+        version: Of a folder in that: a string is its name, a number n makes it ``version_n``. None is the first number
+            after those that are there, once somebody asks.
+        prefix: Comes before the names of metrics.
+        sub_dir: Of a folder in that of the version.
+
+    Raises:
+        ValueError: If the name or the version would lead out of ``root_dir``.
+    """
+
+    group_separator = "/"
+
+    def __init__(
+        self, root_dir: str | Path, name: str | None, version: int | str | None, prefix: str, sub_dir: str | None = None
+    ) -> None:
+        self.root_dir = str(_absolute(root_dir))
+        self.name = name or ""
+        self.sub_dir = sub_dir
+        self._version = version
+        self._prefix = prefix
+        self._chooses_version = version is None
+        self._has_given_up = False
+        for option, part in (("name", name), ("version", version), ("sub_dir", sub_dir)):
+            if isinstance(part, str) and (os.path.isabs(part) or ".." in Path(part).parts):
+                raise ValueError(
+                    f"{type(self).__name__}({option}={part!r}) would write outside of its root_dir {self.root_dir}: "
+                    "pass a name without '..', and another root_dir"
+                )
+
+    @property
+    def version(self) -> int | str:
+        """The version."""
+        if self._version is None:
+            folders = [path.name for path in Path(self.root_dir, self.name).glob("version_*") if path.is_dir()]
+            numbers = [int(number) for folder in folders if (number := folder.split("_")[1]).isdigit()]
+            self._version = max(numbers, default=-1) + 1
+        return self._version
+
+    @property
+    def log_dir(self) -> str:
+        """The folder."""
+        version = self.version if isinstance(self.version, str) else f"version_{self.version}"
+        return os.path.expandvars(os.path.join(self.root_dir, self.name, version, *filter(None, [self.sub_dir])))
+
+    def go_on_in(self, version: int) -> None:
+        """Write to the folder of an earlier version, unless the version was given."""
+        if self._chooses_version:
+            self._version = version
+
+    def _prefixed(self, metrics: Mapping[str, Any]) -> dict[str, int | float]:
+        prefix = f"{self._prefix}-" if self._prefix else ""
+        return {f"{prefix}{name}": _number(name, value) for name, value in metrics.items()}
 
 
 class _GrowingFile:
@@ -114,6 +184,9 @@ class EventFile:
     """
 
     def __init__(self, path: Path, attempt: Callable[[Callable[[], None]], None]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         self.path = path
         self.size = os.path.getsize(path) if os.path.exists(path) else 0
         self._attempt = attempt
@@ -180,8 +253,15 @@ class EventFile:
         return str(self.path.parent)
 
 
-class TensorBoardLogger(FabricTensorBoardLogger):
-    """Fabric's TensorBoard logger, for runs that continue, and quicker where several scalars are logged together.
+class _Nothing:
+    """The `SummaryWriter` of a process that writes no files: it does nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+class TensorBoardLogger(FolderLogger):
+    """A logger for TensorBoard, whose runs can be continued, and quick where several scalars are logged together.
 
     A scalar of its own costs about 50 microseconds (an event and a checksum); here six together cost 70, and those of a
     second are written together.
@@ -199,21 +279,19 @@ class TensorBoardLogger(FabricTensorBoardLogger):
         prefix: str = "",
         sub_dir: str | Path | None = None,
     ) -> None:
-        super().__init__(_absolute(root_dir), name, version, default_hp_metric, prefix, sub_dir)
-        _check_confined(self)
+        super().__init__(root_dir, name, version, prefix, None if sub_dir is None else os.fspath(sub_dir))
+        self._experiment: Any = None
         self._waiting: list[Event] = []
         self._due = 0.0
         # The files of a run have one name, in its folder and in those of the runs that `add_scalars` makes below it.
         self._file_name = ""
         self._files: dict[str, EventFile] = {}
-        self._chooses_version = version is None
-        self._has_given_up = False
 
     @property
     def experiment(self) -> Any:
         """The `SummaryWriter`; what was logged before is in it."""
         if not _is_rank_zero():
-            return super().experiment  # one that does nothing
+            return _Nothing()
         with _lock:
             if self._experiment is None:
                 self._experiment = self._make_writer()
@@ -267,10 +345,10 @@ class TensorBoardLogger(FabricTensorBoardLogger):
 
     @_gives_up
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        prefix = f"{self._prefix}-" if self._prefix else ""
-        values = [
-            Summary.Value(tag=f"{prefix}{name}", simple_value=_number(name, value)) for name, value in metrics.items()
-        ]
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in self._prefixed(metrics).items()]
         self._waiting.append(Event(wall_time=time.time(), step=int(step or 0), summary=Summary(value=values)))
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + 1.0
@@ -285,14 +363,25 @@ class TensorBoardLogger(FabricTensorBoardLogger):
 
         They are written with what is logged next, so that they may be logged before a run is continued.
         """
-        from torch.utils.tensorboard.summary import hparams  # slow to import, and seldom needed
+        from tensorboard.compat.proto.event_pb2 import Event
+        from torch.utils.tensorboard.summary import hparams
 
         params = params if isinstance(params, Mapping) else vars(params)
         for summary in hparams(dict(_flattened(params)), dict(metrics or {})):
             self._waiting.append(Event(wall_time=time.time(), step=int(step or 0), summary=summary))
 
     @_gives_up
+    def log_graph(self, model: nn.Module, input_array: Any = None) -> None:
+        """Draw the graph of a module for an input; default: its ``example_input_array``, as in Lightning."""
+        example = getattr(model, "example_input_array", None) if input_array is None else input_array
+        if example is None:
+            warnings.warn("log_graph draws nothing: pass an input_array", stacklevel=3)
+            return
+        self.experiment.add_graph(model, example)
+
+    @_gives_up
     def save(self) -> None:
+        """Write everything to disk."""
         self.experiment.flush()
 
     @_gives_up
@@ -300,14 +389,12 @@ class TensorBoardLogger(FabricTensorBoardLogger):
         if self._waiting or self._experiment is not None:
             self.experiment.close()
 
-    def go_on_in(self, version: int) -> None:
-        """Write to the folder of an earlier version, unless the version was given."""
-        if self._chooses_version:
-            self._version = version
-
     def _release(self) -> None:
         if self._experiment is not None:
             self._experiment.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_experiment": None}  # a copy makes one by itself
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the name of the event files and their sizes so far, by folder; None before anything was logged."""
@@ -430,21 +517,26 @@ def _as_csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-class CSVLogger(FabricCSVLogger):
+class CSVLogger(FolderLogger):
     """Metrics as a table in ``metrics.csv``, which can be continued; each call is a row, on disk at once.
 
-    Fabric's deletes the file that it finds, and writes on every hundredth step.
+    Fabric's deletes the file that it finds, and writes on every hundredth step: here ``flush_logs_every_n_steps`` has
+    no effect.
 
     Raises:
         ValueError: If the name or the version would lead out of ``root_dir``.
     """
 
-    def __init__(self, root_dir: str | Path, name: str = "", version: int | str | None = "", **kwargs: Any) -> None:
-        super().__init__(_absolute(root_dir), name, version, **kwargs)
-        _check_confined(self)
+    def __init__(
+        self,
+        root_dir: str | Path,
+        name: str | None = "",
+        version: int | str | None = "",
+        prefix: str = "",
+        flush_logs_every_n_steps: int = 100,
+    ) -> None:
+        super().__init__(root_dir, name, version, prefix)
         self._table: MetricsFile | None = None
-        self._chooses_version = version is None
-        self._has_given_up = False
 
     @property
     def experiment(self) -> Any:
@@ -455,9 +547,9 @@ class CSVLogger(FabricCSVLogger):
 
     @_gives_up
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        prefix = f"{self._prefix}-" if self._prefix else ""
-        row = {f"{prefix}{name}": _number(name, value) for name, value in metrics.items()}
-        self.experiment.append({**row, "step": self.experiment.num_rows if step is None else int(step)})
+        self.experiment.append(
+            {**self._prefixed(metrics), "step": self.experiment.num_rows if step is None else int(step)}
+        )
 
     def log_hyperparams(self, params: Any) -> None:
         """Hyperparameters stand in the run folder's config.yaml; a table of numbers has no place for them."""
@@ -468,11 +560,6 @@ class CSVLogger(FabricCSVLogger):
     @_gives_up
     def finalize(self, status: str) -> None:
         self._release()
-
-    def go_on_in(self, version: int) -> None:
-        """Write to the folder of an earlier version, unless the version was given."""
-        if self._chooses_version:
-            self._version = version
 
     def _release(self) -> None:
         if self._table is not None:
@@ -503,7 +590,7 @@ def _chained(checksum: int, row: Mapping[str, Any]) -> int:
 
 
 def _is_rank_zero() -> bool:
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    return current_rank() == 0
 
 
 def _absolute(root_dir: str | Path) -> Path:
@@ -543,29 +630,21 @@ def _set_aside(paths: Sequence[Path]) -> Path | None:
     return aside
 
 
-def _check_confined(logger: Any) -> None:
-    """Check that a logger writes within its ``root_dir``.
-
-    Raises:
-        ValueError: If its name or version leads out of it.
-    """
-    for option in ("name", "_version", "sub_dir"):
-        part = getattr(logger, option, None)
-        if isinstance(part, str) and (os.path.isabs(part) or ".." in Path(part).parts):
-            raise ValueError(
-                f"{type(logger).__name__}({option.strip('_')}={part!r}) would write outside of its root_dir "
-                f"{logger.root_dir}: pass a name without '..', and another root_dir"
+def warn_of_doubles(logger: Logger) -> None:
+    """Warn that a logger of Fabric's own cannot go on where a checkpoint was written."""
+    kinds = {"CSVLogger": "deletes what is in its folder", "TensorBoardLogger": "logs some steps twice"}
+    for kind, does in kinds.items():
+        if isinstance(logger, loaded("lightning.fabric.loggers", kind)):
+            name = type(logger).__name__
+            warnings.warn(
+                f"lightning.fabric's {name} {does} when a run continues in it: use framework.loggers.{name}",
+                stacklevel=2,
             )
 
 
-def warn_of_doubles(logger: Logger) -> None:
-    """Warn that a logger of Fabric's own cannot go on where a checkpoint was written."""
-    if isinstance(logger, FabricCSVLogger | FabricTensorBoardLogger):
-        name = type(logger).__name__
-        does = "deletes what is in its folder" if isinstance(logger, FabricCSVLogger) else "logs some steps twice"
-        warnings.warn(
-            f"lightning.fabric's {name} {does} when a run continues in it: use framework.loggers.{name}", stacklevel=2
-        )
+def is_tensorboard(logger: Any) -> bool:
+    """Tell whether a logger's experiment is a `SummaryWriter`: ours, Fabric's or Lightning's."""
+    return isinstance(logger, (TensorBoardLogger, loaded("lightning.fabric.loggers", "TensorBoardLogger")))
 
 
 def _flattened(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
@@ -600,7 +679,7 @@ def make_loggers(logger: bool | Logger | Sequence[Logger], root_dir: Path) -> li
     loggers = list(logger) if isinstance(logger, Sequence) else [logger]
     places = []
     for each in loggers:
-        if not isinstance(each, Logger):
+        if not isinstance(each, (FolderLogger, loaded("lightning.fabric.loggers", "Logger"))):
             raise TypeError(f"logger has a {type(each).__name__}; pass True, False or loggers of lightning.fabric")
         if isinstance(each, CSVLogger | TensorBoardLogger):
             place = (type(each), each.root_dir, each.name, each._version, getattr(each, "sub_dir", None))

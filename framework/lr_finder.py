@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from framework.callback import Callback
+from framework.fabric import precision_of
 from framework.module import Module
 from framework.objective.replay import find_generators, rng_state, set_rng_state
 from framework.trainer import Trainer
@@ -133,8 +134,8 @@ def lr_find(
         raise ValueError("lr_find takes many steps, and the trainer has fast_dev_run: pass one without it")
     test = _RangeTest(min_lr, max_lr, num_training, mode, early_stop_threshold)
     generators = find_generators(train_dataloaders)
-    before, precision = rng_state(generators), trainer.fabric.strategy.precision
-    precision_before = copy.deepcopy(precision.state_dict())
+    before, precision = rng_state(generators), precision_of(trainer.fabric)
+    precision_before = None if precision is None else copy.deepcopy(precision.state_dict())
     stateful = hasattr(train_dataloaders, "state_dict") and hasattr(train_dataloaders, "load_state_dict")
     data_before = copy.deepcopy(train_dataloaders.state_dict()) if stateful else None
     try:
@@ -143,7 +144,8 @@ def lr_find(
         pass
     finally:
         set_rng_state(before, generators)
-        precision.load_state_dict(precision_before)
+        if precision is not None:
+            precision.load_state_dict(precision_before)
         if stateful:
             train_dataloaders.load_state_dict(data_before)
     return LRFinder(mode, min_lr, max_lr, num_training, {"lr": test.lrs, "loss": test.losses})

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from framework.fabric import move_to_device
 
 
 class _TrainerSettings(Protocol):
@@ -169,7 +170,7 @@ class ModuleHooks:
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Return the batch on the device."""
-        return move_data_to_device(batch, device)
+        return move_to_device(batch, device)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Return the batch, on the device, as the step is given it."""

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric import Fabric
 from torch import Tensor
 from torch.nn import SyncBatchNorm
 from torch.optim import Optimizer
@@ -20,6 +19,7 @@ from torch.optim import Optimizer
 from framework.answers import Answers
 from framework.callback import Callback
 from framework.callbacks import ModelCheckpoint, default_callbacks
+from framework.fabric import connect
 from framework.loggers import CSVLogger, Logger, TensorBoardLogger, make_loggers
 from framework.loop import checkpoint as checkpoints
 from framework.loop.batches import Batches, cut_each, named_loaders, read_train_data, read_val_data, total_steps
@@ -114,7 +114,8 @@ class Trainer(Answers):
             `framework.loop.compiled` says what cannot be one, and then runs eagerly, with a warning.
 
     Attributes:
-        fabric: The Fabric object, which places module and data.
+        fabric: What places module and data: a Fabric, or where one device at full precision is asked for, what answers
+            as that does, until something else is asked of it, without importing it.
         callbacks, loggers: Those of the next run.
         num_training_batches: The number of batches per epoch in the last fit; infinite for a stream without length.
         datamodule: That of the last run; None if there was none.
@@ -213,7 +214,7 @@ class Trainer(Answers):
         self.compile = compile
         self.default_root_dir = Path(default_root_dir or ".")
 
-        self.fabric = Fabric(
+        self.fabric = connect(
             accelerator=accelerator,
             strategy=strategy,
             devices=devices,
@@ -221,7 +222,7 @@ class Trainer(Answers):
             precision=precision,
             plugins=plugins,
         )
-        check_connected(self.fabric.strategy)
+        check_connected(self.fabric)
         self.fabric.launch()
         self._processes = Processes(self.fabric, use_distributed_sampler) if self.fabric.world_size > 1 else None
         self.loggers = make_loggers(logger, self.default_root_dir)
@@ -485,7 +486,7 @@ class Trainer(Answers):
             check_datamodule(datamodule)
         self.callbacks = with_callbacks_of(module, self.callbacks)
         check_overrides(module, self.callbacks)
-        check_connected(self.fabric.strategy)
+        check_connected(self.fabric)
         if self._under_way is not None:
             raise RuntimeError(
                 f"Trainer.{stage} was called during {self._under_way}: wait until it ends, or make another Trainer"

@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from framework import Callback, Trainer
@@ -18,6 +17,9 @@ from framework.data import fashion_mnist as load_fashion_mnist
 from framework.data.fashion_mnist import CLASSES, MEAN, STD
 from recipes import figures
 from recipes.module import SupervisedModule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Predict = Callable[[Any], Tensor]
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Two series that stay apart in print and for color-blind eyes, and a quiet gray for what is only context.
 BLUE, ORANGE, GRAY = "#3465a4", "#d9622b", "#8a8f98"
 
 
 def _axes(width: float = 6.4, height: float = 4.2, *, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
+    from matplotlib.figure import Figure  # slow to import
+
     # Figure() instead of pyplot: no global state, nothing to close, no display needed.
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)

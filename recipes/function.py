@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from framework import Callback, Module, Trainer
 from framework.data import FUNCTIONS, TensorLoader
-from recipes import paths
 from recipes.data import Data, Predict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Function(nn.Module):
@@ -126,6 +127,8 @@ class FunctionData(Data):
         super().__init__(loader, loader, input_shape=(), num_outputs=1, callbacks=[self.path])
 
     def figures(self, predict: Predict) -> dict[str, Figure]:
+        from recipes import paths  # imports matplotlib
+
         points = torch.tensor(self.path.points, dtype=torch.float64)
         evaluations = torch.tensor(self.path.evaluations, dtype=torch.float64).reshape(-1, points.shape[1])
         return {"path": paths.path(self.path.function.function, points, evaluations, self.path.title)}

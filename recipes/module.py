@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
-from torchmetrics.classification import MulticlassAccuracy
 
 from framework.losses import L2Loss
 from framework.penalties import Penalty
@@ -55,7 +54,11 @@ class SupervisedModule(Supervised):
         self.happy_lambda = happy_lambda
         self.make_scheduler = scheduler
         self.learning_rates = {str(layer): rate for layer, rate in (learning_rates or {}).items()}
-        self.accuracy = MulticlassAccuracy(num_classes, average="micro") if num_classes else None
+        self.accuracy: Any = None
+        if num_classes:
+            from torchmetrics.classification import MulticlassAccuracy  # slow to import
+
+            self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self._check_learning_rates()
         if penalty is not None and not any(group["penalized"] for group in self.param_groups()):
             raise ValueError(

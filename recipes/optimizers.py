@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-from framework.optim import MinimizeWrapper
+if TYPE_CHECKING:
+    from framework.optim import MinimizeWrapper
 
 
 def minimize(
@@ -30,6 +31,8 @@ def minimize(
         tol: Its tolerance; None for the method's own.
         bounds: The lower and upper bound of every parameter.
     """
+    from framework.optim import MinimizeWrapper  # imports scipy
+
     limit = {} if maxiter is None else {"maxiter": maxiter}
     arguments = {"method": method, "options": limit | dict(options or {}), "tol": tol}
     return MinimizeWrapper(groups, {**arguments, "bounds": bounds and tuple(bounds)})

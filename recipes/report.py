@@ -8,11 +8,10 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.utils import instantiate
-from matplotlib.figure import Figure
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
@@ -22,6 +21,9 @@ from framework.loggers import Logger, TensorBoardLogger
 from recipes import figures
 from recipes.data import Data
 from recipes.module import SupervisedModule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_report(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import LBFGS
 
@@ -18,6 +17,9 @@ from framework.pruning import prune, used_features
 from recipes import figures
 from recipes.data import Data
 from recipes.module import SupervisedModule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from hydra.utils import get_method, instantiate
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from framework import Callback, Trainer, seed_everything
 from framework.auto_lambda import auto_happy_lambda
 from framework.data import TensorLoader
+from framework.fabric import current_rank
 from framework.loop.checkpoint import newest
 from framework.losses import L2Loss
 from framework.objective.replay import rng_state, set_rng_state
@@ -142,7 +142,7 @@ def run(config: DictConfig, folder: Path) -> dict[str, float]:
     Raises:
         FileExistsError: If the folder holds another run, which is not to be resumed.
     """
-    if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
+    if current_rank() > 0:
         with TemporaryDirectory() as nowhere, redirect_stdout(io.StringIO()):
             return get_method(config.task)(config, Path(nowhere))
     print(f"run folder: {folder}", flush=True)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A file may import from its own room and from earlier ones.
 ROOMS = (
-    "framework._version",
+    "framework._version framework.fabric",
     "framework.penalties framework.losses framework.layers framework.data",
     "framework.hyperparameters framework.module_hooks framework.manual_optimization framework.module "
     "framework.callback framework.lightning framework.profiler framework.loggers",

@@ -6,10 +6,11 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric.loggers import TensorBoardLogger
 from torch import Tensor
 
 from framework.callback import Callback
+from framework.fabric import precision_of
+from framework.loggers import is_tensorboard
 from framework.module import Module
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Histograms(Callback):
             self._next_step = -(-trainer.global_step // self.every_n_steps) * self.every_n_steps
         if trainer.fast_dev_run:
             return
-        if not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        if not any(is_tensorboard(logger) for logger in trainer.loggers):
             what = "norms of gradients" if self.gradients and trainer.loggers else "nothing"
             warnings.warn(
                 f"Histograms logs {what}: only a TensorBoardLogger shows histograms, and the trainer has none",
@@ -72,16 +73,16 @@ class Histograms(Callback):
         if self.parameters:
             histograms |= {f"parameters/{name}": parameter for name, parameter in named}
         if self.gradients:
-            scaler = getattr(trainer.fabric.strategy.precision, "scaler", None)
+            scaler = getattr(precision_of(trainer.fabric), "scaler", None)
             scale = 1.0 if scaler is None else float(scaler.get_scale())  # that of fp16, not yet taken out
             gradients = {name: p.grad.detach().to_dense() / scale for name, p in named if p.grad is not None}
             histograms |= {f"gradients/{name}": gradient for name, gradient in gradients.items()}
             norms = {f"grad_norm/{name}": float(torch.linalg.vector_norm(g)) for name, g in gradients.items()}
             trainer.log_metrics(norms)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                for tag, values in histograms.items():
-                    _add(logger.experiment, tag, values, trainer.global_step)
+        tensorboards: list[Any] = [logger for logger in trainer.loggers if is_tensorboard(logger)]
+        for logger in tensorboards:
+            for tag, values in histograms.items():
+                _add(logger.experiment, tag, values, trainer.global_step)
 
 
 def _add(writer: Any, tag: str, values: Tensor, step: int) -> None:

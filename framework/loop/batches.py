@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
 
 from framework.data import TensorLoader
+from framework.fabric import move_to_device
 from framework.loop.overrides import describe, overrides
 from framework.loop.processes import Processes, rng_state_of, rng_states_of, set_rng_state_of, set_rng_states_of
 from framework.loop.progress import Progress
@@ -124,7 +124,7 @@ class Batches:
         if self._transfer is not None:
             batches = map(self._transfer, batches)
         elif self._device is not None:
-            batches = (move_data_to_device(batch, self._device) for batch in batches)
+            batches = (move_to_device(batch, self._device) for batch in batches)
         if self.profiler is not None:
             from framework.profiler import timed_iterator
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lightning.fabric import Fabric
-from lightning.fabric.plugins import MixedPrecision, Precision
 from torch import Tensor
 from torch.optim import Optimizer
 
+from framework.fabric import precision_of
 from framework.loop.overrides import accepts
 from framework.module import Module
 
@@ -28,16 +27,17 @@ class Engine:
         profiler: What is told of every call; None for nobody.
     """
 
-    def __init__(self, fabric: Fabric, module: Module, profiler: Any = None) -> None:
+    def __init__(self, fabric: Any, module: Module, profiler: Any = None) -> None:
         self.profiler = profiler
         self.device = fabric.device
         self._fabric, self._module = fabric, module
-        self._precision = fabric.strategy.precision
-        self._precision.convert_module(module)
+        self._precision = precision_of(fabric)
+        self._plain = self._precision is None
+        if not self._plain:
+            self._precision.convert_module(module)
         fabric.to_device(module)
-        self._plain = type(self._precision) is Precision
         self.backward: Callable[..., None] = self.timed("backward", Tensor.backward if self._plain else fabric.backward)
-        self.precision: str = self._precision.precision
+        self.precision: str = "32-true" if self._plain else self._precision.precision
         self.grad_scaler = getattr(self._precision, "scaler", None)
 
     def wrap(self, optimizer: Optimizer) -> Any:
@@ -56,6 +56,8 @@ class Engine:
             method = _ignoring_indices(method)
         if self._plain:
             return self.timed(name, method)
+        from lightning.fabric.plugins import MixedPrecision
+
         precision = self._precision
         # Autocast decides per operation; Fabric would round all floats of a batch, targets too, to half precision.
         convert = (lambda batch: batch) if isinstance(precision, MixedPrecision) else precision.convert_input

@@ -12,16 +12,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from framework.data.samples import first_length
 from framework.loop.processes import Processes
 from framework.module import Module
+from framework.objective.replay import is_metric
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 Value = float | Tensor
 
@@ -236,7 +239,7 @@ class Metrics:
             yield
         except BaseException:
             for part in self._module.modules():
-                if isinstance(part, Metric):
+                if is_metric(part):
                     part.reset()
             raise
         finally:
@@ -296,7 +299,7 @@ class Metrics:
             logger=logger,
             reduce_fx=reduce_fx if isinstance(reduce_fx, str) else _name_of_reduction(name, reduce_fx),
         )
-        metric = value if isinstance(value, Metric) else None
+        metric = value if is_metric(value) else None
         entry = self._entries[self.stage].get(name)
         if entry is None:
             _check_options(name, options)
@@ -434,7 +437,7 @@ class Metrics:
         self._entries[self.stage] = {name: entries[name] for name in logged}  # in the same order everywhere
 
     def _names_of_metrics(self) -> dict[Metric | None, str]:
-        return {part: name for name, part in self._module.named_modules() if isinstance(part, Metric)}
+        return {part: name for name, part in self._module.named_modules() if is_metric(part)}
 
     def _publish(self, name: str, value: Value) -> None:
         self._latest[name] = (value, self._count_of(name) + 1)

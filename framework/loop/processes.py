@@ -22,9 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
-from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.optim import Optimizer
@@ -55,7 +52,9 @@ def check_strategy(strategy: Any) -> None:
     )
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         raise ValueError(f"strategy={strategy!r} is not supported: {instead}")
-    if isinstance(strategy, Strategy):
+    if not isinstance(strategy, str):
+        from lightning.fabric.strategies import DDPStrategy, SingleDeviceStrategy
+
         name = type(strategy).__name__
         if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
             raise ValueError(f"strategy={name} is not supported: {instead}")
@@ -78,7 +77,7 @@ class Processes:
         bytes: How many bytes this process gave to sums.
     """
 
-    def __init__(self, fabric: Fabric, share_loaders: bool = True) -> None:
+    def __init__(self, fabric: Any, share_loaders: bool = True) -> None:
         self.share_loaders = share_loaders
         self.rank = fabric.global_rank
         self.size = fabric.world_size
@@ -305,13 +304,17 @@ _failures = itertools.count()
 _parted_because: str | None = None
 
 
-def check_connected(strategy: Strategy) -> None:
+def check_connected(fabric: Any) -> None:
     """Refuse to run in several processes that an error has parted.
 
     Raises:
         RuntimeError: If they are.
     """
-    if _parted_because is not None and isinstance(strategy, DDPStrategy):
+    if _parted_because is None:
+        return
+    from lightning.fabric.strategies import DDPStrategy
+
+    if isinstance(fabric.strategy, DDPStrategy):
         raise RuntimeError(
             f"the processes have parted after an error in an earlier run ({_parted_because}): mend it, and start the "
             "program again"
@@ -329,6 +332,8 @@ def end_processes() -> None:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
             os.environ.pop(name, None)
+    from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+
     for thread in threading.enumerate():
         # Fabric's watch over the processes that it started; it would end this one because of one that has failed.
         if isinstance(thread, _ChildProcessObserver):

@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 
 from framework.callback import Callback
 from framework.hyperparameters import hyperparameters_state
@@ -274,7 +273,7 @@ def check_reload(sources: Sources, every_n_epochs: int) -> None:
         )
 
 
-def prepare_data(module: Module, datamodule: Any, fabric: Fabric) -> None:
+def prepare_data(module: Module, datamodule: Any, fabric: Any) -> None:
     """Let the datamodule and the module download what they need, in one process of each machine; the others wait."""
     for owner in (datamodule, module):
         if owner is not None and defines(owner, "prepare_data"):

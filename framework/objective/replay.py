@@ -2,24 +2,62 @@
 
 from __future__ import annotations
 
+import os
 import random
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.apply_func import apply_to_collection
-from lightning.fabric.utilities.seed import seed_everything as seed_everything
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torchmetrics import Metric
 
+from framework.fabric import current_rank, launched_rank, loaded
 from framework.module import Module
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 _ATTRIBUTES_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 # Attributes through which a loader leads to further objects that may hold generators of their own.
 _DATA_PARTS = ("dataset", "datasets", "sampler", "batch_sampler", "transform", "target_transform", "transforms")
+
+
+def seed_everything(seed: int | None = None, workers: bool = False, verbose: bool = True) -> int:
+    """Seed torch's, numpy's and Python's global generators, as the function of this name in `lightning.fabric` does.
+
+    Args:
+        seed: From 0 to 2**32 - 1. Default: the environment variable PL_GLOBAL_SEED, else 0.
+        workers: What the environment variable PL_SEED_WORKERS will say to Lightning, in this process and those that it
+            starts: whether to seed the workers of loaders.
+        verbose: Whether to print the seed.
+
+    Raises:
+        ValueError: If the seed, or that in the environment, is not such a number.
+    """
+    if seed is None:
+        given = os.environ.get("PL_GLOBAL_SEED")
+        if given is None and verbose and current_rank() == 0:
+            warnings.warn("No seed found, seed set to 0", stacklevel=2)
+        try:
+            seed = int(given or 0)
+        except ValueError:
+            raise ValueError(f"Invalid seed specified via PL_GLOBAL_SEED: {given!r}") from None
+    seed = int(seed)
+    if not 0 <= seed <= 2**32 - 1:
+        raise ValueError(f"{seed} is not in bounds, numpy accepts from 0 to {2**32 - 1}")
+    if verbose:
+        rank = launched_rank()
+        print(f"Seed set to {seed}" if rank is None else f"[rank: {rank}] Seed set to {seed}", file=sys.stderr)
+    os.environ |= {"PL_GLOBAL_SEED": str(seed), "PL_SEED_WORKERS": str(int(workers))}
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return seed
 
 
 class Source(NamedTuple):
@@ -125,7 +163,7 @@ class Replay:
             for name, buffer in owner._buffers.items()
             if buffer is not None
         ]
-        self._metrics = [part for part in parts if isinstance(part, Metric)]
+        self._metrics = [part for part in parts if is_metric(part)]
         self._metric_states = _metric_states(self._metrics)
         self._narrowed = False
 
@@ -206,9 +244,14 @@ class Replay:
         _restore(self._metrics, metric_states)
 
 
+def is_metric(thing: Any) -> TypeGuard[Metric]:
+    """Tell whether something is a `torchmetrics.Metric`."""
+    return isinstance(thing, loaded("torchmetrics", "Metric"))
+
+
 def updated_metrics(module: nn.Module) -> list[str]:
     """Return the names of the torchmetrics in a module that were updated."""
-    return [name for name, part in module.named_modules() if isinstance(part, Metric) and part._update_count]
+    return [name for name, part in module.named_modules() if is_metric(part) and part._update_count]
 
 
 def metric_states(module: nn.Module, names: Iterable[str], *, together: bool = False) -> dict[str, dict[str, Any]]:
@@ -236,7 +279,7 @@ def set_metric_states(module: nn.Module, states: Mapping[str, Mapping[str, Any]]
 @contextmanager
 def keeping_metrics(module: nn.Module) -> Iterator[None]:
     """Leave the torchmetrics in a module as they are, whatever updates them in this context."""
-    metrics = [part for part in module.modules() if isinstance(part, Metric)]
+    metrics = [part for part in module.modules() if is_metric(part)]
     states = _metric_states(metrics)
     try:
         yield
