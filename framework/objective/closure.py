@@ -539,26 +539,15 @@ class Closure:
     def _evaluate(self, *, differentiate: bool) -> Tensor:
         """Evaluate the function of the step at the current parameters; keep the first evaluation."""
         step, is_first, peers = self._under_way(), self.first is None, self.objective.peers
-        with (
-            nullcontext() if peers is None else peers.own(),
-            nullcontext() if is_first else step.start.again(),
-            nullcontext() if is_first else self._recorder.muted(),
-        ):
-            with_penalty = step.log and is_first
-            if not differentiate:
-                evaluation = self._evaluate_value(with_penalty)
+        evaluate = self._evaluate_gradients if differentiate else self._evaluate_value
+        with nullcontext() if peers is None else peers.own():
+            if is_first:
+                evaluation = evaluate(step.log)
             else:
-                self.objective.zero_gradients(step.batch_idx)
-                with torch.enable_grad():
-                    evaluation = self.objective.evaluate(
-                        step.batches, step.batch_idx, differentiate=True, with_penalty=with_penalty
-                    )
-                for hook in self._on_after_backward:
-                    hook()
-                if step.log and self.gradient_norm is None:
-                    self.gradient_norm = gradient_norm(self.objective.optimizer)
-                if step.clip_again is not None and not is_first:
-                    step.clip_again()
+                with step.start.again(), self._recorder.muted():
+                    evaluation = evaluate(False)
+                    if differentiate and step.clip_again is not None:
+                        step.clip_again()
         # A point to which an optimizer extrapolated, and which it left because its value is not finite, does not count.
         if is_first or not math.isfinite(self.first.value):  # type: ignore[union-attr]
             self.first = evaluation
@@ -566,6 +555,18 @@ class Closure:
         if step.start.has_buffers and self._may_reevaluate(step):
             step.point = [param.detach().clone() for param in all_parameters(self.objective.optimizer)]
         return evaluation.value
+
+    def _evaluate_gradients(self, with_penalty: bool) -> Evaluation:
+        """Evaluate with backward; note the norm of the first gradients of a step that is logged."""
+        step, objective = self._under_way(), self.objective
+        objective.zero_gradients(step.batch_idx)
+        with torch.enable_grad():
+            evaluation = objective.evaluate(step.batches, step.batch_idx, differentiate=True, with_penalty=with_penalty)
+        for hook in self._on_after_backward:
+            hook()
+        if step.log and self.gradient_norm is None:
+            self.gradient_norm = gradient_norm(objective.optimizer)
+        return evaluation
 
     def _evaluate_value(self, with_penalty: bool) -> Evaluation:
         """Evaluate without backward, and without a graph unless `training_step` differentiates by itself."""

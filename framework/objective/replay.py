@@ -7,7 +7,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -195,17 +195,16 @@ class Replay:
         self._set(self._draws, self._metric_states)
         self.restore_buffers()
 
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """Let an evaluation in this context see the same function as the first one; it starts from the same buffers.
+    def again(self) -> AbstractContextManager[None]:
+        """Restore the buffers, and let an evaluation in this context see the same function as the first one.
 
         The buffers stay as the evaluation leaves them. Random streams and metrics continue as if it had not happened.
         """
         if not self._narrowed:
             self._forget_unused_sources()
-        with self._aside():
+        if self._buffers:
             self.restore_buffers()
-            yield
+        return _Aside(self)
 
     @contextmanager
     def on_copies(self) -> Iterator[None]:
@@ -217,20 +216,11 @@ class Replay:
         for owner, name, _, saved in self._buffers:
             owner._buffers[name] = saved.clone()
         try:
-            with self._aside():
+            with _Aside(self):
                 yield
         finally:
             for owner, name, buffer in in_use:
                 owner._buffers[name] = buffer
-
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
-        now, states = [source.get() for source in self._sources], _metric_states(self._metrics)
-        self._set(self._draws, self._metric_states)
-        try:
-            yield
-        finally:
-            self._set(now, states)
 
     def _forget_unused_sources(self) -> None:
         """Keep only the streams that the first evaluation drew from, and torch's: reading numpy's takes 60 us."""
@@ -247,6 +237,24 @@ class Replay:
 def is_metric(thing: Any) -> TypeGuard[Metric]:
     """Tell whether something is a `torchmetrics.Metric`."""
     return isinstance(thing, loaded("torchmetrics", "Metric"))
+
+
+class _Aside:
+    """A context in which random streams and metrics start as a step did, and after which they go on as before it.
+
+    A class, because it is entered at every evaluation, where a generator would cost twice as much.
+    """
+
+    def __init__(self, replay: Replay) -> None:
+        self._replay = replay
+
+    def __enter__(self) -> None:
+        replay = self._replay
+        self._draws, self._metric_states = [source.get() for source in replay._sources], _metric_states(replay._metrics)
+        replay._set(replay._draws, replay._metric_states)
+
+    def __exit__(self, *_: object) -> None:
+        self._replay._set(self._draws, self._metric_states)
 
 
 def updated_metrics(module: nn.Module) -> list[str]:

@@ -19,8 +19,11 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """Concatenate tensors into one vector (n,), a copy on the device of the first; sparse ones become dense."""
     if not tensors:
         return torch.zeros(0)
+    device = tensors[0].device
     dense = [tensor.to_dense() if tensor.is_sparse else tensor for tensor in tensors]
-    return torch.cat([tensor.reshape(-1).to(tensors[0].device) for tensor in dense])
+    return torch.cat(
+        [tensor.reshape(-1) if tensor.device == device else tensor.reshape(-1).to(device) for tensor in dense]
+    )
 
 
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
@@ -56,16 +59,18 @@ class ParameterVector:
                 f"the parameters are {names}, but one vector needs one real floating-point type: "
                 "convert the model, for example with `model.float()`, or freeze the others"
             )
+        self.sizes = [param.numel() for param in self.params]
 
     def with_gradient(self) -> ParameterVector:
         """Return the vector of only those parameters that have a gradient now; it may be empty."""
         kept = copy.copy(self)
         kept.groups = [(group, [p for p in params if p.grad is not None]) for group, params in self.groups]
         kept.params = [param for param in self.params if param.grad is not None]
+        kept.sizes = [param.numel() for param in kept.params]
         return kept
 
     def __len__(self) -> int:
-        return sum(param.numel() for param in self.params)
+        return sum(self.sizes)
 
     def read(self) -> Tensor:
         """Return the parameters (n,), a copy in their own dtype."""
@@ -84,8 +89,8 @@ class ParameterVector:
             return
         first = self.params[0]
         vector = vector.to(first.device, first.dtype)
-        for param, piece in zip(self.params, unflatten(vector, self.params), strict=True):
-            param.copy_(piece)
+        for param, piece in zip(self.params, vector.split_with_sizes(self.sizes), strict=True):
+            param.copy_(piece.reshape(param.shape))
 
     def expand_option(self, name: str) -> Tensor:
         """Return the groups' numeric option for every value (n,), in the parameters' dtype."""

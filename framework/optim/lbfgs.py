@@ -1,4 +1,4 @@
-"""The limited-memory BFGS inverse Hessian in compact form, restricted to a set of free entries."""
+"""The limited-memory BFGS inverse Hessian, restricted to a set of free entries, from inner products alone."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from torch import Tensor
 def inverse_hessian_product(q: Tensor, s: Sequence[Tensor], y: Sequence[Tensor], free: Tensor) -> Tensor:
     """Compute H q, with H the BFGS inverse Hessian of the pairs (s, y), oldest first, restricted to the free entries.
 
-    Byrd, Nocedal & Schnabel 1994, eq. 3.1, with R the upper triangle of S'Y, D its diagonal and H_0 = gamma I:
+    The two-loop recursion (Nocedal & Wright 2006, algorithm 7.4) with H_0 = gamma I. Every vector in it is a
+    combination of the pairs and q, so that it needs only their inner products and works on coefficients (Chen, Wang &
+    Zhou 2014, "Large-scale L-BFGS using MapReduce"): two products with the matrix of all vectors, however many pairs.
 
-        H = gamma I + [S, gamma Y] [[R^-T (D + gamma Y'Y) R^-1, -R^-T], [-R^-1, 0]] [S, gamma Y]'
-
-    Pairs without positive curvature on the free entries are left out; if none remain, H is 0.
+    Pairs without positive curvature on the free entries are left out; if none remain, H is 0. Waits for the device.
 
     Args:
         q: A vector (N,), zero outside the free entries; so is the result.
@@ -21,16 +21,19 @@ def inverse_hessian_product(q: Tensor, s: Sequence[Tensor], y: Sequence[Tensor],
         y: Changes in the gradient, each (N,).
         free: Which entries are free, boolean (N,).
     """
-    S, Y = torch.stack(tuple(s)) * free, torch.stack(tuple(y)) * free
-    curvature = (S * Y).sum(1)
-    kept = curvature > 1e-8 * S.norm(dim=1) * Y.norm(dim=1)
-    if not bool(kept.any()):
+    m = len(s)
+    vectors = torch.stack([*s, *y, q]) * free
+    products = (vectors @ vectors.T).double().cpu().numpy()  # (2m + 1, 2m + 1)
+    squares, curvatures = products.diagonal(), products.diagonal(m)[:m]
+    kept = [i for i in range(m) if curvatures[i] > 1e-8 * (squares[i] * squares[m + i]) ** 0.5]
+    if not kept:
         return torch.zeros_like(q)
-    S, Y = S[kept], Y[kept]
-    SY, YY = S @ Y.T, Y @ Y.T
-    R, D = SY.triu(), SY.diagonal()
-    gamma = D[-1] / YY[-1, -1]
-    u = torch.linalg.solve_triangular(R, (S @ q)[:, None], upper=True)
-    w = torch.diag(D) @ u + gamma * (YY @ u - (Y @ q)[:, None])
-    w = torch.linalg.solve_triangular(R.T, w, upper=False)
-    return gamma * q + (w.T @ S - gamma * (u.T @ Y))[0]
+    coefficients, alphas = products[-1] * 0, products[-1] * 0
+    coefficients[-1] = 1.0
+    for i in reversed(kept):
+        alphas[i] = products[i] @ coefficients / curvatures[i]
+        coefficients[m + i] -= alphas[i]
+    coefficients *= curvatures[kept[-1]] / squares[m + kept[-1]]
+    for i in kept:
+        coefficients[i] += alphas[i] - products[m + i] @ coefficients / curvatures[i]
+    return torch.from_numpy(coefficients).to(vectors) @ vectors

@@ -1,8 +1,10 @@
 """What all proximal optimizers share: groups that say what is penalized, and f + g as a function of one vector."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -140,7 +142,7 @@ class PenalizedFunction(ClosureFunction):
             for group, params in self.vector.groups
             for param in params
         ]
-        self.sizes = [b.param.numel() for b in self.blocks]
+        self.sizes = self.vector.sizes
 
     def start(self, y: Tensor | None = None) -> tuple[float, Tensor, Tensor]:
         """Evaluate f at the vector y, by default the current point x; return f, y and the gradient.
@@ -159,41 +161,45 @@ class PenalizedFunction(ClosureFunction):
             self._at = self.x
             self.vector = self.vector.with_gradient()
             self.blocks = [b for b, keep in zip(self.blocks, kept, strict=True) if keep]
-            self.sizes = [b.param.numel() for b in self.blocks]
+            self.sizes = self.vector.sizes
+            vars(self).pop("unpenalized", None)
         gradient = self.vector.read_gradients()
         assert gradient is not None
         return self.x if y is None else y, gradient
 
     def _cut(self, x: Tensor, kept: Sequence[bool]) -> Tensor:
-        return flatten([part for part, keep in zip(x.split(self.sizes), kept, strict=True) if keep])
+        return flatten([part for part, keep in zip(x.split_with_sizes(self.sizes), kept, strict=True) if keep])
 
     def penalty(self, x: Tensor) -> float:
         """Compute g(x)."""
-        parts = zip(self.blocks, x.split(self.sizes), strict=True)
+        parts = zip(self.blocks, x.split_with_sizes(self.sizes), strict=True)
         values = [b.penalty_value(self.penalty_fn, part) for b, part in parts if b.penalized]
-        return float(torch.stack(values).sum()) if values else 0.0
+        return float(values[0] if len(values) == 1 else torch.stack(values).sum()) if values else 0.0
 
     def forward_backward(self, x: Tensor, grad: Tensor, steps: Sequence[float]) -> Tensor:
         """Compute prox_{t g}(x - t grad), with one step t for each tensor (Beck & Teboulle 2009, eq. 2.6)."""
-        parts = zip(self.blocks, x.split(self.sizes), grad.split(self.sizes), steps, strict=True)
+        parts = zip(self.blocks, *(v.split_with_sizes(self.sizes) for v in (x, grad)), steps, strict=True)
         return torch.cat([b.prox(self.penalty_fn, xi.sub(gi, alpha=t), t) for b, xi, gi, t in parts])
 
     def dots(self, a: Tensor, b: Tensor) -> list[float]:
         """Compute the inner product of two vectors, separately for each tensor's part."""
-        return torch.stack([ai @ bi for ai, bi in zip(a.split(self.sizes), b.split(self.sizes), strict=True)]).tolist()
+        sizes = self.sizes
+        parts = zip(a.split_with_sizes(sizes), b.split_with_sizes(sizes), strict=True)
+        return torch.stack([ai @ bi for ai, bi in parts]).tolist()
 
     def is_finite(self, x: Tensor) -> bool:
         """Tell whether every entry of a vector is finite."""
-        return bool(x.isfinite().all())
+        # A finite sum, which is much faster to compute, has finite terms only.
+        return math.isfinite(x.sum()) or bool(x.isfinite().all())
 
     def expand(self, numbers: Sequence[float]) -> Tensor:
         """Return the vector that repeats one number per tensor over all of that tensor's entries."""
         return torch.cat([self.x.new_full((n,), v) for n, v in zip(self.sizes, numbers, strict=True)])
 
-    @property
-    def penalized(self) -> Tensor:
-        """Which entries of x are penalized, boolean (n,)."""
-        return flatten([torch.as_tensor(b.lam, device=b.param.device).expand(b.param.shape) > 0 for b in self.blocks])
+    @cached_property
+    def unpenalized(self) -> Tensor:
+        """Which entries of x are not penalized, boolean (n,)."""
+        return flatten([torch.as_tensor(b.lam, device=b.param.device).expand(b.param.shape) <= 0 for b in self.blocks])
 
 
 NOT_FINITE = "the objective or its gradient is not finite at the current point; the parameters stay where they are"

@@ -157,16 +157,17 @@ class SpaRSA(ProximalOptimizer):
         This applies only within a face of x: if an entry of p was zero or had the other sign, the returned decrease is
         0. Without that condition networks end in worse minima: neurons die before the support is found.
         """
-        penalized = function.penalized
-        free = (x * p > 0) | ~penalized
-        if bool((free != ((p != 0) | ~penalized)).any()):
+        unpenalized = function.unpenalized
+        free = (x * p > 0) | unpenalized
+        if not torch.equal(free, (p != 0) | unpenalized):
             return p, 0.0
-        residual = (x - p) / function.expand(steps)
-        q = torch.where(free, residual, 0.0)
+        move = x - p
+        residual = move / function.expand(steps)
+        q = residual * free
         v = inverse_hessian_product(q, self.search_state["s"], self.search_state["y"], free)
-        z = torch.where(free, x - v, p)
-        z = torch.where(free & penalized & (z * x <= 0), 0.0, z)  # an entry may not leave its face
-        return z, float(q @ v + torch.where(free, 0.0, residual * (x - p)).sum())
+        z = x - v
+        z = torch.where(((x * z > 0) & free) | unpenalized, z, 0.0)  # an entry may not leave its face
+        return z, float(q @ v + (residual - q) @ move)
 
     def _remember(self, function: PenalizedFunction, s: Tensor, y: Tensor, F: float) -> None:
         """Keep the value and the pair (s, y) of an accepted move, and set the next steps from it."""
