@@ -78,6 +78,7 @@ def capture(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) 
         warnings.simplefilter("ignore")  # the function has been called before, and has warned
         recorded = _record(function, inputs)
     _check_shapes(recorded)
+    _keep_whole(recorded)
     constants = _take_out_constants(recorded)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it tells of CUDA, also on a CPU
     try:
@@ -123,6 +124,26 @@ def _check_shapes(recorded: fx.GraphModule) -> None:
 
 def _is_mask(index: Any) -> bool:
     return isinstance(index, fx.Node) and index.meta["val"].dtype in (torch.bool, torch.uint8)
+
+
+def _keep_whole(recorded: fx.GraphModule) -> None:
+    """Call PyTorch's own kernel where Inductor's, fused with whatever reads its result, takes several times as long."""
+    for node in recorded.graph.nodes:
+        if node.target is torch.ops.aten.max_pool2d_with_indices_backward.default and node.args[0].meta["val"].is_cpu:
+            node.target = torch.ops.proxtrain.max_pool2d_backward.default
+
+
+def _max_pool2d_backward(*args: Any) -> Tensor:
+    return torch.ops.aten.max_pool2d_with_indices_backward.default(*args)
+
+
+_LIBRARY = torch.library.Library("proxtrain", "DEF")
+_LIBRARY.define(
+    "max_pool2d_backward(Tensor grad, Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
+    "bool ceil_mode, Tensor indices) -> Tensor"
+)
+_LIBRARY.impl("max_pool2d_backward", _max_pool2d_backward, "CPU")
+torch.library.register_fake("proxtrain::max_pool2d_backward", _max_pool2d_backward)
 
 
 def _take_out_constants(recorded: fx.GraphModule) -> list[Tensor]:
