@@ -2,8 +2,8 @@
 
     uv run python -m scripts.benchmark_overhead docs/overhead.png
 
-The network has one hidden layer between 64 inputs and one output. Each point is the median over the rounds of the ratio,
-within a round, of our time per step to that of the tight loop of `scripts.benchmark_loops`; contenders take turns.
+The network has one hidden layer between 64 inputs and one output. Each point is the median over the rounds of a ratio:
+our time per step by that of the tight loop of `scripts.benchmark_loops` in the same round. Contenders take turns.
 """
 
 from __future__ import annotations

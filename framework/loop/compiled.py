@@ -36,6 +36,7 @@ from framework.objective.closure import Closure, Evaluation, gradient_norm
 from framework.objective.replay import find_generators, sources
 
 MOST_GRAPHS = 8
+MOST_SHAPES = 64
 MOST_RENEWALS = 4
 _OPTION = "of parameter group"
 OPTIMIZER = "the optimizer"
@@ -228,7 +229,9 @@ class CompiledEvaluation:
         for _, name, options, value in recorded.logged(tensors):
             self._metrics.log(name, value, **options)
         layout = recorded.layout
-        for param, grad in zip(layout.differentiated, tensors[layout.size :], strict=False):
+        for param, grad in zip(
+            layout.differentiated, own_tensors(tensors[layout.size : layout.first_log]), strict=True
+        ):
             if weight != 1:
                 grad.mul_(weight)
             param.grad = grad if param.grad is None else param.grad.add_(grad)
@@ -320,11 +323,14 @@ class Graphs:
         if key is None:
             raise CaptureError("a batch holds something else than tensors, numbers and strings")
         name = repr(key)
-        if name not in self._seen:
+        is_new = name not in self._seen
+        if len(self._seen) == MOST_SHAPES if is_new else len(self._recorded) == MOST_GRAPHS:
+            raise CaptureError(
+                "batches have too many shapes, or numbers in them, each of which needs a graph of its own"
+            )
+        if is_new:
             self._seen.append(name)
             return False
-        if len(self._recorded) == MOST_GRAPHS:
-            raise CaptureError(f"batches have more than {MOST_GRAPHS} shapes, each of which needs a graph of its own")
         return True
 
     def state_dict(self) -> dict[str, Any]:
@@ -576,6 +582,14 @@ class Inputs:
                 group.update(before)
             for (mapping, number), (_, key, _) in zip(kept, self.numbers, strict=True):
                 mapping[key] = number
+
+
+def own_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors of which no two share memory, as gradients do that a graph computes once for two parameters."""
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    if len(set(pointers)) == len(pointers):
+        return list(tensors)
+    return [tensor.clone() if pointers[i] in pointers[:i] else tensor for i, tensor in enumerate(tensors)]
 
 
 def read_batches(batches: list[Any]) -> tuple[list[Tensor], Any]:

@@ -17,7 +17,7 @@ from framework import Callback, Module, Trainer, seed_everything
 from framework.data import TensorLoader
 from framework.loop import capture
 from framework.penalties import L1, GroupL1, Penalty
-from tests.modules import make_trainer
+from tests.modules import make_trainer, regression_data
 
 CONFIGS = Path(__file__).parents[2] / "conf" / "optimizer"
 
@@ -204,6 +204,49 @@ def assert_continues_bitwise(root: Path, build: Callable[[], Module], stops: tup
         fit(root / str(stopped), stopped)
         [path] = (root / str(stopped)).rglob("last.ckpt")
         assert largest_difference(whole, fit(root / str(stopped), 4, str(path))) == 0
+
+
+class TwoBiases(Network):
+    """A module with two parameters of the same gradient, which a graph computes once."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.other = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        first, rest = super().param_groups()
+        return [first, {**rest, "params": [*rest["params"], self.other]}]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        features, targets = batch
+        return (self.layers(features) + self.other - targets).square().mean()
+
+
+@pytest.mark.parametrize("compile", ["step", "model"])
+def test_parameters_with_the_same_gradient(tmp_path: Path, compile: str) -> None:
+    options = {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}
+    assert_equal(tmp_path, lambda: TwoBiases(torch.optim.SGD), compile=compile, loader=data(70), **options)
+
+
+class Numbered(TensorLoader):
+    """Batches with their number."""
+
+    def __iter__(self) -> Any:
+        return ((*batch, number) for number, batch in enumerate(super().__iter__()))
+
+
+class TakesNumber(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        *tensors, number = batch
+        return super().training_step(tensors, batch_idx)["loss"] * (1 + number)
+
+
+def test_numbers_in_batches_are_no_constants(tmp_path: Path) -> None:
+    features, targets = regression_data(70)
+    with pytest.warns(UserWarning, match="batches have too many shapes, or numbers in them"):
+        _, found = train(tmp_path, "step", lambda: TakesNumber(adam), Numbered(features, targets, batch_size=1))
+    _, expected = train(tmp_path, None, lambda: TakesNumber(adam), Numbered(features, targets, batch_size=1))
+    assert largest_difference(expected, found) == 0
 
 
 def test_a_continued_run_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> None:
