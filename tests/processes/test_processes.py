@@ -129,7 +129,7 @@ def test_a_run_goes_on_in_another_number_of_processes(well, two, name):
 
 @pytest.mark.parametrize(("what", "torchrun"), [("raise", False), ("raise in rank 0", True)])
 def test_when_one_fails_all_end_with_its_error(tmp_path, what, torchrun):
-    ended = launch("tests.processes.special", what, str(tmp_path), torchrun=torchrun, timeout=90)
+    ended = launch("tests.processes.special", what, str(tmp_path), torchrun=torchrun, timeout=180)
     assert ended.returncode != 0
     assert "KeyError: 'only here'" in ended.stderr
     assert "has failed: KeyError: 'only here'" in ended.stderr or torchrun  # torchrun may kill the other first
@@ -137,7 +137,7 @@ def test_when_one_fails_all_end_with_its_error(tmp_path, what, torchrun):
 
 
 def test_when_one_is_killed_the_other_ends_and_says_so(tmp_path):
-    ended = launch("tests.processes.special", "kill", str(tmp_path), torchrun=False, timeout=90)
+    ended = launch("tests.processes.special", "kill", str(tmp_path), torchrun=False, timeout=180)
     assert ended.returncode != 0
     # Fabric's launcher looks after its children every five seconds, and ends the rest.
     said = ("another process has ended, or was killed", "terminated with code -9")
@@ -146,7 +146,7 @@ def test_when_one_is_killed_the_other_ends_and_says_so(tmp_path):
 
 @pytest.mark.parametrize(("what", "code"), [("SIGINT", 0), ("SIGTERM", 143)])
 def test_a_signal_to_one_ends_all_after_the_same_step(tmp_path, what, code):
-    ended = launch("tests.processes.special", what, str(tmp_path), torchrun=False, timeout=90)
+    ended = launch("tests.processes.special", what, str(tmp_path), torchrun=False, timeout=180)
     assert ended.returncode == code, ended.stderr[-2000:]
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["progress"]["global_step"] == 4
