@@ -459,6 +459,8 @@ def record(
     state = Watch([(vars(optimizer), "state", "")])
     generators = sources(find_generators(*module.modules()))
     draws = [source.get() for source in generators]
+    if not before.is_complete:
+        raise CaptureError("its attributes hold more than can be watched")
     _check_hooks(module)
 
     def watched() -> list[Tensor]:
@@ -476,8 +478,10 @@ def record(
     finally:
         vars(module)["_trainer"] = trainer
         changed, changed_state = before.changed(), state.changed()
-        before.restore()
-        state.restore()
+        if changed is not None:
+            before.restore()
+        if changed_state is not None:
+            state.restore()
         for source, draw in zip(generators, draws, strict=True):
             source.set(draw)
     if changed is not None:
