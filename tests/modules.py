@@ -1,6 +1,7 @@
 """Tiny modules, data and trainers that the tests share."""
 
 import random
+import shutil
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -17,6 +19,7 @@ from framework import Callback, Module, Trainer
 from framework.penalties import L1
 
 NUM_SAMPLES = 20
+needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 
 
 def make_trainer(root: Path, kind: Any = Trainer, **options: Any) -> Any:

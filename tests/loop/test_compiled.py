@@ -17,7 +17,7 @@ from framework import Callback, Module, Trainer, seed_everything
 from framework.data import TensorLoader
 from framework.loop import capture
 from framework.penalties import L1, GroupL1, Penalty
-from tests.modules import make_trainer, regression_data
+from tests.modules import make_trainer, needs_compiler, regression_data
 
 CONFIGS = Path(__file__).parents[2] / "conf" / "optimizer"
 
@@ -114,6 +114,7 @@ PROXIMAL = ("ista", "fista", "sparsa", "prox_adam")
 STEPS = {"fista": 30, "lbfgs": 30, "sparsa": 30, "scipy": 2, "exhaustive_search": 2}
 
 
+@needs_compiler
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_every_optimizer_of_the_command_line_takes_the_steps_it_takes_eagerly(tmp_path: Path, name: str) -> None:
     optimizer, size = configured(name)
@@ -150,6 +151,7 @@ def test_other_optimizers_of_torch(tmp_path: Path, optimizer: str) -> None:
     assert_equal(tmp_path, lambda: Network(getattr(torch.optim, optimizer)))
 
 
+@needs_compiler
 def test_float32(tmp_path: Path) -> None:
     loader = data(dtype=torch.float32)
     assert_equal(tmp_path, lambda: Network(adam, dtype=torch.float32), within=1e-5, loader=loader)
@@ -182,10 +184,12 @@ def test_settings(tmp_path: Path, build: Callable[[], Module], options: dict[str
     assert_equal(tmp_path, build, **options)
 
 
+@needs_compiler
 def test_batch_norm_and_dropout(tmp_path: Path) -> None:
     assert_equal(tmp_path, with_batch_norm)
 
 
+@needs_compiler
 def test_mixed_precision(tmp_path: Path) -> None:
     loader, model = data(dtype=torch.float32), lambda: Network(adam, dtype=torch.float32)
     assert_equal(tmp_path, model, within=2e-2, precision="bf16-mixed", loader=loader)
@@ -222,6 +226,7 @@ class TwoBiases(Network):
         return (self.layers(features) + self.other - targets).square().mean()
 
 
+@needs_compiler
 @pytest.mark.parametrize("compile", ["step", "model"])
 def test_parameters_with_the_same_gradient(tmp_path: Path, compile: str) -> None:
     options = {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}
@@ -249,6 +254,7 @@ def test_numbers_in_batches_are_no_constants(tmp_path: Path) -> None:
     assert largest_difference(expected, found) == 0
 
 
+@needs_compiler
 def test_a_continued_run_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> None:
     assert_continues_bitwise(tmp_path, lambda: Network(adam), (1,))
 

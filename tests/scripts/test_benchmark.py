@@ -10,6 +10,7 @@ import torch
 from scripts.benchmark import main, markdown_table, quiet_lightning, run_augment, run_task
 from scripts.benchmark_loops import CONTENDERS, check_same_work, proxtrain, tight_loop
 from scripts.benchmark_tasks import fashion_cnn, fashion_mlp, toy
+from tests.modules import needs_compiler
 
 needs_data = pytest.mark.skipif(
     "DATA_ROOT" not in os.environ or not Path(os.environ["DATA_ROOT"], "FashionMNIST").is_dir(),
@@ -17,6 +18,7 @@ needs_data = pytest.mark.skipif(
 )
 
 
+@needs_compiler
 def test_every_contender_is_timed_in_every_round(tmp_path: Path) -> None:
     with quiet_lightning():
         micros, outside = run_task(toy(epochs=2, slow_epochs=1), rounds=2, root=tmp_path)
@@ -49,6 +51,7 @@ def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
     assert table.splitlines()[-1] == "| other | 3.0 | 2.0 | 1.000 | <= 1.10 |"
 
 
+@needs_compiler
 def test_tables_and_figures_come_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
