@@ -85,7 +85,7 @@ def _why_not_evaluation(module: Module, engine: Engine, hooks: Hooks) -> str | N
     if overrides(module, "backward"):
         return f"{type(module).__name__}.backward is called at every step"
     if hooks.on_before_backward:
-        return f"{_owner(hooks.on_before_backward)}.on_before_backward is called at every step"
+        return f"{_owner(hooks.on_before_backward[0]).__name__}.on_before_backward is called at every step"
     return None
 
 
@@ -93,7 +93,7 @@ def _why_not_step(closure: Closure, hooks: Hooks, settings: Settings) -> str | N
     optimizer = closure.objective.optimizer
     for name in ("on_before_zero_grad", "on_after_backward", "on_before_optimizer_step"):
         if callbacks := getattr(hooks, name):
-            return f"{_owner(callbacks)}.{name} is called between the gradients and its step"
+            return f"{_owner(callbacks[0]).__name__}.{name} is called between the gradients and its step"
     if overrides(closure.objective.module, "optimizer_zero_grad"):
         return f"{type(closure.objective.module).__name__}.optimizer_zero_grad is called at every step"
     if closure.objective.peers is not None:
@@ -111,17 +111,15 @@ def _runs_code_of_users(module: Module, hooks: Hooks) -> bool:
         for listener in getattr(hooks, name)
     ]
     methods = (*TRANSFER, "lr_scheduler_step", "optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping")
-    return any(overrides(module, name) for name in methods) or not all(map(_is_own, listeners))
+    return any(overrides(module, name) for name in methods) or not all(
+        _owner(listener).__module__.startswith("framework.") for listener in listeners
+    )
 
 
-def _is_own(listener: Any) -> bool:
+def _owner(listener: Any) -> type:
+    """Return the class whose method is called, perhaps through a `partial`."""
     method = getattr(listener, "func", listener)
-    return type(getattr(method, "__self__", None)).__module__.startswith("framework.")
-
-
-def _owner(callbacks: Sequence[Any]) -> str:
-    hook = getattr(callbacks[0], "func", callbacks[0])
-    return type(getattr(hook, "__self__", hook)).__name__
+    return type(getattr(method, "__self__", method))
 
 
 class CompiledStep:
@@ -387,10 +385,10 @@ class Layout:
             raise CaptureError(f"it returns a {type(other).__name__} besides tensors, which would stay what it was")
         self.size, self.first_log = len(own), len(own) + len(grads)
         self.first_extra = self.first_log + len(self._logged)
-        if outputs.keys() != {"loss"} if isinstance(outputs, dict) else True:
-            self.structure = structure
-        else:
+        if isinstance(outputs, dict) and outputs.keys() == {"loss"}:  # the usual case, which is put together by hand
             leaves = []
+        else:
+            self.structure = structure
         return [*own, *grads, *self._logged, *leaves]
 
 

@@ -349,10 +349,11 @@ class FitRun(Run):
         )
         take_over_schedulers(module, schedulers)
         warn_of_minimizations(optimizer, num_steps(self.train_batches.num_batches, accumulate_grad_batches))
+        clip = clipping_of(module, optimizer, settings)
         step = make_step(
             closure,
             engine,
-            clipping_of(module, optimizer, settings),
+            clip,
             self.hooks.on_before_optimizer_step,
             partial(self._call_optimizer, optimizer) if overrides(module, "optimizer_step") else None,
         )
@@ -360,9 +361,7 @@ class FitRun(Run):
         if settings.compile is not None:
             from framework.loop.compiled import compiled
 
-            step, graphs = compiled(
-                step, closure, clipping_of(module, optimizer, settings), engine, self.hooks, self.metrics, settings
-            )
+            step, graphs = compiled(step, closure, clip, engine, self.hooks, self.metrics, settings)
         if isinstance(step, GivenClosure) and accumulate_grad_batches == "epoch":
             check_replay(optimizer, self.train_batches.loader)
         return Phase(optimizer, schedulers, schedulers, closure, step, iterations, accumulate_grad_batches, graphs)
