@@ -79,6 +79,8 @@ def main() -> None:
     tracebacks, error = os.environ.get(TRACEBACKS), None
     os.environ[TRACEBACKS] = "1"  # hydra raises what it would print in its own way
     given = sys.argv
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where a user's own modules are, for _target_
     try:
         sys.argv = [given[0], *expand(given[1:])]
         if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) > 0:

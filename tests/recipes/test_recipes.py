@@ -13,8 +13,9 @@ from omegaconf import DictConfig, open_dict
 from sklearn.linear_model import Lasso
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from recipes.build import build
 from recipes.cli import CONF
-from recipes.train import build, run
+from recipes.train import run
 
 # The recipe that trains no network has tests of its own.
 RECIPES = sorted({path.stem for path in Path(CONF, "recipe").rglob("*.yaml")} - {"phase_transition"})
