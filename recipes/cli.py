@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from recipes.compare import AfterSweep
 from recipes.mistakes import explain, innermost
 from recipes.overrides import refuse_without_effect
 from recipes.resume import expand
@@ -98,6 +99,7 @@ def main() -> None:
         error = raised
     finally:
         sys.argv = given
+        AfterSweep.report()
         del os.environ[TRACEBACKS]
         if tracebacks is not None:
             os.environ[TRACEBACKS] = tracebacks

@@ -18,6 +18,8 @@ from framework import Callback, Trainer
 from framework.fabric import current_rank
 from framework.loop.checkpoint import newest
 from recipes.build import build
+from recipes.compare import ERROR
+from recipes.mistakes import explain
 from recipes.report import read_summary, write_report
 from recipes.resume import record, why_finished
 
@@ -84,8 +86,12 @@ def run(config: DictConfig, folder: Path) -> dict[str, float]:
     if config.get("resume") is None:
         claim(folder)
         record(config, folder)
+    (folder / ERROR).unlink(missing_ok=True)
     try:
         return get_method(config.task)(config, folder)
+    except Exception as error:
+        (folder / ERROR).write_text(f"{explain(error) or f'{type(error).__name__}: {error}'}\n")
+        raise
     finally:
         print(f"run folder: {folder}", flush=True)
 
