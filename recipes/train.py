@@ -17,11 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from framework import Callback, Trainer, seed_everything
 from framework.auto_lambda import auto_happy_lambda
+from framework.callbacks import Histograms
 from framework.data import TensorLoader
 from framework.fabric import current_rank
+from framework.loggers import TensorBoardLogger
 from framework.loop.checkpoint import newest
 from framework.losses import L2Loss
 from framework.objective.replay import rng_state, set_rng_state
+from recipes.dashboard import Dashboard
 from recipes.function import FunctionData, MeanOutput
 from recipes.module import SupervisedModule
 from recipes.report import make_loggers, read_summary, write_report
@@ -61,6 +64,7 @@ def build(config: DictConfig, folder: Path) -> tuple[Trainer, SupervisedModule, 
         logger=make_loggers(config, folder),
         callbacks=[
             *(instantiate(callback) for callback in config.callbacks.values() if callback),
+            *([Histograms(every)] if (every := config.logger.get("histograms")) else []),
             *data.callbacks,
         ],
         default_root_dir=folder,
@@ -99,6 +103,11 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
         if ckpt_path is None or found is not None:
             ckpt_path = "last"  # otherwise it was killed before it saved, and begins again where it began
         trainer.callbacks.insert(0, _Recording(config, folder))
+    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        # A number where the configuration may say auto.
+        computed = OmegaConf.merge(config, {"penalty": {"happy_lambda": module.happy_lambda}})
+        assert isinstance(computed, DictConfig)
+        trainer.callbacks.append(Dashboard(computed, folder, data, is_continued=found is not None))
     trainer.fit(module, data.train, data.val, ckpt_path=ckpt_path)
     interrupted = trainer.interrupted
     metrics = write_report(trainer, module, data, config, folder)
