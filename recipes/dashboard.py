@@ -135,7 +135,8 @@ def log_row(loggers: Sequence[Logger], config: DictConfig, folder: Path, metrics
     shown = hyperparameters(config)
     first = [name for name in dict.fromkeys([*overridden(), *FIRST]) if name in shown][:5]
     for logger in _tensorboards(loggers):
-        logger.log_hyperparams(shown, metrics, first=first, name=run_name(config, folder))
+        name = run_name(overrides(), config.recipe_name, folder)
+        logger.log_hyperparams(shown, metrics, first=first, name=name)
 
 
 def hyperparameters(config: DictConfig) -> dict[str, Any]:
@@ -186,17 +187,17 @@ def command() -> str:
     return " \\\n  ".join(["proxtrain", *map(shlex.quote, given)])
 
 
-def run_name(config: DictConfig, folder: Path) -> str:
+def run_name(given: Sequence[str], recipe: str, folder: Path) -> str:
     """Return a name to know a run by: choices of the command line, the recipe, other settings, and the folder.
 
     There is room for the first words only, in which the runs of a sweep should differ.
     """
     quiet = ("recipe=", "logger", "trainer.enable_")
-    given = [override for override in overrides() if not override.startswith(quiet)]
+    given = [override for override in given if not override.startswith(quiet)]
     choices = [override for override in given if "." not in override.partition("=")[0]]
     settings = [override for override in given if override not in choices]
     place = f"{folder.parent.name}/{folder.name}" if folder.name.isdigit() else folder.name  # a job of a sweep
-    return ", ".join([*choices, config.recipe_name, *settings, place])
+    return ", ".join([*choices, recipe, *settings, place])
 
 
 def _without(config: DictConfig, key: str) -> DictConfig:
