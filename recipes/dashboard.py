@@ -20,7 +20,7 @@ from framework.data import TensorLoader
 from framework.loggers import Logger, TensorBoardLogger
 from framework.objective.replay import rng_state, set_rng_state
 from recipes.data import Data
-from recipes.overrides import SHORTHANDS
+from recipes.overrides import SHORTHANDS, run_name
 from recipes.report import add_figures, final_metrics, log_final_metrics, read_history
 
 # Which hyperparameters the HParams tab shows before the others, after those of the command line: it has room for five.
@@ -185,19 +185,6 @@ def command() -> str:
     """Return the command that made the run, a line for each setting."""
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     return " \\\n  ".join(["proxtrain", *map(shlex.quote, given)])
-
-
-def run_name(given: Sequence[str], recipe: str, folder: Path) -> str:
-    """Return a name to know a run by: choices of the command line, the recipe, other settings, and the folder.
-
-    There is room for the first words only, in which the runs of a sweep should differ.
-    """
-    quiet = ("recipe=", "logger", "trainer.enable_")
-    given = [override for override in given if not override.startswith(quiet)]
-    choices = [override for override in given if "." not in override.partition("=")[0]]
-    settings = [override for override in given if override not in choices]
-    place = f"{folder.parent.name}/{folder.name}" if folder.name.isdigit() else folder.name  # a job of a sweep
-    return ", ".join([*choices, recipe, *settings, place])
 
 
 def _without(config: DictConfig, key: str) -> DictConfig:

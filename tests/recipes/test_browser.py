@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromium-driver, Debian's packages"),
 ]
+ROOT = Path(__file__).parents[2]
 OPTIONS = ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1500,1200")
 # The text of each visible element that a selector finds, within the shadow trees of TensorBoard's components, too.
 TEXTS = """
@@ -53,14 +54,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(runs: Path) -> Iterator[str]:
-    """Serve the runs by TensorBoard."""
-    options = ["--logdir", str(runs), "--port", "0", "--host", "127.0.0.1", "--reload_interval", "2"]
-    command = [sys.executable, "-m", "tensorboard.main", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        found = next((match[0] for line in server.stderr if (match := re.search(r"http://\S+", line))), None)
-        assert found is not None
-        yield found
+    """Serve the runs by ``proxtrain-tensorboard``."""
+    options = ["--port=0", "--host=127.0.0.1", "--reload_interval=2"]
+    command = [sys.executable, "-m", "recipes.board", str(runs), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
+        assert server.stdout is not None
+        yield server.stdout.readline().strip()
         server.terminate()
 
 
@@ -94,9 +93,14 @@ def seen(driver: webdriver.Chrome, address: str) -> Callable[..., list[str]]:
 
 
 def test_time_series_have_curves(seen):
-    seen("timeseries", "scalar-card", lambda text: "adam/tensorboard" in text and "sparsa/tensorboard" in text)
+    seen("timeseries", "scalar-card", lambda text: "optimizer=adam, toy" in text and "optimizer=sparsa, toy" in text)
     groups = seen("timeseries", "metrics-card-group-toolbar", lambda text: "train" in text and "val" in text)
     assert len(groups) > 5
+
+
+def test_losses_come_first(seen):
+    pinned = seen("timeseries", "metrics-pinned-view scalar-card", lambda text: "optimizer=adam" in text, least=3)
+    assert [card.split()[0] for card in pinned] == ["train/objective", "train/loss_epoch", "val/loss"]
 
 
 def test_scalars_have_curves(seen):
@@ -116,9 +120,9 @@ def test_training_and_validation_share_a_chart(seen):
     }
     for title, tags in wanted.items():
         chart = next(chart for chart in charts if chart.startswith(title))
-        assert all(f"{tag} (sparsa/tensorboard)" in chart for tag in tags)
+        assert all(f"{tag} (optimizer=sparsa, toy" in chart for tag in tags)
     assert charts[0].startswith("loss")
-    assert "val/loss (adam/tensorboard)" in charts[0]
+    assert "val/loss (optimizer=adam, toy" in charts[0]
     seen("custom_scalars", "path.line", lambda _: True, least=10)
 
 
