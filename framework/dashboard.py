@@ -86,7 +86,8 @@ def row_summaries(
     Args:
         params: The hyperparameters.
         metrics: The tags whose last values to show beside them, in that order.
-        first: Hyperparameters to show before the others, which are sorted by name.
+        first: Hyperparameters to show before the others, which are sorted by name; those that this run does not have
+            are taken for numbers of other runs.
         name: Of the row, which no other run has; default: the folder.
     """
     from tensorboard.plugins.hparams.api_pb2 import DataType, Experiment, HParamInfo, MetricInfo, MetricName
@@ -99,6 +100,8 @@ def row_summaries(
         setattr(start.hparams[key], field, value)
         # Those that differ between runs are shown first: TensorBoard finds out only where no metrics are named.
         columns.append(HParamInfo(name=key, type=DataType.Value(kind), differs=key in first))
+    # TensorBoard takes the columns of one run for those of all.
+    columns += [HParamInfo(name=key, type=DataType.DATA_TYPE_FLOAT64, differs=True) for key in first - params.keys()]
     experiment = Experiment(
         hparam_infos=columns, metric_infos=[MetricInfo(name=MetricName(tag=metric)) for metric in metrics]
     )

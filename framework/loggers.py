@@ -414,7 +414,8 @@ class TensorBoardLogger(FolderLogger):
             params: The hyperparameters, a mapping or an object with attributes.
             metrics: The names of the metrics, in the order to show them in.
             step: Not used: a row has none.
-            first: Names of hyperparameters to show before the others.
+            first: Names of hyperparameters to show before the others; those that this run does not have are taken for
+                numbers of other runs.
             name: Of the row, which no other run has; default: the folder.
         """
         params = dict(_flattened(params if isinstance(params, Mapping) else vars(params)))

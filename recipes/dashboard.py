@@ -133,7 +133,7 @@ def outputs(module: Any, loader: TensorLoader) -> Tensor:
 def log_row(loggers: Sequence[Logger], config: DictConfig, folder: Path, metrics: Sequence[str]) -> None:
     """Begin a run's row of the HParams tab; ``metrics`` are the tags whose last values it shows."""
     shown = hyperparameters(config)
-    first = [name for name in dict.fromkeys([*overridden(), *FIRST]) if name in shown][:5]
+    first = [name for name in dict.fromkeys([*overridden(), *FIRST]) if name in {*shown, *FIRST}][:5]
     for logger in _tensorboards(loggers):
         name = run_name(overrides(), config.recipe_name, folder)
         logger.log_hyperparams(shown, metrics, first=first, name=name)

@@ -73,6 +73,13 @@ def test_the_columns_that_one_compares_come_first(proxtrain):
     assert events(folder).Scalars("epoch")[-1].value == 2
 
 
+def test_an_optimizer_without_a_learning_rate_leaves_the_column_to_others(proxtrain):
+    folder = proxtrain("optimizer=sparsa", "penalty=l1", "epochs=1", *QUIET).folder
+    columns = row(folder / "tensorboard")["experiment"].experiment.hparam_infos
+    assert {column.name for column in columns if column.differs} == {"optimizer", "lr", "penalty", "model", "recipe"}
+    assert "lr" not in start(folder).hparams
+
+
 def test_pictures_are_drawn_while_it_trains_and_change_nothing(proxtrain):
     folder = proxtrain("epochs=9", "val_every=3", *QUIET).folder
     assert image_steps(folder, "fit") == [8, 16, 32, 64, 72]
