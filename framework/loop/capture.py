@@ -12,7 +12,7 @@ import random
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,11 @@ def capture(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) 
     Raises:
         CaptureError: If it does something that a graph would not do again; the message says what and where.
     """
+    before = _random_states()
     with _restoring(inputs), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the function has been called before, and has warned
         recorded = _record(function, inputs)
+    after = _random_states()
     _check_shapes(recorded)
     _keep_whole(recorded)
     constants = _take_out_constants(recorded)
@@ -85,9 +87,31 @@ def capture(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) 
         with torch.no_grad(), torch._inductor.config.patch(_OPTIONS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             compiled: Any = compile_fx(recorded, [*inputs, *constants])
-            return Graph(compiled, constants)
+            graph = Graph(compiled, constants)
+            if not _equal(before, after):
+                _set_random_states(before)
+                with _restoring(inputs):
+                    graph(list(inputs))
     except Exception as error:
         raise CaptureError(f"Inductor cannot compile it: {_first_line(error)}") from error
+    if not _equal(_random_states(), after):
+        raise CaptureError("a graph draws other random numbers: some are unused, or Inductor draws them otherwise")
+    return graph
+
+
+def _random_states() -> list[Tensor]:
+    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *on_cuda]
+
+
+def _set_random_states(states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])
+
+
+def _equal(states: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(states) == len(others) and all(map(torch.equal, states, others))
 
 
 def _record(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
@@ -95,7 +119,7 @@ def _record(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) 
     drawn = random.getstate(), np.random.get_state()
     try:
         # With "real", the function sees its own tensors, wherever it holds them: recording knows each of the inputs.
-        with redirect_stdout(_NoOutput()), _as_if_compiling(), _Guarded():
+        with redirect_stdout(_NoOutput()), redirect_stderr(_NoOutput()), _as_if_compiling(), _Guarded():
             tracer = make_fx(lambda *_: list(function()), _DECOMPOSITIONS, tracing_mode="real")
             recorded = tracer(*inputs)
     except CaptureError:

@@ -20,20 +20,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import _pytree as pytree
 
 from framework.loop.capture import CaptureError, Graph, capture, step_function, why_not_step
 from framework.loop.engine import Engine
 from framework.loop.hooks import Hooks
 from framework.loop.metrics import Metrics
-from framework.loop.overrides import overrides
+from framework.loop.overrides import is_ours, overrides
 from framework.loop.settings import Settings
 from framework.loop.step import EvaluatedOnce, Step
 from framework.loop.takeover import TRANSFER
 from framework.loop.watch import Reads, Watch, places_read
 from framework.module import Module
 from framework.objective.closure import Closure, Evaluation, gradient_norm
-from framework.objective.replay import find_generators, sources
+from framework.objective.replay import sources
 
 MOST_GRAPHS = 8
 MOST_SHAPES = 64
@@ -50,6 +51,7 @@ def compiled(
     hooks: Hooks,
     metrics: Metrics,
     settings: Settings,
+    between: Sequence[Any],
 ) -> tuple[Step, list[Graphs]]:
     """Return a step that becomes a graph, or whose evaluations do, and its graphs; warn if it cannot be.
 
@@ -61,6 +63,7 @@ def compiled(
         hooks: Who is called within a step.
         metrics: What the module logs goes there.
         settings: The trainer's.
+        between: The loader and the schedulers, whose code runs between two steps.
     """
     objective = closure.objective
     module, optimizer = objective.module, objective.optimizer
@@ -71,10 +74,10 @@ def compiled(
     if mode == "step" and isinstance(step, EvaluatedOnce):
         reason = _why_not_step(closure, hooks, settings)
         if reason is None:
-            whole = CompiledStep(step, closure, clip, engine, hooks, metrics)
+            whole = CompiledStep(step, closure, clip, engine, hooks, metrics, between)
             return whole, [whole.graphs, whole.evaluation.graphs]
         warnings.warn(f"compile='step': {type(optimizer).__name__} runs eagerly: {reason}", stacklevel=2)
-    evaluation = CompiledEvaluation(closure, engine, hooks, metrics)
+    evaluation = CompiledEvaluation(closure, engine, hooks, metrics, between)
     objective.compiled = evaluation
     return step, [evaluation.graphs]
 
@@ -103,17 +106,30 @@ def _why_not_step(closure: Closure, hooks: Hooks, settings: Settings) -> str | N
     return why_not_step(optimizer)
 
 
-def _runs_code_of_users(module: Module, hooks: Hooks) -> bool:
+def _runs_code_of_users(module: Module, hooks: Hooks, between: Iterable[Any]) -> bool:
     """Tell whether anything that a user has written is called between two steps, without `Hooks.call`."""
-    listeners = [
-        listener
-        for name in ("on_train_batch_start", "on_train_batch_end", "on_after_backward", "on_before_optimizer_step")
-        for listener in getattr(hooks, name)
-    ]
+    if not all(map(_runs_our_code_alone, between)):
+        return True
+    listeners = [listener for name in _BETWEEN for listener in getattr(hooks, name)]
     methods = (*TRANSFER, "lr_scheduler_step", "optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping")
     return any(overrides(module, name) for name in methods) or not all(
         _owner(listener).__module__.startswith("framework.") for listener in listeners
     )
+
+
+_BETWEEN = (
+    *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_after_backward"),
+    "on_before_optimizer_step",
+)
+
+
+def _runs_our_code_alone(one: Any) -> bool:
+    """Tell whether a loader or a scheduler changes nothing that a step reads, but learning rates."""
+    if isinstance(one, LRScheduler):
+        calls_others = any(hasattr(one, name) for name in ("lr_lambdas", "cycle_momentum", "_schedulers"))
+        return type(one).__module__ == LRScheduler.__module__ and not calls_others
+    transform = getattr(one, "transform", None)
+    return is_ours(type(one)) and (transform is None or is_ours(type(transform)))
 
 
 def _owner(listener: Any) -> type:
@@ -134,6 +150,7 @@ class CompiledStep:
         engine: Device and precision.
         hooks: Who is called between the steps, and may change what the graph takes for constant.
         metrics: What the module logs goes there.
+        between: Whose code runs between the steps, too.
     """
 
     taken = 1
@@ -146,13 +163,14 @@ class CompiledStep:
         engine: Engine,
         hooks: Hooks,
         metrics: Metrics,
+        between: Sequence[Any],
     ) -> None:
         self._eager, self._closure, self._clip, self._metrics = eager, closure, clip, metrics
         objective = closure.objective
         self._objective, self._optimizer = objective, objective.optimizer
         self._params = [param for group in self._optimizer.param_groups for param in group["params"]]
-        self.graphs = Graphs("step", objective.module, hooks, self._compile_evaluations)
-        self.evaluation = CompiledEvaluation(closure, engine, hooks, metrics)
+        self.graphs = Graphs("step", objective.module, hooks, between, self._compile_evaluations)
+        self.evaluation = CompiledEvaluation(closure, engine, hooks, metrics, between)
         self._run = engine.timed("compiled_step", Recorded.__call__)
 
     def __call__(self, batches: Iterable[Any], batch_idx: int, log: bool) -> Tensor | None:
@@ -176,6 +194,8 @@ class CompiledStep:
 
     def _record(self, batches: list[Any]) -> Recorded:
         closure, objective = self._closure, self._objective
+        if reason := why_not_step(self._optimizer):
+            raise CaptureError(reason, phase=OPTIMIZER)
         step = step_function(self._optimizer)
 
         def run(batches: list[Any], layout: Layout) -> list[Tensor]:
@@ -206,10 +226,12 @@ class CompiledStep:
 class CompiledEvaluation:
     """f, g and their gradients for one batch, as one graph: what `Objective.add` does eagerly."""
 
-    def __init__(self, closure: Closure, engine: Engine, hooks: Hooks, metrics: Metrics) -> None:
+    def __init__(
+        self, closure: Closure, engine: Engine, hooks: Hooks, metrics: Metrics, between: Sequence[Any]
+    ) -> None:
         self._run = engine.timed("compiled_evaluation", Recorded.__call__)
         self._objective, self._metrics = closure.objective, metrics
-        self.graphs = Graphs("evaluation", self._objective.module, hooks)
+        self.graphs = Graphs("evaluation", self._objective.module, hooks, between)
 
     def __call__(
         self, batch: Any, batch_idx: int, weight: float, differentiate: bool, with_penalty: bool
@@ -250,6 +272,8 @@ class CompiledEvaluation:
                     loss, penalty, outputs = objective.add(batches[0], 0, 1.0, differentiate, True)
                 layout.differentiated = [param for param in params if param.grad is not None]
                 grads = [param.grad for param in params if param.grad is not None]
+                if any(grad.layout is not torch.strided for grad in grads):
+                    raise CaptureError("its gradients are sparse")
             finally:
                 for param, grad in zip(params, before, strict=True):
                     param.grad = grad
@@ -267,14 +291,20 @@ class Graphs:
         what: "step" or "evaluation", for messages.
         module: Whose step it is.
         hooks: Who is called between the steps.
+        between: Whose code runs there, too.
         without_optimizer: Called if it is the optimizer that cannot be a part of a graph.
     """
 
     def __init__(
-        self, what: str, module: Module, hooks: Hooks, without_optimizer: Callable[[], None] | None = None
+        self,
+        what: str,
+        module: Module,
+        hooks: Hooks,
+        between: Sequence[Any],
+        without_optimizer: Callable[[], None] | None = None,
     ) -> None:
         self._what, self._module, self._hooks, self._without_optimizer = what, module, hooks, without_optimizer
-        self._is_changed_by_anyone = _runs_code_of_users(module, hooks)
+        self._is_changed_by_anyone = _runs_code_of_users(module, hooks, between)
         self._recorded: dict[Any, Recorded] = {}
         self._seen: list[str] = []
         self._outdated: dict[str, str] = {}  # before the run was continued, and by what
@@ -322,7 +352,7 @@ class Graphs:
 
     def _is_seen_again(self, key: Any) -> bool:
         if key is None:
-            raise CaptureError("a batch holds something else than tensors, numbers and strings")
+            raise CaptureError("a batch holds something else than dense tensors, numbers and strings")
         name = repr(key)
         is_new = name not in self._seen
         if len(self._seen) == MOST_SHAPES if is_new else len(self._recorded) == MOST_GRAPHS:
@@ -462,20 +492,23 @@ def record(
     own = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     batches = pytree.tree_unflatten(own, structure)
     inputs, layout, reads = Inputs(module, optimizer, with_state=changes_state), Layout(batches), Reads()
-    before = Watch([({"": vars(part)}, "", name) for name, part in module.named_modules()], most=10_000)
-    state = Watch([(vars(optimizer), "state", "")])
-    generators = sources(find_generators(*module.modules()))
-    draws = [source.get() for source in generators]
-    if not before.is_complete:
-        raise CaptureError("its attributes hold more than can be watched")
     _check_hooks(module)
 
     def watched() -> list[Tensor]:
         with reads.of(module):
             return run(batches, layout)
 
+    closed = [id(vars(module._trainer)), *(id(group) for group in optimizer.param_groups)]
+    before = Watch([({"": vars(part)}, "", name) for name, part in module.named_modules()], 10_000, closed)
+    state = Watch([({"": vars(optimizer)}, "", "")], 10_000, closed)
+    streams = sources()
+    draws = [stream.get() for stream in streams]
     trainer, vars(module)["_trainer"] = module._trainer, _NoTrainer(module._trainer, layout.log)
     try:
+        if not (before.is_complete and state.is_complete):
+            raise CaptureError("its attributes hold more than can be watched")
+        if before.iterator is not None:
+            raise CaptureError(f"it has {before.iterator}, an iterator, which a graph would not read on")
         with inputs.numbers_as_tensors():
             tensors = inputs.now() + [leaf for leaf in own if isinstance(leaf, Tensor)]
             graph = capture(watched, tensors)
@@ -484,15 +517,17 @@ def record(
         raise
     finally:
         vars(module)["_trainer"] = trainer
-        changed, changed_state = before.changed(), state.changed()
-        if changed is not None:
+        changed, drawn, written = before.changed(), before.drawn(), reads.written()
+        if changed is not None or drawn is not None:
             before.restore()
-        if changed_state is not None:
+        if (changed_state := state.changed()) is not None:
             state.restore()
-        for source, draw in zip(generators, draws, strict=True):
-            source.set(draw)
-    if changed is not None:
-        raise CaptureError(f"it sets {changed.lstrip('.')}, which a graph would not do again")
+        for stream, draw in zip(streams, draws, strict=True):
+            stream.set(draw)
+    if changed is not None or written is not None:
+        raise CaptureError(f"it sets {(changed or written or '').lstrip('.')}, which a graph would not do again")
+    if drawn is not None:
+        raise CaptureError(f"it draws random numbers from {drawn.lstrip('.')}, which a graph would not draw again")
     if changed_state is not None:
         raise CaptureError(
             f"{type(optimizer).__name__} keeps {changed_state} as a number, or replaces it", phase=OPTIMIZER
@@ -512,7 +547,10 @@ def record(
         label = f"{_OPTION} {index}"
         keys = group if changes_state else [key for key in ("params", "penalized") if key in group]
         places += [(group, key, f"{key!r} {label}") for key in keys if (id(group), key) not in numbers]
-    watch = Watch(places, closed=[id(group) for group in optimizer.param_groups])
+    if changes_state:
+        hooks = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "step")
+        places += [(vars(optimizer), name, f"{type(optimizer).__name__}.{name}") for name in hooks]
+    watch = Watch(places, closed=closed)
     if not watch.is_complete:
         raise CaptureError("it reads attributes that hold more than can be watched")
     return Recorded(graph, inputs, watch, layout)
@@ -543,8 +581,9 @@ class _Number:
 
     def fill(self) -> None:
         """Write the number into the tensor, if it is another one than before."""
-        if (number := self.get()) is not self._filled and number is not self.tensor:
-            self.tensor.fill_(number)
+        number = self.get()
+        if (number is not self._filled or isinstance(number, Tensor)) and number is not self.tensor:
+            self.tensor.fill_(number)  # a tensor may have changed in place
             self._filled = number
 
     def changed(self) -> str | None:
@@ -586,15 +625,13 @@ class Inputs:
             param = group["params"][0] if group["params"] else torch.zeros(())
             if group.get("happy_lambda") is not None:
                 self._add_number(group, "happy_lambda", param.dtype, param.device)
-            if not with_state:
-                continue
             if isinstance(group.get("lr"), Tensor):
                 places.append((group, "lr"))
             elif "lr" in group:
                 self._add_number(group, "lr", torch.float64, torch.device("cpu"))
-            if "base_momentum" in group and isinstance(group.get("betas"), tuple):
+            if with_state and "base_momentum" in group and isinstance(group.get("betas"), tuple):
                 self.numbers.append(_FirstBeta(group))
-            for one in group["params"]:
+            for one in group["params"] if with_state else ():
                 places += [(optimizer.state[one], key) for key in optimizer.state.get(one, {})]
         seen: set[int] = set()
         for mapping, key in places:
@@ -603,8 +640,7 @@ class Inputs:
                 seen.add(id(tensor))
                 self._places.append((mapping, key))
         self._optimizer, self._with_state = optimizer, with_state
-        self._tensors = [mapping[key] for mapping, key in self._places]
-        self._forms = [_form(tensor) for tensor in self._tensors]
+        self._forms = [_form(mapping[key]) for mapping, key in self._places]
 
     def _add_number(self, mapping: Any, key: str, dtype: torch.dtype, device: torch.device) -> None:
         self.numbers.append(_Number(mapping, key, torch.zeros((), dtype=dtype, device=device)))
@@ -616,10 +652,10 @@ class Inputs:
         return [mapping[key] for mapping, key in self._places] + [number.tensor for number in self.numbers]
 
     def changed(self) -> str | None:
-        """Return the name of a tensor that has another shape, or does not require a gradient any more."""
-        for (mapping, key), tensor, form in zip(self._places, self._tensors, self._forms, strict=True):
+        """Return the name of a tensor that is gone, has another form, or has got a hook."""
+        for (mapping, key), form in zip(self._places, self._forms, strict=True):
             now = mapping.get(key)
-            if now.requires_grad != form[0] or (now is not tensor and _form(now) != form):
+            if not isinstance(now, Tensor) or _form(now) != form or _has_hooks(now):
                 return str(key)
         return next((changed for number in self.numbers if (changed := number.changed()) is not None), None)
 
@@ -637,7 +673,12 @@ class Inputs:
                 for key in ("fused", "foreach", "capturable"):
                     if key in group:
                         group[key] = key == "capturable" and type(self._optimizer).__name__ == "RAdam"
+            given = [dict(group) for group in groups]
             yield
+            for group, before in zip(groups, given, strict=True):
+                if changed := [key for key in before if group.get(key) is not before[key]]:
+                    reason = f"{type(self._optimizer).__name__} sets {changed[0]!r} of a parameter group at every step"
+                    raise CaptureError(reason, phase=OPTIMIZER)
         finally:
             for group, all_before in zip(groups, options, strict=True):
                 group.update(all_before)
@@ -658,7 +699,7 @@ def read_batches(batches: list[Any]) -> tuple[list[Tensor], Any]:
     leaves: list[Any] = []
     structure: list[Any] = []
     for batch in batches:
-        if type(batch) in (tuple, list) and all(type(one) is Tensor for one in batch):
+        if type(batch) in (tuple, list) and all(type(one) is Tensor and one.layout is torch.strided for one in batch):
             leaves += batch
             structure.append((type(batch), len(batch)))
         else:
@@ -668,7 +709,7 @@ def read_batches(batches: list[Any]) -> tuple[list[Tensor], Any]:
     tensors: list[Tensor] = []
     form: list[Any] = []
     for leaf in leaves:
-        if type(leaf) is Tensor:
+        if type(leaf) is Tensor and leaf.layout is torch.strided:
             tensors.append(leaf)
             form.append((leaf.shape, leaf.stride(), leaf.dtype))
         elif isinstance(leaf, bool | int | float | str | None):
@@ -682,6 +723,10 @@ def _form(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.requires_grad, tensor.shape, tensor.dtype, tensor.stride()
 
 
+def _has_hooks(tensor: Tensor) -> bool:
+    return bool(tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None))
+
+
 def _tensors_of(part: nn.Module) -> list[dict[str, Any]]:
     return [part._parameters, part._buffers, vars(part)]
 
@@ -693,7 +738,7 @@ def _check_hooks(module: Module) -> None:
         if any(hooks):
             raise CaptureError(f"{name or type(part).__name__} has hooks, whose side effects a graph would leave out")
     for name, param in module.named_parameters():
-        if param._backward_hooks or param._post_accumulate_grad_hooks:
+        if _has_hooks(param):
             raise CaptureError(f"{name} has hooks, whose side effects a graph would leave out")
 
 
@@ -720,13 +765,15 @@ class _NoTrainer:
     """The trainer while a step is recorded: it takes what is logged, and tells only what stays as it is in a run."""
 
     def __init__(self, trainer: Any, log: Callable[..., None]) -> None:
-        self._trainer = trainer
-        self._run = SimpleNamespace(metrics=SimpleNamespace(log=log))
+        vars(self).update(_trainer=trainer, _run=SimpleNamespace(metrics=SimpleNamespace(log=log)))
 
     def __getattr__(self, name: str) -> Any:
         if name in _FIXED:
             return getattr(self._trainer, name)
         raise CaptureError(f"it asks the trainer for {name}, which a graph would keep as it was")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise CaptureError(f"it sets {name} of the trainer, which a graph would not do again")
 
 
 _FIXED = {field.name for field in fields(Settings)} | {"global_rank", "local_rank", "world_size", "is_global_zero"}

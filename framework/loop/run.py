@@ -361,7 +361,8 @@ class FitRun(Run):
         if settings.compile is not None:
             from framework.loop.compiled import compiled
 
-            step, graphs = compiled(step, closure, clip, engine, self.hooks, self.metrics, settings)
+            between = [self.train_batches.loader, *(config.scheduler for config in schedulers)]
+            step, graphs = compiled(step, closure, clip, engine, self.hooks, self.metrics, settings, between)
         if isinstance(step, GivenClosure) and accumulate_grad_batches == "epoch":
             check_replay(optimizer, self.train_batches.loader)
         return Phase(optimizer, schedulers, schedulers, closure, step, iterations, accumulate_grad_batches, graphs)

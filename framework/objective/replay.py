@@ -91,15 +91,16 @@ def sources(generators: Iterable[Generator] = ()) -> list[Source]:
     """Return torch's, numpy's and Python's global streams, then those of the given generators."""
     found = [
         Source(torch.get_rng_state, torch.set_rng_state),
-        _source(np.random.mtrand._rand),
+        source_of(np.random.mtrand._rand),
         Source(random.getstate, random.setstate),
     ]
     if torch.cuda.is_initialized():
         found.append(Source(torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all))
-    return found + [_source(generator) for generator in generators]
+    return found + [source_of(generator) for generator in generators]
 
 
-def _source(generator: Generator) -> Source:
+def source_of(generator: Generator) -> Source:
+    """Return how to get and how to set the state of a generator."""
     if isinstance(generator, torch.Generator):
         return Source(generator.get_state, generator.set_state)  # type: ignore[arg-type]
     if isinstance(generator, random.Random):
@@ -114,7 +115,7 @@ def rng_state(generators: Iterable[Generator] = ()) -> dict[str, Any]:
     """Return the state of torch's, numpy's and Python's global generators and of the given ones, as plain data."""
     torch_state, numpy_state, python_state, *others = (source.get() for source in sources())
     state = {"torch": torch_state, "numpy": _as_plain(numpy_state), "python": python_state}
-    state["generators"] = [_as_plain(_source(generator).get()) for generator in generators]
+    state["generators"] = [_as_plain(source_of(generator).get()) for generator in generators]
     if others:
         state["cuda"] = others[0]
     return state
@@ -126,7 +127,7 @@ def set_rng_state(state: dict[str, Any], generators: Iterable[Generator] = ()) -
         if key in state:
             source.set(_from_plain(state[key], source.get()))
     for generator, saved in zip(generators, state["generators"], strict=False):
-        source = _source(generator)
+        source = source_of(generator)
         source.set(_from_plain(saved, source.get()))
 
 

@@ -1,7 +1,12 @@
 """A step, or an evaluation, that is one graph, against the same run without it; and what must not become one."""
 
+import io
+import itertools
+import logging
 import random
+import sys
 import warnings
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +18,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from framework import Callback, Module, Trainer, seed_everything
 from framework.data import TensorLoader
@@ -339,6 +346,37 @@ class WithTensor(Network):
         return super().training_step(batch, batch_idx)["loss"] * self.weights
 
 
+class Config:
+    """A class whose attributes are read by its name, and an object whose attributes are."""
+
+    scale = 1.0
+
+
+CONFIG = Config()
+
+
+class WithObjects(Network):
+    """Reads what is in objects of several kinds."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.array, self.queue = np.ones(2), deque([1.0], maxlen=2)
+        self.register_buffer("weight", None)
+        self.teacher = [nn.Sequential(nn.Linear(3, 1), nn.Hardtanh()).double().requires_grad_(False)]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)["loss"] * float(self.array[0]) * self.queue[-1]
+        loss = loss * CONFIG.scale * Config.scale * sys.modules[__name__].SCALE
+        loss = loss + (self.layers(batch[0]) - self.teacher[0](batch[0])).square().mean()
+        if hasattr(self, "later"):
+            loss = loss * self.later
+        return loss if self.weight is None else loss * self.weight
+
+
+def add_hook(module: Any) -> None:
+    module.layers[-1].weight.register_hook(lambda grad: 2 * grad)
+
+
 def change_global(module: Any) -> None:
     global SCALE
     SCALE = 3.0
@@ -363,6 +401,14 @@ def replace_layer(module: Any) -> None:
         (WithGlobal, change_global),
         (WithTensor, lambda module: setattr(module, "weights", torch.tensor(2.0))),
         (WithTensor, lambda module: module.weights.fill_(2.0)),
+        (WithObjects, lambda module: module.array.fill(2.0)),
+        (WithObjects, lambda module: module.queue.append(2.0)),
+        (WithObjects, lambda module: setattr(CONFIG, "scale", 2.0)),
+        (WithObjects, lambda module: setattr(Config, "scale", 2.0)),
+        (WithObjects, lambda module: setattr(module, "weight", torch.tensor(2.0))),
+        (WithObjects, lambda module: setattr(module, "later", 2.0)),
+        (WithObjects, lambda module: module.teacher[0].__setitem__(1, nn.Sigmoid())),
+        (Network, lambda module: setattr(module.layers[1], "forward", torch.sigmoid)),
     ],
     ids=[
         "attribute",
@@ -376,6 +422,14 @@ def replace_layer(module: Any) -> None:
         "global",
         "tensor",
         "in place",
+        "array",
+        "deque",
+        "object",
+        "class",
+        "buffer",
+        "new attribute",
+        "hidden module",
+        "method",
     ],
 )
 @pytest.mark.parametrize("moment", ["on_train_batch_end", "on_train_epoch_end"])
@@ -391,6 +445,8 @@ def test_what_a_callback_changes_takes_effect_in_the_next_step(
 
     def build() -> Module:
         monkeypatch.setattr(f"{__name__}.SCALE", 1.0)
+        monkeypatch.setattr(Config, "scale", 1.0)
+        vars(CONFIG).clear()
         return kind(adam, penalty=L1(), middle=lambda: [nn.Dropout(0.2)])
 
     assert_equal(tmp_path, build, callbacks=[Change()], max_steps=12)
@@ -406,6 +462,89 @@ def test_what_changes_at_every_step_is_given_up_by_name(tmp_path: Path) -> None:
         _, found = train(tmp_path, "step", lambda: Network(adam), callbacks=[Change()], max_steps=20)
     _, expected = train(tmp_path, None, lambda: Network(adam), callbacks=[Change()], max_steps=20)
     assert largest_difference(expected, found) <= 1e-12
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_hook_that_a_callback_adds_is_called(tmp_path: Path) -> None:
+    class Change(Callback):
+        def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
+            if trainer.global_step == 6:
+                add_hook(module)
+
+    with pytest.warns(UserWarning, match=r"layers\.\d\.weight has hooks"):
+        _, found = train(tmp_path, "step", lambda: Network(adam), callbacks=[Change()], max_steps=12)
+    _, expected = train(tmp_path, None, lambda: Network(adam), callbacks=[Change()], max_steps=12)
+    assert largest_difference(expected, found) <= 1e-12
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_hook_of_the_optimizer_that_a_callback_adds_is_called(tmp_path: Path) -> None:
+    class Change(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 6:
+                trainer.optimizers[0].register_step_pre_hook(lambda optimizer, *_: optimizer.zero_grad())
+
+    with pytest.warns(UserWarning, match="the optimizer of Network runs eagerly: hooks are registered on it"):
+        _, found = train(tmp_path, "step", lambda: Network(adam), callbacks=[Change()], max_steps=12)
+    _, expected = train(tmp_path, None, lambda: Network(adam), callbacks=[Change()], max_steps=12)
+    assert largest_difference(expected, found) <= 1e-12
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("gone", [lambda module: setattr(module, "kept", None), lambda module: delattr(module, "kept")])
+def test_a_tensor_that_is_gone(tmp_path: Path, gone: Callable[[Any], None]) -> None:
+    class Change(Callback):
+        def on_fit_start(self, trainer: Trainer, module: Any) -> None:
+            module.kept = torch.zeros(())
+
+        def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
+            if trainer.global_step == 6:
+                gone(module)
+
+    assert_equal(tmp_path, lambda: Network(adam), callbacks=[Change()], max_steps=12)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_what_a_scheduler_and_a_loader_change(tmp_path: Path) -> None:
+    def decaying(groups: list[dict[str, Any]]) -> Any:
+        optimizer = adam(groups)
+
+        def rate(step: int) -> float:
+            groups[1]["weight_decay"] = 0.1 if step > 7 else 0.0
+            return 1.0
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [rate, rate])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    class Curriculum(TensorLoader):
+        def __iter__(self) -> Any:
+            for number, batch in enumerate(super().__iter__()):
+                models[-1].factor = 1.0 + (number > 10)
+                yield batch
+
+    models: list[Any] = []
+
+    def build() -> Any:
+        models.append(Network(decaying))
+        return models[-1]
+
+    assert_equal(tmp_path, build, loader=data(400), max_steps=15)
+    assert_equal(tmp_path, build, loader=Curriculum(*data(400).tensors, batch_size=20), max_steps=15)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("compile", ["step", "model"])
+def test_a_rate_that_the_module_reads_from_its_optimizer(tmp_path: Path, compile: str) -> None:
+    class Reads(Network):
+        def configure_optimizers(self) -> Any:
+            configured = super().configure_optimizers()
+            self.optimizer = configured["optimizer"]
+            return configured
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx)["loss"] * self.optimizer.param_groups[0]["lr"]
+
+    assert_equal(tmp_path, lambda: Reads(with_schedule), compile=compile, max_steps=30)
 
 
 # ------------------------------------------------------------------------------------ what cannot become a graph
@@ -476,6 +615,106 @@ class HasGenerator(Network):
         return super().training_step(batch, batch_idx)["loss"] * noise
 
 
+class HoldsGenerator(Network):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.drawn = [np.random.default_rng(3)]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx)["loss"] * float(self.drawn[0].random())
+
+
+class Iterates(Network):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.numbers = itertools.count(1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx)["loss"] * next(self.numbers)
+
+
+class Checkpoints(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        features, targets = batch
+        outputs = checkpoint(lambda x: functional.dropout(self.layers(x)), features, use_reentrant=False)
+        return (outputs - targets).square().mean()
+
+
+class Seeds(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            noise = torch.randn(())
+        return super().training_step(batch, batch_idx)["loss"] * (1 + noise.abs())
+
+
+SEEN: list[Any] = []
+
+
+class AppendsToGlobal(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        SEEN.append(0)
+        return super().training_step(batch, batch_idx)["loss"] * (1 + len(SEEN) % 3)
+
+
+class CountsInClass(Network):
+    count = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        type(self).count += 1
+        return super().training_step(batch, batch_idx)["loss"] * (1 + self.count % 3)
+
+
+def counts_outside(configured: Any) -> Network:
+    count = 0
+
+    class CountsOutside(Network):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            nonlocal count
+            count += 1
+            return super().training_step(batch, batch_idx)["loss"] * (1 + count % 3)
+
+    return CountsOutside(configured)
+
+
+def appends_outside(configured: Any) -> Network:
+    seen = []
+
+    class AppendsOutside(Network):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            seen.append(0)
+            return super().training_step(batch, batch_idx)["loss"] * (1 + len(seen) % 3)
+
+    return AppendsOutside(configured)
+
+
+class Stops(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.trainer.should_stop = False
+        return super().training_step(batch, batch_idx)
+
+
+TEXT = io.StringIO()
+
+
+class Writes(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        TEXT.write("a step")
+        return super().training_step(batch, batch_idx)
+
+
+class Logs(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        logging.getLogger("tests").warning("a step")
+        return super().training_step(batch, batch_idx)
+
+
+class Complains(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        print("a step", file=sys.stderr)
+        return super().training_step(batch, batch_idx)
+
+
 class Counts(Network):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         self.factor *= 0.9
@@ -521,6 +760,18 @@ class Hooked(Network):
         (Indexes, "it uses batch_idx"),
         (Anneals, "asks the trainer for global_step"),
         (HasGenerator, "it calls Generator"),
+        (HoldsGenerator, r"it draws random numbers from drawn\[0\]"),
+        (Iterates, "it has numbers, an iterator"),
+        (Checkpoints, "sets the state of a random generator"),
+        (Seeds, "sets the state of a random generator"),
+        (AppendsToGlobal, "sets the variable SEEN"),
+        (CountsInClass, r"sets CountsInClass\.count"),
+        (counts_outside, "sets count of a function around it"),
+        (appends_outside, "sets the variable seen"),
+        (Stops, "sets should_stop of the trainer"),
+        (Writes, "writes to a file"),
+        (Logs, "writes to a file or a log"),
+        (Complains, "prints 'a step'"),
         (Counts, "sets factor"),
         (Keeps, "sets outputs"),
         (LogsNumbers, "logs 'factor' as a float"),
@@ -532,14 +783,19 @@ class Hooked(Network):
 def test_what_a_graph_would_not_do_again_runs_eagerly_with_one_warning(
     tmp_path: Path, kind: Any, reason: str, compile: str
 ) -> None:
+    def build() -> Module:
+        SEEN.clear()
+        CountsInClass.count = 0
+        return kind(adam)
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        compiled, found = train(tmp_path, compile, lambda: kind(adam), max_steps=12)
+        compiled, found = train(tmp_path, compile, build, max_steps=12)
     [warning] = caught
     assert "runs eagerly" in str(warning.message)
     with pytest.warns(UserWarning, match=reason):
         warnings.warn(str(warning.message), stacklevel=1)
-    eager, expected = train(tmp_path, None, lambda: kind(adam), max_steps=12)
+    eager, expected = train(tmp_path, None, build, max_steps=12)
     assert largest_difference(expected, found) == 0
     assert compiled.callback_metrics == eager.callback_metrics
     assert len(expected.outputs) == len(found.outputs)
@@ -559,6 +815,73 @@ def test_optimizers_that_cannot_be_a_graph_step_eagerly(tmp_path: Path, name: st
         _, found = train(tmp_path, "step", build, max_steps=30)
     _, expected = train(tmp_path, None, build, max_steps=30)
     assert largest_difference(expected, found) <= 1e-9
+
+
+class CountsByItself(torch.optim.Optimizer):
+    """Gradient descent whose rate falls, by a number that it keeps itself or in its groups."""
+
+    def __init__(self, params: Any, in_groups: bool) -> None:
+        super().__init__(params, {"lr": 0.1, "number": 0})
+        self.number, self.in_groups = 0, in_groups
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        if not self.in_groups:
+            self.number += 1
+        for group in self.param_groups:
+            group["number"] += self.in_groups
+            for param in group["params"]:
+                param.sub_(param.grad, alpha=group["lr"] / (self.number + group["number"]))
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("in_groups", [False, True])
+def test_an_optimizer_that_counts_by_itself_steps_eagerly(tmp_path: Path, in_groups: bool) -> None:
+    def build() -> Module:
+        return Network(lambda groups: CountsByItself(groups, in_groups))
+
+    with pytest.warns(UserWarning, match="the optimizer of Network runs eagerly: CountsByItself .*number"):
+        _, found = train(tmp_path, "step", build, max_steps=12)
+    _, expected = train(tmp_path, None, build, max_steps=12)
+    assert largest_difference(expected, found) <= 1e-12
+
+
+class Sparse(Network):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.layers = nn.ModuleList([nn.Embedding(3, 2, sparse=True), nn.Linear(2, 1)]).double()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        features, targets = batch
+        return (self.layers[1](self.layers[0](features.argmax(1))) - targets).square().mean()
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    ("kind", "is_sparse", "reason"),
+    [(Sparse, False, "its gradients are sparse"), (Network, True, "something else than dense tensors")],
+    ids=["gradients", "batches"],
+)
+def test_what_is_sparse_runs_eagerly(tmp_path: Path, kind: Any, is_sparse: bool, reason: str) -> None:
+    loader = [(features.to_sparse() if is_sparse else features, targets) for features, targets in data()]
+    with pytest.warns(UserWarning, match=reason):
+        _, found = train(tmp_path, "model", lambda: kind(torch.optim.SGD), loader, max_steps=12)
+    _, expected = train(tmp_path, None, lambda: kind(torch.optim.SGD), loader, max_steps=12)
+    assert largest_difference(expected, found) == 0
+
+
+class LeavesOutDraws(Network):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        functional.dropout(batch[0])
+        return super().training_step(batch, batch_idx)["loss"] * torch.rand(())
+
+
+@needs_compiler
+def test_a_graph_that_would_draw_other_random_numbers_is_not_used(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="a graph draws other random numbers"):
+        _, found = train(tmp_path, "step", lambda: LeavesOutDraws(torch.optim.SGD), max_steps=5)
+    _, expected = train(tmp_path, None, lambda: LeavesOutDraws(torch.optim.SGD), max_steps=5)
+    assert largest_difference(expected, found) == 0
 
 
 @pytest.mark.usefixtures("uncompiled")
