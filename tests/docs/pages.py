@@ -1,7 +1,8 @@
 """The code blocks of README and docs.
 
-A page is a program in parts: its ``python`` blocks share their names, and a block with a title is a file that the others
-find in the current folder. A ``text`` block right after another shows what that one prints; ``...`` stands for anything.
+A page is a program in parts: its ``python`` blocks share their names, and a block with a title is a file that the
+others find in the current folder. A ``text`` block right after another shows what that one prints; ``...`` stands for
+anything.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     """Return the blocks of a page in order; what shows the output of another is part of that one."""
     text = page.read_text()
+    assert not re.search(r"^ +(```|~~~)", text, re.MULTILINE), "a block within a list would not be found"
     found = list(FENCE.finditer(text))
     shown = {}  # by where the block ends whose output it is
     for before, after in itertools.pairwise(found):

@@ -6,10 +6,13 @@ import logging
 import re
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import nbformat
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from nbclient import NotebookClient
 
 from recipes.cli import CONF
 from recipes.overrides import refuse_without_effect
@@ -29,8 +32,8 @@ SHORT_OF = {
 COMPOSED = ("recipe=fashion_mnist", "trainer=ddp", "hydra/launcher", "hydra/sweeper", "trainer.compile=")
 # What sets up a machine, starts servers or many processes, or is CI itself.
 LEFT_OUT = re.compile(
-    r"(python -m )?pip install |uv sync|pytest|ruff|mypy|mkdocs|tensorboard --logdir|torchrun |python -m tests\.faults"
-    r"|bash \.ci/run|cd |git |grep |python train\.py"
+    r"(python -m )?pip install |uv sync|(--group docs )?(pytest|ruff|mypy|mkdocs)|bash \.ci/run|cd |git |grep "
+    r"|tensorboard --logdir|torchrun |python train\.py|python -m tests\.faults"
 )
 
 
@@ -124,7 +127,9 @@ def compose_only(arguments: list[str], folder: Path) -> None:
 
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text()
-    pages = [path.relative_to(ROOT / "docs") for suffix in ("md", "ipynb") for path in (ROOT / "docs").rglob(f"*.{suffix}")]
+    pages = [
+        path.relative_to(ROOT / "docs") for suffix in ("md", "ipynb") for path in (ROOT / "docs").rglob(f"*.{suffix}")
+    ]
     assert [page for page in map(str, pages) if f": {page}\n" not in navigation] == []
 
 
@@ -132,3 +137,30 @@ def test_links_of_the_files_at_the_top_lead_somewhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
             assert (ROOT / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_tree_of_the_readme_is_the_one_on_disk() -> None:
+    tree = re.search(r"## What is where\n\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert tree is not None
+    above: list[str] = []
+    for line in tree[1].splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.match(r"\S+(?: +\S+\.py| +\S+/)*", line.strip())
+        assert names is not None
+        if names[0] == "...":
+            continue
+        for name in names[0].split():
+            assert (ROOT.joinpath(*above[:depth]) / name).exists(), line
+        above = [*above[:depth], names[0].split()[0]]
+
+
+def test_the_notebook_runs_in_a_kernel() -> None:
+    notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
+    assert [cell.outputs for cell in notebook.cells if cell.get("outputs")] == [], "what it shows is made with the site"
+    with TemporaryDirectory() as folder:
+        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "Warning" not in printed
+    assert printed.endswith("True\n")  # continued, it ends at the same bits
