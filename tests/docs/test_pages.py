@@ -22,7 +22,7 @@ from tests.docs.pages import PAGES, PLACEHOLDER, ROOT, Block, blocks, proxtrain_
 from tests.recipes.conftest import Proxtrain
 
 # A command whose output is not shown runs in a short form: a few steps.
-SHORT = ["trainer.max_steps=2", "trainer.check_val_every_n_epoch=1", "trainer.enable_progress_bar=false"]
+SHORT = ["logger=none", "trainer.max_steps=2", "trainer.check_val_every_n_epoch=1", "trainer.enable_progress_bar=false"]
 SHORT_OF = {
     "recipe=phase_transition": ["replicates=1", "draws=100", "data.sparsities=[1]"],
     "optimizer=scipy": ["optimizer.maxiter=2", *SHORT],
