@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from recipes.compare import AfterSweep
 from recipes.mistakes import explain, innermost
 from recipes.overrides import refuse_without_effect
 from recipes.resume import expand
@@ -79,6 +80,8 @@ def main() -> None:
     tracebacks, error = os.environ.get(TRACEBACKS), None
     os.environ[TRACEBACKS] = "1"  # hydra raises what it would print in its own way
     given = sys.argv
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where a user's own modules are, for _target_
     try:
         sys.argv = [given[0], *expand(given[1:])]
         if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) > 0:
@@ -96,6 +99,7 @@ def main() -> None:
         error = raised
     finally:
         sys.argv = given
+        AfterSweep.report()
         del os.environ[TRACEBACKS]
         if tracebacks is not None:
             os.environ[TRACEBACKS] = tracebacks

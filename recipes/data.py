@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,18 +30,18 @@ class Data:
     """What a recipe trains on and validates with.
 
     Attributes:
-        train: Batches of (inputs, targets).
-        val: The same for validation.
-        input_shape: Of one input.
-        num_outputs: How many numbers the network gives for it.
+        train: Batches of (inputs, targets), or of whatever the module takes: a loader.
+        val: The same for validation; None for no validation.
+        input_shape: Of one input, for which a network is made; None if the module makes its own.
+        num_outputs: How many numbers the network gives for it; None as above.
         num_classes: The number of classes, None for regression.
         callbacks: What the pictures need to watch while training.
     """
 
-    train: TensorLoader
-    val: TensorLoader
-    input_shape: tuple[int, ...]
-    num_outputs: int
+    train: Any
+    val: Any = None
+    input_shape: tuple[int, ...] | None = None
+    num_outputs: int | None = None
     num_classes: int | None = None
     callbacks: list[Callback] = field(default_factory=list)
 
@@ -48,11 +49,86 @@ class Data:
         """Draw pictures, by name; ``predict`` gives the network's outputs for a loader, in order."""
         return {}
 
+    def read_inputs(self, path: Path) -> tuple[list[str], Tensor]:
+        """Read new inputs, and prepare them as the training data were.
+
+        Args:
+            path: A ``.csv`` of numbers, one sample per line, perhaps under a line of names; or a ``.pt`` with a tensor.
+
+        Returns:
+            A name for each sample, and a tensor of shape (samples, *input_shape).
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no such file, or samples have another shape.
+        """
+        inputs = read_tensor(path)
+        if self.input_shape is not None:
+            if inputs.ndim < 2 or inputs[0].numel() != math.prod(self.input_shape):
+                raise ValueError(
+                    f"{path} has samples of shape {tuple(inputs.shape[1:])}; the model takes {self.input_shape}"
+                )
+            inputs = inputs.reshape(-1, *self.input_shape)
+        return [str(index) for index in range(len(inputs))], self.prepare(inputs)
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Do to inputs what is done to those of the training data on their way to the network."""
+        return inputs.to(torch.get_default_dtype())
+
+    def columns(self, outputs: Tensor) -> dict[str, list[Any]]:
+        """Return the columns of a table of predictions: the class and its probability, or the outputs themselves."""
+        if self.num_classes is not None:
+            probability, index = outputs.softmax(1).max(1)
+            return {"class": self.class_names(index), "probability": probability.tolist()}
+        outputs = outputs.reshape(len(outputs), -1)
+        names = ["prediction"] if outputs.shape[1] == 1 else [f"prediction_{i}" for i in range(outputs.shape[1])]
+        return {name: column.tolist() for name, column in zip(names, outputs.T, strict=True)}
+
+    def class_names(self, indices: Tensor) -> list[Any]:
+        """Return what classes are called; their numbers if they have no names."""
+        return indices.tolist()
+
     def findings(
         self, trainer: Trainer, module: SupervisedModule, folder: Path
     ) -> tuple[dict[str, float], dict[str, Any], dict[str, Figure]]:
         """Return what else a finished run has to say: metrics, other entries of the summary, and pictures by name."""
         return {}, {}, {}
+
+
+def read_tensor(path: Path) -> Tensor:
+    """Read a tensor of samples from a ``.pt``, or from a ``.csv`` of numbers whose first line may name the columns.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    if path.suffix == ".pt":
+        tensor = torch.load(path, weights_only=True)
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{path} holds a {type(tensor).__name__}; save a tensor of inputs by torch.save")
+        return tensor
+    if path.suffix != ".csv":
+        raise ValueError(f"{path}: pass a .csv, a .pt, or, where the model takes images, a folder of them")
+    with path.open(newline="") as file:
+        rows = [row for row in csv.reader(file) if row]
+    try:
+        first = 0 if rows and all(map(_is_number, rows[0])) else 1
+        table = torch.tensor([[float(entry) for entry in row] for row in rows[first:]])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no table of numbers: {error}") from error
+    if table.ndim != 2:
+        raise ValueError(f"{path} holds no samples")
+    return table
+
+
+def _is_number(entry: str) -> bool:
+    try:
+        float(entry)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass
@@ -102,7 +178,36 @@ def exclusive_or(*, batch_size: int = 4) -> PlaneData:
 
 
 class ImageData(Data):
-    """Images in classes."""
+    """Images in classes: those of Fashion-MNIST."""
+
+    def read_inputs(self, path: Path) -> tuple[list[str], Tensor]:
+        """Read a tensor of images, or a folder of them, scaled to the size of the training images, in gray.
+
+        Fashion-MNIST's clothes are bright on black, as the images must be.
+        """
+        if not path.is_dir():
+            return super().read_inputs(path)
+        from PIL import Image  # with torchvision; nobody else needs it
+
+        assert self.input_shape is not None
+        _, height, width = self.input_shape
+        known = Image.registered_extensions()
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in known)
+        if not files:
+            raise ValueError(f"{path} holds no images: pass a folder of PNG or JPEG files")
+        images = []
+        for file in files:
+            with Image.open(file) as image:
+                gray = image.convert("L").resize((width, height))
+            images.append(torch.frombuffer(bytearray(gray.tobytes()), dtype=torch.uint8).reshape(1, height, width))
+        return [file.name for file in files], self.prepare(torch.stack(images))
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Normalize uint8 images from 0 to 255; others are taken as they are."""
+        return ImageTransform(MEAN, STD)(inputs)[0] if inputs.dtype == torch.uint8 else super().prepare(inputs)
+
+    def class_names(self, indices: Tensor) -> list[Any]:
+        return [CLASSES[index] for index in indices.tolist()]
 
     def figures(self, predict: Predict) -> dict[str, Figure]:
         images, labels = self.val.tensors

@@ -58,6 +58,42 @@ def loss_curves(history: Mapping[str, tuple[Sequence[float], Sequence[float]]]) 
     return figure
 
 
+def comparison(panels: Mapping[tuple[str, str], Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Figure:
+    """Draw curves of several runs: a row for each quantity, a column for each thing that it is drawn against.
+
+    Args:
+        panels: For the names of row and column, the points (x, y) of each run by its label.
+    """
+    from matplotlib import colormaps
+
+    rows, columns = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
+    labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
+    palette = colormaps["tab10" if len(labels) <= 10 else "viridis"]
+    colors = {label: palette(i if len(labels) <= 10 else i / (len(labels) - 1)) for i, label in enumerate(labels)}
+    figure, axes = _axes(4.2 * len(columns), 3.2 * len(rows) + 0.6, rows=len(rows), columns=len(columns))
+    for (row, column), curves in panels.items():
+        axis = axes[rows.index(row), columns.index(column)]
+        for label, (x, y) in curves.items():
+            axis.plot(x, y, color=colors[label], lw=1.5, marker="o" if len(x) < 15 else None, ms=3, label=label)
+        drawn = [value for _, y in curves.values() for value in y]
+        if drawn and min(drawn) > 0 and max(drawn) > 5 * min(drawn):
+            axis.set_yscale("log")
+        axis.set(xlabel=column, ylabel=row)
+        axis.grid(alpha=0.25)
+    for axis in axes.flat:
+        axis.set_visible(bool(axis.lines))
+    handles = {line.get_label(): line for axis in axes.flat for line in axis.lines}
+    figure.legend(
+        [handles[label] for label in labels if label in handles],
+        [label for label in labels if label in handles],
+        loc="outside lower center",
+        ncols=min(4, len(labels)),
+        frameon=False,
+        fontsize=8,
+    )
+    return figure
+
+
 def fitted_curve(x: Tensor, prediction: Tensor, truth: Tensor, samples: tuple[Tensor, Tensor]) -> Figure:
     """Draw a fitted function of one variable (x, prediction: shapes (n, 1)) with its samples and the hidden truth."""
     figure, ((axis,),) = _axes()

@@ -22,17 +22,17 @@ def expand(arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: If there is no such run, or several are to be resumed; the message says what there is.
     """
-    folders = [value for key, value in map(_split, arguments) if key == "resume" and value not in ("null", "")]
+    folders = [value for key, value in map(split, arguments) if key == "resume" and value not in ("null", "")]
     if not folders:
         return list(arguments)
     if any(argument in ("-m", "--multirun") for argument in arguments) or len(folders) > 1:
         raise ValueError("resume=FOLDER continues one run: call proxtrain once for each, without -m")
     folder = Path(folders[0].strip("'\"")).resolve()
     _check(folder)
-    given = [argument for argument in arguments if _split(argument)[0] not in ("resume", "hydra.run.dir")]
-    keys = {_split(argument)[0] for argument in given}
+    given = [argument for argument in arguments if split(argument)[0] not in ("resume", "hydra.run.dir")]
+    keys = {split(argument)[0] for argument in given}
     then = [str(override) for override in OmegaConf.load(folder / OVERRIDES)]
-    kept = [override for override in then if _split(override)[0] not in keys | {"resume"}]
+    kept = [override for override in then if split(override)[0] not in keys | {"resume"}]
     kept = [_with_absolute_path(override, _started_in(folder)) for override in kept]
     quoted = str(folder).replace("'", r"\'")
     return [*kept, *given, f"resume='{quoted}'", f"hydra.run.dir='{quoted}'"]
@@ -54,7 +54,8 @@ def _with_absolute_path(override: str, cwd: Path) -> str:
     return f"{key}{equals}'{quoted}'" if (cwd / path).exists() else override
 
 
-def _split(argument: str) -> tuple[str, str]:
+def split(argument: str) -> tuple[str, str]:
+    """Return the key and the value of a setting, as it is given on the command line."""
     key, _, value = argument.partition("=")
     return key.lstrip("+~"), value
 
@@ -75,7 +76,7 @@ def record(config: DictConfig, folder: Path) -> None:
     if HydraConfig.initialized():
         overrides = HydraConfig.get().overrides.task
         _write(OmegaConf.to_yaml(OmegaConf.create({"hydra": HydraConfig.get()})), folder / ".hydra" / "hydra.yaml")
-    kept = [override for override in overrides if _split(override)[0] != "resume"]
+    kept = [override for override in overrides if split(override)[0] != "resume"]
     _write(OmegaConf.to_yaml(config, resolve=True), folder / "config.yaml")
     _write(OmegaConf.to_yaml(config), folder / ".hydra" / "config.yaml")
     _write(OmegaConf.to_yaml(OmegaConf.create(kept)), folder / OVERRIDES)

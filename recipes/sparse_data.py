@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -60,16 +63,85 @@ def sparse_regression(
     num_val = max(1, round(val_share * len(X)))
     if not 0 < val_share < 1 or len(X) - num_val < 2:
         raise ValueError(f"data.val_share={val_share} of the {len(X)} rows of {csv} leaves too few; pass 0.2 or so")
-    X, y = _standardize(X[order], num_val, names, csv), _standardize(y[order], num_val, [str(target)], csv)
-    return _split(X.float(), y.float(), num_val, batch_size, names, None)
+    table, columns = torch.cat([X, y], 1)[order], [*names, str(target)]
+    standard = Standardization.of(table[:-num_val], columns, csv)
+    table = standard(table).float()
+    return _split(table[:, :-1], table[:, -1:], num_val, batch_size, names, None, standard=standard)
+
+
+@dataclass
+class Standardization:
+    """Columns of a table less their mean, by their deviation; float64.
+
+    Attributes:
+        names: Of the columns.
+        mean: Of each column.
+        std: Of each column, without Bessel's correction.
+    """
+
+    names: list[str]
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, table: Tensor, names: list[str], path: str | Path) -> Self:
+        """Compute it from the training rows.
+
+        Raises:
+            ValueError: If a column is constant.
+        """
+        std = table.std(dim=0, correction=0)
+        if constant := [name for name, value in zip(names, std.tolist(), strict=True) if value == 0]:
+            raise ValueError(f"{path}: constant over the training rows: {_listed(constant)}; drop these columns")
+        return cls(names, table.mean(dim=0), std)
+
+    def __call__(self, table: Tensor) -> Tensor:
+        """Standardize the first columns, as many as there are."""
+        count = table.shape[1]
+        return (table - self.mean[:count]) / self.std[:count]
+
+
+@dataclass
+class TableData(SparseData):
+    """A table that a user brought; its last column is the target.
+
+    Attributes:
+        standard: Of features and target.
+    """
+
+    standard: Standardization | None = None
+
+    def read_inputs(self, path: Path) -> tuple[list[str], Tensor]:
+        """Read a table with the features' columns, in any order, and perhaps others; standardize it as in training."""
+        assert self.standard is not None
+        names, table = read_numbers(path)
+        if missing := [name for name in self.feature_names if name not in names]:
+            raise ValueError(f"{path} lacks the columns {_listed(missing)}, which the model was trained on")
+        features = table[:, [names.index(name) for name in self.feature_names]]
+        _refuse_columns(path, self.feature_names, ~features.isfinite(), "entries that are missing or no numbers")
+        return [str(number) for number in range(len(table))], self.standard(features).to(torch.get_default_dtype())
+
+    def columns(self, outputs: Tensor) -> dict[str, list[Any]]:
+        """Return the target in its own units."""
+        assert self.standard is not None
+        values = outputs[:, 0].double() * self.standard.std[-1] + self.standard.mean[-1]
+        return {self.standard.names[-1]: values.tolist()}
 
 
 def _split(
-    X: Tensor, y: Tensor, num_val: int, batch_size: int | None, names: list[str], support: list[int] | None
+    X: Tensor,
+    y: Tensor,
+    num_val: int,
+    batch_size: int | None,
+    names: list[str],
+    support: list[int] | None,
+    *,
+    standard: Standardization | None = None,
 ) -> SparseData:
     """Split off the last ``num_val`` samples for validation."""
     train, val = (X[:-num_val], y[:-num_val]), (X[-num_val:], y[-num_val:])
-    return SparseData(
+    make = SparseData if standard is None else partial(TableData, standard=standard)
+    return make(
         TensorLoader(*train, batch_size=batch_size or len(train[0]), shuffle=batch_size is not None),
         TensorLoader(*val, batch_size=num_val),
         (X.shape[1],),
@@ -77,14 +149,6 @@ def _split(
         feature_names=names,
         support=support,
     )
-
-
-def _standardize(columns: Tensor, num_val: int, names: list[str], path: str | Path) -> Tensor:
-    train = columns[:-num_val]
-    std = train.std(dim=0, correction=0)
-    if constant := [name for name, value in zip(names, std.tolist(), strict=True) if value == 0]:
-        raise ValueError(f"{path}: constant over the training rows: {_listed(constant)}; drop these columns")
-    return (columns - train.mean(dim=0)) / std
 
 
 def read_table(path: str | Path, target: str | None) -> tuple[Tensor, Tensor, list[str]]:
@@ -104,24 +168,37 @@ def read_table(path: str | Path, target: str | None) -> tuple[Tensor, Tensor, li
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"data.csv={path}: there is no such file")
-    with Path(path).open(newline="") as file:
-        header, *rows = [row for row in csv.reader(file) if row] or [[]]
-    names = [name.strip() for name in header]
+    names, table = read_numbers(Path(path))
     if target not in names:
         raise ValueError(f"data.target={target} is no column of {path}; its columns are {_listed(names)}")
-    if len(set(names)) < len(names) or len(names) < 2 or len(rows) < 3:
+    if len(set(names)) < len(names) or len(names) < 2 or len(table) < 3:
         raise ValueError(
-            f"{path} has the columns {_listed(names)} and {len(rows)} rows; at least two columns of different names "
+            f"{path} has the columns {_listed(names)} and {len(table)} rows; at least two columns of different names "
             "and three rows are needed"
         )
-    if ragged := [number for number, row in enumerate(rows, 2) if len(row) != len(names)]:
-        raise ValueError(f"{path}: lines {_listed(ragged)} have another number of entries than the first: {len(names)}")
-    table = torch.tensor([[_number(entry) for entry in row] for row in rows], dtype=torch.float64)
     _refuse_columns(path, names, table.isinf(), "entries that are no finite numbers: encode or drop these columns")
     _refuse_columns(path, names, table.isnan(), "missing entries (NaN): impute them, or drop these columns or rows")
     index = names.index(str(target))
     features = [column for column in range(len(names)) if column != index]
     return table[:, features], table[:, [index]], [names[column] for column in features]
+
+
+def read_numbers(path: Path) -> tuple[list[str], Tensor]:
+    """Read the names and the numbers of a CSV file: NaN where one is missing, infinity where it is something else.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If lines have different lengths.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    with path.open(newline="") as file:
+        header, *rows = [row for row in csv.reader(file) if row] or [[]]
+    names = [name.strip() for name in header]
+    if ragged := [number for number, row in enumerate(rows, 2) if len(row) != len(names)]:
+        raise ValueError(f"{path}: lines {_listed(ragged)} have another number of entries than the first: {len(names)}")
+    table = torch.tensor([[_number(entry) for entry in row] for row in rows], dtype=torch.float64)
+    return names, table.reshape(len(rows), len(names))
 
 
 def _number(entry: str) -> float:

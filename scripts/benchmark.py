@@ -37,10 +37,11 @@ from torch.utils.data import DataLoader
 
 from framework.data import ImageTransform, TensorLoader, fashion_mnist
 from framework.data.fashion_mnist import MEAN, STD
+from scripts.benchmark_evaluations import measure, problems
 from scripts.benchmark_loops import CONTENDERS, SLOW, check_same_work
 from scripts.benchmark_tasks import Task, fashion_cnn, fashion_mlp, per_sample_images, toy
 
-TASKS = ("toy", "fashion_mlp", "fashion_cnn", "augment")
+TASKS = ("toy", "fashion_mlp", "fashion_cnn", "evaluations", "augment")
 AUGMENT_TARGET = {"per-sample torchvision": 0.05}
 
 # For each contender, one number per round: microseconds per step or image, or milliseconds outside the timed part.
@@ -93,6 +94,23 @@ def run_augment(data_root: Path, rounds: int, num_samples: int = 60_000, num_slo
             if round_ >= 0:
                 micros[name].append(1e6 * (time.perf_counter() - started) / count)
     return micros
+
+
+def run_evaluations(rounds: int, root: Path) -> dict[str, Samples]:
+    """Time the steps that evaluate many times, and print a table: microseconds per evaluation or iteration."""
+    print("**evaluations**\n\n| | median, µs | by hand, µs | ours / by hand | target |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    record = {}
+    for problem_name, problem in problems().items():
+        with terminal(root / "terminal.txt"):
+            micros = record[problem_name] = measure(problem, rounds, root)
+        by_hand = micros["by hand"]
+        for name, target in problem.targets.items():
+            ratio = median(ours / theirs for ours, theirs in zip(micros[name], by_hand, strict=True))
+            label = f"{problem_name}, per {problem.unit}{name.removeprefix('proxtrain')}"
+            print(f"| {label} | {median(micros[name]):.0f} | {median(by_hand):.0f} | {ratio:.2f} | <= {target:.2f} |")
+    print(flush=True)
+    return record
 
 
 def markdown_table(micros: Samples, targets: dict[str, float], unit: str, outside: Samples | None = None) -> str:
@@ -191,6 +209,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             record["tasks"][name] = {"us_per_step": micros, "outside_ms": outside}
             print(f"**{name}**\n\n{markdown_table(micros, task.targets, 'step', outside)}\n", flush=True)
             print(f"{further_ratios(micros, task.compiled_targets)}\n", flush=True)
+        if "evaluations" in args.task:
+            record["tasks"]["evaluations"] = run_evaluations(args.rounds, root)
     if "augment" in args.task:
         micros = run_augment(args.data_root, args.rounds)
         record["tasks"]["augment"] = {"us_per_image": micros}

@@ -47,7 +47,7 @@ class Timing:
     net: nn.Module
 
 
-class _Clock:
+class Clock:
     """Hooks that both trainers call on a module: before the first epoch, and after everything that follows the last."""
 
     started = ended = 0.0
@@ -59,7 +59,7 @@ class _Clock:
         self.ended = time.perf_counter()
 
 
-class ProxtrainModule(_Clock, framework.Module):
+class ProxtrainModule(Clock, framework.Module):
     """A task as proxtrain's users would write it; the trainer logs the loss by itself."""
 
     def __init__(self, task: Task) -> None:
@@ -74,7 +74,7 @@ class ProxtrainModule(_Clock, framework.Module):
         return torch.optim.Adam(self.param_groups(), lr=self.lr, fused=True)
 
 
-class LightningModule(_Clock, pl.LightningModule):
+class LightningModule(Clock, pl.LightningModule):
     """A task as Lightning's users would write it; ``quiet`` leaves out `self.log`."""
 
     def __init__(self, task: Task, *, quiet: bool) -> None:
@@ -94,7 +94,7 @@ class LightningModule(_Clock, pl.LightningModule):
 
 def proxtrain(task: Task, epochs: int, folder: Path) -> Timing:
     """Run our trainer with its defaults (TensorBoard, progress bar, checkpoint), a `TensorLoader` and fused Adam."""
-    begin = _fresh_start()
+    begin = fresh_start()
     module = ProxtrainModule(task)
     trainer = framework.Trainer(accelerator="cpu", max_epochs=epochs, default_root_dir=folder)
     trainer.fit(module, task.loader())
@@ -116,7 +116,7 @@ def proxtrain_compiled(task: Task, epochs: int, folder: Path) -> Timing:
 
     A single epoch is cut in two: in further ones, numbers that decay too far below 1e-38 slow down every processor.
     """
-    begin = _fresh_start()
+    begin = fresh_start()
     module, batches = CompiledModule(task), task.steps_per_epoch()
     if epochs == 1:
         epochs, batches = 2, batches // 2
@@ -129,7 +129,7 @@ def proxtrain_compiled(task: Task, epochs: int, folder: Path) -> Timing:
 
 def tight_loop(task: Task, epochs: int, folder: Path) -> Timing:
     """Run the fastest hand-written loop: batches in memory, fused Adam, no logs; drawing the orders is not timed."""
-    begin = _fresh_start()
+    begin = fresh_start()
     net, loss_fn = task.make_net(), task.loss
     params = list(net.parameters())
     optimizer = torch.optim.Adam(params, lr=task.lr, fused=True)
@@ -162,7 +162,7 @@ def _cut(task: Task, order: Tensor) -> Iterable[tuple[Tensor, ...]]:
 
 def tutorial_loop(task: Task, epochs: int, folder: Path) -> Timing:
     """Run the loop of PyTorch's tutorials: a `DataLoader`, default Adam, a running loss shown every 100 batches."""
-    begin = _fresh_start()
+    begin = fresh_start()
     net, loss_fn = task.make_net(), task.loss
     optimizer = torch.optim.Adam(net.parameters(), lr=task.lr)
     loader = DataLoader(task.dataset, batch_size=task.batch_size, shuffle=True)
@@ -184,7 +184,7 @@ def tutorial_loop(task: Task, epochs: int, folder: Path) -> Timing:
 
 def proxtrain_as_for_lightning(task: Task, epochs: int, folder: Path) -> Timing:
     """Run our trainer with its defaults on what `lightning_defaults` runs: the same module, `DataLoader` and Adam."""
-    begin = _fresh_start()
+    begin = fresh_start()
     module: Any = LightningModule(task, quiet=False)
     trainer = framework.Trainer(accelerator="cpu", max_epochs=epochs, default_root_dir=folder)
     trainer.fit(module, DataLoader(task.dataset, batch_size=task.batch_size, shuffle=True))
@@ -193,7 +193,7 @@ def proxtrain_as_for_lightning(task: Task, epochs: int, folder: Path) -> Timing:
 
 def lightning_defaults(task: Task, epochs: int, folder: Path) -> Timing:
     """Run Lightning's trainer with its defaults, `self.log` in every step, the tutorials' `DataLoader` and Adam."""
-    begin = _fresh_start()
+    begin = fresh_start()
     module = LightningModule(task, quiet=False)
     trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs, default_root_dir=folder)
     trainer.fit(module, DataLoader(task.dataset, batch_size=task.batch_size, shuffle=True))
@@ -202,7 +202,7 @@ def lightning_defaults(task: Task, epochs: int, folder: Path) -> Timing:
 
 def lightning_off(task: Task, epochs: int, folder: Path) -> Timing:
     """Run Lightning's trainer with everything off and no `self.log`; the same `DataLoader` and Adam as above."""
-    begin = _fresh_start()
+    begin = fresh_start()
     module = LightningModule(task, quiet=True)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -244,7 +244,7 @@ def check_same_work(ours: Timing, theirs: Timing) -> None:
         ) from error
 
 
-def _fresh_start() -> float:
+def fresh_start() -> float:
     """Set the seed, collect the previous contender's garbage, and return the time."""
     torch.manual_seed(SEED)
     gc.collect()

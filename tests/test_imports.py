@@ -21,7 +21,7 @@ ROOMS = (
     "framework.loop",
     "framework.callbacks",
     "framework.answers",
-    "framework.supervised framework.trainer framework.lr_finder",
+    "framework.supervised framework.trainer framework.lr_finder framework.run_folder",
     "framework",
     "recipes",
     "scripts",

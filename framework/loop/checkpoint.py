@@ -379,7 +379,7 @@ def load_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: s
         ValueError: If they belong to another model; the message names the entries that differ. The module is unchanged.
     """
     check_weights(module, state_dict, path)
-    module.load_state_dict(state_dict)
+    module.load_state_dict(_under_own_names(module, state_dict))
 
 
 def check_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: str | Path) -> None:
@@ -388,7 +388,7 @@ def check_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: 
     Raises:
         ValueError: If it cannot; the message names the entries that differ.
     """
-    own = module.state_dict()
+    own, state_dict = module.state_dict(), _under_own_names(module, state_dict)
     wrong = [f"{name} is missing" for name in own.keys() - state_dict.keys()]
     wrong += [f"{name} is unknown to the model" for name in state_dict.keys() - own.keys()]
     wrong += [
@@ -399,6 +399,21 @@ def check_weights(module: Module, state_dict: Mapping[str, torch.Tensor], path: 
     if wrong:
         listed = "; ".join(sorted(wrong)[:5]) + ("; ..." if len(wrong) > 5 else "")
         raise ValueError(f"{path} is from another model than this {type(module).__name__}: {listed}")
+
+
+def _under_own_names(module: Module, state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Return parameters and buffers under the module's names, where only wrappers make a difference."""
+    own = list(module.state_dict())
+    if own == list(state_dict):
+        return state_dict
+    names = {without_wrappers(name): name for name in own}
+    renamed = {names.get(without_wrappers(name), name): value for name, value in state_dict.items()}
+    return renamed if len(names) == len(own) and len(renamed) == len(state_dict) else state_dict
+
+
+def without_wrappers(name: str) -> str:
+    """Return a parameter's name without the levels that `torch.compile` and `DistributedDataParallel` put in."""
+    return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "module"))
 
 
 def newest(

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -277,6 +277,7 @@ class Graphs:
         self._is_changed_by_anyone = _runs_code_of_users(module, hooks)
         self._recorded: dict[Any, Recorded] = {}
         self._seen: list[str] = []
+        self._outdated: dict[str, str] = {}  # before the run was continued, and by what
         self._renewals = 0
         self._given_up: str | None = None  # because of what
 
@@ -294,13 +295,15 @@ class Graphs:
                     recorded.checked_at = self._hooks.calls
                 return recorded
         try:
-            if recorded is not None:
+            if recorded is None:
+                if not self._is_seen_again(key):
+                    return None
+                changed = self._outdated.pop(repr(key), None)
+            if changed is not None:
                 self._renewals += 1
                 if self._renewals > MOST_RENEWALS:
                     reason = f"{changed} changes again and again, and a graph keeps it as it was"
-                    raise CaptureError(reason, OPTIMIZER if _OPTION in str(changed) else "")
-            elif not self._is_seen_again(key):
-                return None
+                    raise CaptureError(reason, OPTIMIZER if _OPTION in changed else "")
             started = time.perf_counter()
             recorded = self._recorded[key] = make()
             self._module.print(f"compiled the {self._what} in {time.perf_counter() - started:.1f} s")
@@ -333,11 +336,17 @@ class Graphs:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what decides which of the coming steps are graphs."""
-        return {"seen": list(self._seen), "renewals": self._renewals, "given_up": self._given_up}
+        outdated = {repr(key): recorded.changed() for key, recorded in self._recorded.items()}
+        return {
+            "seen": list(self._seen),
+            "outdated": self._outdated | {key: changed for key, changed in outdated.items() if changed is not None},
+            "renewals": self._renewals,
+            "given_up": self._given_up,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self._seen, self._renewals = list(state["seen"]), state["renewals"]
+        self._seen, self._outdated, self._renewals = list(state["seen"]), dict(state["outdated"]), state["renewals"]
         if state["given_up"] is not None:
             self._give_up(state["given_up"])
 
@@ -488,7 +497,7 @@ def record(
         raise CaptureError(
             f"{type(optimizer).__name__} keeps {changed_state} as a number, or replaces it", phase=OPTIMIZER
         )
-    numbers = {(id(mapping), key) for mapping, key, _ in inputs.numbers}
+    numbers = {(id(number.mapping), number.key) for number in inputs.numbers}
     places = [
         place for place in places_read(reads) if place[1] != "_trainer" and (id(place[0]), place[1]) not in numbers
     ]
@@ -509,17 +518,68 @@ def record(
     return Recorded(graph, inputs, watch, layout)
 
 
+@dataclass
+class _Number:
+    """A number that the graph takes as a tensor, because it may be another one in each step.
+
+    Attributes:
+        mapping: Where it is.
+        key: Its name there.
+        tensor: What the graph reads, a 0-d tensor.
+    """
+
+    mapping: dict[str, Any]
+    key: str
+    tensor: Tensor
+    _filled: Any = None
+
+    def get(self) -> Any:
+        """Return the number, or what was put there."""
+        return self.mapping[self.key]
+
+    def put(self, number: Any) -> None:
+        """Put a number, or the tensor, in its place."""
+        self.mapping[self.key] = number
+
+    def fill(self) -> None:
+        """Write the number into the tensor, if it is another one than before."""
+        if (number := self.get()) is not self._filled and number is not self.tensor:
+            self.tensor.fill_(number)
+            self._filled = number
+
+    def changed(self) -> str | None:
+        """Return the name of what cannot be an input and has changed."""
+        return None
+
+
+class _FirstBeta(_Number):
+    """The first of Adam's betas, which OneCycleLR and CyclicLR cycle; the second is a constant of the graph."""
+
+    def __init__(self, group: dict[str, Any]) -> None:
+        super().__init__(group, "betas", torch.zeros((), dtype=torch.float64))
+        self._second = group["betas"][1]
+
+    def get(self) -> Any:
+        return self.mapping["betas"][0]
+
+    def put(self, number: Any) -> None:
+        self.mapping["betas"] = (number, *self.mapping["betas"][1:])
+
+    def changed(self) -> str | None:
+        return None if self.mapping["betas"][1] == self._second else "'betas'"
+
+
 class Inputs:
     """The tensors and the numbers that a step reads, and the tensors that it changes, where they are.
 
     Attributes:
-        numbers: Mappings and keys in them whose numbers the graph takes as tensors, with these tensors.
+        numbers: Those that the graph takes as tensors.
     """
 
     def __init__(self, module: Module, optimizer: Optimizer, *, with_state: bool) -> None:
         self._places: list[tuple[Any, Any]] = []
         places = [(content, key) for part in module.modules() for content in _tensors_of(part) for key in content]
-        self.numbers: list[tuple[Any, str, Tensor]] = []
+        self.numbers: list[_Number] = []
         if vars(module).get("happy_lambda") is not None:
             self._add_number(vars(module), "happy_lambda", module.dtype, module.device)
         for group in optimizer.param_groups:
@@ -532,6 +592,8 @@ class Inputs:
                 places.append((group, "lr"))
             elif "lr" in group:
                 self._add_number(group, "lr", torch.float64, torch.device("cpu"))
+            if "base_momentum" in group and isinstance(group.get("betas"), tuple):
+                self.numbers.append(_FirstBeta(group))
             for one in group["params"]:
                 places += [(optimizer.state[one], key) for key in optimizer.state.get(one, {})]
         seen: set[int] = set()
@@ -540,21 +602,18 @@ class Inputs:
             if isinstance(tensor, Tensor) and id(tensor) not in seen:
                 seen.add(id(tensor))
                 self._places.append((mapping, key))
-        self._filled: list[Any] = [None] * len(self.numbers)
         self._optimizer, self._with_state = optimizer, with_state
         self._tensors = [mapping[key] for mapping, key in self._places]
         self._forms = [_form(tensor) for tensor in self._tensors]
 
     def _add_number(self, mapping: Any, key: str, dtype: torch.dtype, device: torch.device) -> None:
-        self.numbers.append((mapping, key, torch.zeros((), dtype=dtype, device=device)))
+        self.numbers.append(_Number(mapping, key, torch.zeros((), dtype=dtype, device=device)))
 
     def now(self) -> list[Tensor]:
         """Return the tensors, then the numbers as tensors, as they are now."""
-        for index, (mapping, key, tensor) in enumerate(self.numbers):
-            if (number := mapping[key]) is not self._filled[index] and number is not tensor:
-                tensor.fill_(number)
-                self._filled[index] = number
-        return [mapping[key] for mapping, key in self._places] + [tensor for _, _, tensor in self.numbers]
+        for number in self.numbers:
+            number.fill()
+        return [mapping[key] for mapping, key in self._places] + [number.tensor for number in self.numbers]
 
     def changed(self) -> str | None:
         """Return the name of a tensor that has another shape, or does not require a gradient any more."""
@@ -562,28 +621,28 @@ class Inputs:
             now = mapping.get(key)
             if now.requires_grad != form[0] or (now is not tensor and _form(now) != form):
                 return str(key)
-        return None
+        return next((changed for number in self.numbers if (changed := number.changed()) is not None), None)
 
     @contextmanager
     def numbers_as_tensors(self) -> Iterator[None]:
         """Put the tensors in the place of the numbers, and let the optimizer do with them what it can."""
         self.now()
         groups = self._optimizer.param_groups
-        kept = [(mapping, mapping[key]) for mapping, key, _ in self.numbers]
+        kept = [number.get() for number in self.numbers]
         options = [dict(group) for group in groups]
         try:
-            for mapping, key, tensor in self.numbers:
-                mapping[key] = tensor
+            for number in self.numbers:
+                number.put(number.tensor)
             for group in groups:
                 for key in ("fused", "foreach", "capturable"):
                     if key in group:
                         group[key] = key == "capturable" and type(self._optimizer).__name__ == "RAdam"
             yield
         finally:
-            for group, before in zip(groups, options, strict=True):
-                group.update(before)
-            for (mapping, number), (_, key, _) in zip(kept, self.numbers, strict=True):
-                mapping[key] = number
+            for group, all_before in zip(groups, options, strict=True):
+                group.update(all_before)
+            for number, before in zip(self.numbers, kept, strict=True):
+                number.put(before)
 
 
 def own_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:

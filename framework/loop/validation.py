@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from framework.callback import Callback
 from framework.data import TensorLoader
+from framework.loop.checkpoint import without_wrappers
 from framework.loop.overrides import describe, is_ours, overrides
 from framework.loop.progress import Progress
 from framework.loop.settings import Settings
@@ -365,7 +366,10 @@ def check_options(saved: Mapping[str, Any], now: Mapping[str, Any], path: str | 
     Raises:
         ValueError: If the names of the parameters, or their order, differ.
     """
-    if [group["params"] for group in saved["groups"]] != [group["params"] for group in now["groups"]]:
+    before_names, names = (
+        [[without_wrappers(name) for name in group["params"]] for group in one["groups"]] for one in (saved, now)
+    )
+    if before_names != names:
         raise ValueError(
             f"{path} has other parameters in the groups of its optimizer, or in another order: "
             f"{[group['params'] for group in saved['groups']]}; this run has "
@@ -374,7 +378,7 @@ def check_options(saved: Mapping[str, Any], now: Mapping[str, Any], path: str | 
     for kind, what in (("groups", "group"), ("lr_schedulers", "scheduler")):
         for index, (before, here) in enumerate(zip(saved[kind], now[kind], strict=False)):
             name = here.get("name", here.get("class", index))
-            changed = [key for key in here if key in before and before[key] != here[key]]
+            changed = [key for key in here if key != "params" and key in before and before[key] != here[key]]
             if changed:
                 warnings.warn(
                     f"{' and '.join(f'{key}={here[key]}' for key in changed)} of {what} {name} has no effect: the run "

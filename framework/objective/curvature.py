@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from framework.objective.vector import flatten, unflatten
+from framework.objective.vector import flatten
 
 
 class _KeepGraph(TorchFunctionMode):
@@ -34,13 +34,15 @@ class _KeepGraph(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.backward or func is torch.autograd.backward:
+        if func not in _DIFFERENTIATE:
+            return func(*args, **kwargs)
+        if func is not torch.autograd.grad:
             # torch passes everything but the differentiated tensors by name.
             return self.backward(args[0], kwargs.get("gradient", kwargs.get("grad_tensors")))
-        if func is torch.autograd.grad and not kwargs.get("create_graph"):
-            gradients = func(*args, **{**kwargs, "create_graph": True, "retain_graph": True})
-            return self.grad(args[1], gradients)
-        return func(*args, **kwargs)
+        if kwargs.get("create_graph"):
+            return func(*args, **kwargs)
+        gradients = func(*args, **{**kwargs, "create_graph": True, "retain_graph": True})
+        return self.grad(args[1], gradients)
 
     def backward(self, loss: Any, weight: Any = None) -> None:
         gradients = torch.autograd.grad(loss, self.params, weight, create_graph=True, allow_unused=True)
@@ -69,6 +71,9 @@ class _KeepGraph(TorchFunctionMode):
         self.gradients = self.returned
 
 
+_DIFFERENTIATE = {Tensor.backward, torch.autograd.backward, torch.autograd.grad}
+
+
 def _sum(before: Tensor | None, gradient: Tensor) -> Tensor:
     return gradient if before is None else before + gradient
 
@@ -85,28 +90,25 @@ class HessianVectorProduct:
     def __init__(self, value: Any, params: list[Tensor], gradients: list[Tensor | None]) -> None:
         self.value = value
         self._params = params
-        self._gradients = gradients
+        # One vector: to differentiate many tensors costs more than to differentiate a network of a few hundred weights.
+        self._gradient = flatten(
+            [torch.zeros_like(p) if g is None else g for p, g in zip(params, gradients, strict=True)]
+        )
 
     def __call__(self, vector: Tensor) -> Tensor:
         """Compute the product with a vector (n,), or with all rows of a stack (k, n) at once, in the vector's dtype."""
-        first = self._params[0]
-        directions = unflatten(vector.to(first.device, first.dtype), self._params)
-        # A gradient without a graph is constant: its rows of the Hessian are zero.
-        pairs = [
-            (gradient, direction)
-            for gradient, direction in zip(self._gradients, directions, strict=True)
-            if gradient is not None and gradient.requires_grad
-        ]
-        if not pairs:
+        gradient = self._gradient
+        if not gradient.requires_grad:
             return torch.zeros_like(vector)
+        is_stack = vector.dim() == 2
         try:
             products = torch.autograd.grad(
-                [gradient for gradient, _ in pairs],
+                gradient,
                 self._params,
-                [direction for _, direction in pairs],
+                vector.to(gradient),
                 retain_graph=True,
                 allow_unused=True,
-                is_grads_batched=vector.dim() == 2,
+                is_grads_batched=is_stack,
             )
         except RuntimeError as error:
             if "is not implemented" not in str(error):
@@ -115,9 +117,13 @@ class HessianVectorProduct:
                 f"the loss has no second derivative: {error}. Compute that part with plain operations, or use a method "
                 "that needs no curvature, such as L-BFGS-B"
             ) from error
-        filled = [torch.zeros_like(d) if p is None else p for p, d in zip(products, directions, strict=True)]
-        if vector.dim() == 2:
-            return torch.cat([product.flatten(1).to(first.device) for product in filled], dim=1).to(vector)
+        # A parameter on which the gradient does not depend has rows of zeros.
+        filled = [
+            param.new_zeros(vector.shape[:-1] + param.shape) if product is None else product
+            for product, param in zip(products, self._params, strict=True)
+        ]
+        if is_stack:
+            return torch.cat([product.flatten(1).to(gradient.device) for product in filled], dim=1).to(vector)
         return flatten(filled).to(vector)
 
 

@@ -84,7 +84,8 @@ class ProxAdam(ProximalOptimizer):
         step, m, v = state["step"], state["exp_avg"], state["exp_avg_sq"]
         step.add_(finite)
         state["skipped"].add_(~finite)
-        m.copy_(torch.where(finite, m.lerp(grad, 1 - beta1), m))
+        share = (1 - beta1).to(m) if isinstance(beta1, Tensor) else 1 - beta1
+        m.copy_(torch.where(finite, m.lerp(grad, share), m))
         v.copy_(torch.where(finite, v * beta2 + (1 - beta2) * grad * grad, v))
         # Until the first finite gradient `step` is 0, so the corrections are 0, and quotients by them are not used.
         correction1, correction2 = 1 - beta1 ** step.double(), 1 - beta2 ** step.double()

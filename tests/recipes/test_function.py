@@ -10,8 +10,9 @@ from hydra.errors import InstantiationException
 
 from framework.data import FUNCTIONS
 from recipes import paths
+from recipes.build import build
 from recipes.function import PathRecorder
-from recipes.train import build, run
+from recipes.train import run
 from tests.recipes.test_recipes import configure
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from scripts.benchmark import main, markdown_table, quiet_lightning, run_augment, run_task
+from scripts.benchmark_evaluations import Problem, lbfgs, measure, scipy_by_hand, scipy_method, sparsa
 from scripts.benchmark_loops import CONTENDERS, check_same_work, proxtrain, tight_loop
 from scripts.benchmark_tasks import fashion_cnn, fashion_mlp, toy
 from tests.modules import needs_compiler
@@ -60,3 +61,20 @@ def test_tables_and_figures_come_from_the_command_line(
     assert "| tight loop |" in capsys.readouterr().out
     figures = json.loads((tmp_path / "it").read_text())["tasks"]["toy"]["us_per_step"]
     assert all(len(values) == 1 for values in figures.values())
+
+
+@pytest.mark.parametrize(
+    "problem", [lbfgs(steps=1), sparsa(steps=1), scipy_method("L-BFGS-B", 5), scipy_method("trust-ncg", 5)]
+)
+def test_evaluations_are_timed_against_the_same_work_by_hand(tmp_path: Path, problem: Problem) -> None:
+    problem.targets = {"proxtrain": 1.0}  # without compiling
+    micros = measure(problem, 1, tmp_path)
+    assert list(micros) == ["proxtrain", "by hand"]
+    assert all(len(values) == 1 and values[0] > 0 for values in micros.values())
+
+
+def test_evaluations_that_end_elsewhere_are_refused(tmp_path: Path) -> None:
+    problem = scipy_method("trust-ncg", 5)
+    problem.by_hand = lambda problem, evaluations: scipy_by_hand(scipy_method("trust-ncg", 1), evaluations)
+    with pytest.raises(RuntimeError, match="different work"):
+        measure(problem, 1, tmp_path)

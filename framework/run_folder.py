@@ -1,0 +1,64 @@
+"""A run folder of the command line as a trained module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from framework.loop.checkpoint import load as load_checkpoint
+from framework.loop.checkpoint import load_weights, newest
+from framework.module import Module
+
+
+def load(run_folder: str | Path, checkpoint: str | Path = "best") -> Module:
+    """Return the trained module of a run of ``proxtrain``, on the CPU and in evaluation mode.
+
+    The module is made anew as the run's ``config.yaml`` says, from code that must still be importable. No data is read.
+
+    Args:
+        run_folder: As ``proxtrain`` prints it.
+        checkpoint: "best" for the best one, or where the run did not look for one the newest; "last" for the newest;
+            or the path of a file.
+
+    Returns:
+        The module; its ``recipe`` is the configuration, as `omegaconf.DictConfig`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or checkpoint.
+        ValueError: If it is no run folder, or the checkpoint is of another model.
+    """
+    return load_run(run_folder, checkpoint)[0]
+
+
+def load_run(run_folder: str | Path, checkpoint: str | Path = "best") -> tuple[Any, Path]:
+    """Return the module, as `load` does, and the checkpoint that it is from."""
+    from hydra.utils import get_method  # who loads no run need not wait for it
+    from omegaconf import OmegaConf
+
+    folder = Path(run_folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder; pass a run folder, as proxtrain prints it")
+    config = OmegaConf.load(folder / "config.yaml") if (folder / "config.yaml").is_file() else OmegaConf.create()
+    if OmegaConf.select(config, "rebuild") is None:
+        raise ValueError(f"{folder} is no folder of a run that trained a model: its config.yaml names no `rebuild`")
+    path, found = _checkpoint(folder, checkpoint)
+    module = get_method(OmegaConf.select(config, "rebuild"))(config, found.get("recipe"))
+    load_weights(module, found["state_dict"], path)
+    module.recipe = config
+    return module.eval(), path
+
+
+def _checkpoint(folder: Path, which: str | Path) -> tuple[Path, Mapping[str, Any]]:
+    if str(which) not in ("best", "last"):
+        return Path(which), load_checkpoint(which, to_continue=False)
+    checkpoints = folder / "checkpoints"
+    last = newest([checkpoints], ["*.ckpt"], to_continue=False)
+    if last is None:
+        raise FileNotFoundError(f"{checkpoints} holds no checkpoint: the run ended before it saved one")
+    if which == "best":
+        for state in last[1].get("callbacks", {}).values():
+            if files := state.get("files"):  # with their scores, of a `ModelCheckpoint`
+                best = checkpoints / f"{(min if state['mode'] == 'min' else max)(files, key=files.get)}"
+                return best, load_checkpoint(best, to_continue=False)
+    return last

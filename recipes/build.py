@@ -1,0 +1,198 @@
+"""From a composed configuration to what it describes: the data, the module, and the trainer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from framework import Callback, Module, Trainer, seed_everything
+from framework.auto_lambda import auto_happy_lambda
+from framework.losses import L2Loss
+from framework.objective.replay import rng_state, set_rng_state
+from recipes.data import Data
+from recipes.function import FunctionData, MeanOutput
+from recipes.report import make_loggers
+
+# What a module may take, by the names of its arguments, and the group of the configuration that it comes from.
+GROUPS = {
+    "network": "model",
+    "loss": "loss",
+    "optimizer": "optimizer",
+    "scheduler": "scheduler",
+    "penalty": "penalty",
+    "happy_lambda": "penalty",
+    "learning_rates": "learning_rates",
+}
+
+
+def build(config: DictConfig, folder: Path) -> tuple[Trainer, Any, Data]:
+    """Make the trainer, the module and the data that a configuration describes; what is logged goes to ``folder``."""
+    _check_numbers(config)
+    seed_everything(config.seed, verbose=False)
+    data = make_data(config)
+    module = make_module(config, data)
+    if isinstance(getattr(module, "loss", None), MeanOutput) and not isinstance(data, FunctionData):
+        raise ValueError("loss=output makes outputs small and looks at no targets: it goes with recipe=function alone")
+    if config.penalty.happy_lambda == "auto" and module.penalty is not None:
+        module.happy_lambda = universal_threshold(module, data.train)
+        print(f"happy_lambda: {module.happy_lambda:.6g} (quantile universal threshold)", flush=True)
+    trainer = instantiate(
+        config.trainer,
+        logger=make_loggers(config, folder),
+        callbacks=[
+            _Shapes(data),
+            *(instantiate(callback) for callback in config.callbacks.values() if callback),
+            *data.callbacks,
+        ],
+        default_root_dir=folder,
+    )
+    return trainer, module, data
+
+
+class _Shapes(Callback):
+    """Writes into every checkpoint what of the data a network is made for, and the weight of the penalty."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        checkpoint["recipe"] = {
+            "input_shape": None if self.data.input_shape is None else list(self.data.input_shape),
+            "num_outputs": self.data.num_outputs,
+            "num_classes": self.data.num_classes,
+            "happy_lambda": module.happy_lambda,
+        }
+
+
+def rebuild(config: DictConfig, recorded: Mapping[str, Any] | None) -> Module:
+    """Make the module of a configuration again, with what `build` recorded in a checkpoint; without it, from the data.
+
+    Args:
+        config: As a run folder has it.
+        recorded: ``checkpoint["recipe"]``; None for a checkpoint of the parameters alone.
+    """
+    if recorded is None:
+        return make_module(config, make_data(config))
+    shape = recorded["input_shape"]
+    module = make_module(
+        config,
+        Data((), None, None if shape is None else tuple(shape), recorded["num_outputs"], recorded["num_classes"]),
+    )
+    module.happy_lambda = recorded["happy_lambda"]
+    return module
+
+
+def _check_numbers(config: DictConfig) -> None:
+    for key in ("seed", "lr", "optimizer.lr"):
+        value = OmegaConf.select(config, key)
+        if isinstance(value, str) or (key == "seed" and not isinstance(value, int)):
+            raise ValueError(f"{key}={value}; pass a number")
+    if isinstance(config.penalty.happy_lambda, str) and config.penalty.happy_lambda != "auto":
+        raise ValueError(f"penalty.happy_lambda={config.penalty.happy_lambda}; pass a number, or auto")
+
+
+def make_data(config: DictConfig) -> Data:
+    """Make the data of a configuration.
+
+    Raises:
+        TypeError: If what ``data._target_`` names returns something else than a `Data`.
+    """
+    data = instantiate(config.data)
+    if isinstance(data, Data):
+        return data
+    raise TypeError(
+        f"data={config.data._target_} returned a {type(data).__name__}; it must return a recipes.data.Data, such as "
+        "Data(train=loader, val=loader, input_shape=(3,), num_outputs=1), with num_classes=... if the targets are "
+        "classes"
+    )
+
+
+def make_module(config: DictConfig, data: Data) -> Any:
+    """Make the module of a configuration, with those of its parts that the module's ``__init__`` names.
+
+    Parts are ``network``, ``loss``, ``optimizer``, ``scheduler``, ``penalty``, ``happy_lambda`` (0 where it is to be
+    computed), ``learning_rates``, and of the data ``input_shape``, ``num_outputs`` and ``num_classes``. Of an optimizer
+    and a scheduler the module gets what makes them. Parts that it does not name are not made.
+
+    Raises:
+        TypeError: If it is no `framework.Module`.
+        ValueError: If the command line sets a part that the module does not take.
+    """
+    make = instantiate(config.module, _partial_=True)
+    taken = inspect.signature(make.func).parameters
+    name = getattr(make.func, "__name__", config.module._target_)
+    _refuse_parts_not_taken(name, taken)
+    parts: dict[str, Callable[[], Any]] = {
+        "network": lambda: _make_network(config, data),
+        "loss": lambda: instantiate(config.loss),
+        "optimizer": lambda: instantiate(config.optimizer, _convert_="all"),
+        "scheduler": lambda: instantiate(config.scheduler, _convert_="all"),
+        "penalty": lambda: instantiate(config.penalty.function),
+        "happy_lambda": lambda: 0.0 if config.penalty.happy_lambda == "auto" else config.penalty.happy_lambda,
+        "learning_rates": lambda: config.learning_rates,
+        "input_shape": lambda: data.input_shape,
+        "num_outputs": lambda: data.num_outputs,
+        "num_classes": lambda: data.num_classes,
+    }
+    module = make(**{part: parts[part]() for part in parts if part in taken and part not in config.module})
+    if not isinstance(module, Module):
+        raise TypeError(
+            f"module={config.module._target_} made a {type(module).__name__}; it must be a framework.Module"
+        )
+    return module
+
+
+def _refuse_parts_not_taken(name: str, taken: Any) -> None:
+    """Refuse what was set on the command line for a part that the module does not name."""
+    if not HydraConfig.initialized():
+        return
+    for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
+        group = override.key_or_group.partition(".")[0]
+        arguments = [argument for argument, of in GROUPS.items() if of == group]
+        if arguments and not override.is_delete() and not any(argument in taken for argument in arguments):
+            raise ValueError(
+                f"{override.input_line} has no effect: {name} takes no {arguments[0]}; drop it, or let its __init__ "
+                f"have an argument of that name"
+            )
+
+
+def _make_network(config: DictConfig, data: Data) -> Any:
+    if data.input_shape is None or data.num_outputs is None:
+        raise ValueError(
+            f"data={config.data._target_} says nothing of input_shape and num_outputs, for which the network "
+            f"{config.model._target_} is made: give them to Data(...)"
+        )
+    return instantiate(config.model, input_shape=data.input_shape, num_outputs=data.num_outputs)
+
+
+def universal_threshold(module: Any, loader: Any) -> float:
+    """Compute the happy_lambda of ``penalty.happy_lambda=auto``, from the training data and the network.
+
+    Raises:
+        ValueError: If the theory has none for this network, loss, penalty or these batches; it says what it has.
+    """
+    if lacking := [part for part in ("network", "loss") if not hasattr(module, part)]:
+        raise ValueError(
+            f"happy_lambda=auto is computed from the module's `network` and `loss`, but a {type(module).__name__} has "
+            f"no {' and no '.join(lacking)}; pass a number"
+        )
+    position = loader.state_dict() if hasattr(loader, "state_dict") else None
+    rng = rng_state()
+    inputs, targets = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    if position is not None:
+        loader.load_state_dict(position)
+    set_rng_state(rng)
+    if isinstance(module.loss, L2Loss) and len(loader) > 1:
+        raise ValueError(
+            f"happy_lambda=auto with loss=l2 in {len(loader)} batches: norms of batches do not add up to the norm of "
+            f"all, for which the threshold is. Use data.batch_size={len(inputs)}, or a number for happy_lambda"
+        )
+    return auto_happy_lambda(module.network, module.param_groups(), module.loss, module.penalty, inputs, targets)

@@ -1,0 +1,335 @@
+"""``proxtrain-compare`` and the end of a sweep: what differs between runs, how they ended, and pictures of the way."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from recipes.resume import OVERRIDES, split
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What is looked for if neither the command line nor a checkpoint callback names a metric, and which way is better.
+METRICS = {"val/loss": "min", "train/objective": "min", "pesr": "max"}
+# Settings that say nothing of the model or how it was trained.
+ASIDE = (
+    "hydra",
+    "resume",
+    "ckpt_path",
+    "logger",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "rebuild",
+)
+ERROR = "error.txt"
+RUNNING = "no summary: still running, or killed"
+
+History = Mapping[str, tuple[list[float], list[float]]]
+
+
+@dataclass
+class Run:
+    """A run folder as it was found.
+
+    Attributes:
+        folder: Where it is.
+        settings: Its configuration, flat: "optimizer.lr" to 0.1.
+        overrides: The keys that its command line set; None where that is not known.
+        summary: What it wrote at its end; empty if it did not.
+        history: Steps and values of each metric.
+        error: Why it failed; None if it did not.
+    """
+
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    overrides: set[str] | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+    history: History = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Its final metrics."""
+        return self.summary.get("metrics", {})
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Read a run folder, whatever there is of it."""
+        from recipes.report import read_history  # it imports torch
+
+        config, summary, error = folder / "config.yaml", folder / "summary.json", folder / ERROR
+        settings = dict(_flat(OmegaConf.to_container(OmegaConf.load(config)))) if config.stat().st_size else {}
+        found = json.loads(summary.read_text()) if summary.exists() else {}
+        reason = None if found else (error.read_text().strip() if error.exists() else RUNNING)
+        given = folder / OVERRIDES
+        keys = {split(str(override))[0] for override in OmegaConf.load(given)} if given.exists() else None
+        return cls(folder, settings, keys, found, read_history(folder / "metrics.csv"), reason)
+
+
+def find_runs(folders: Sequence[Path]) -> list[Run]:
+    """Return the runs in some folders, each of which is a run folder or holds some, such as that of a sweep.
+
+    Raises:
+        ValueError: If a folder holds no run.
+    """
+    runs = []
+    for folder in folders:
+        inside = [folder] if (folder / "config.yaml").is_file() else sorted(
+            (path.parent for path in folder.glob("**/config.yaml") if path.parent.name != ".hydra"), key=_natural
+        )  # fmt: skip
+        if not inside:
+            raise ValueError(f"{folder} is no run folder and holds none: pass folders that proxtrain printed")
+        runs += [Run.read(path) for path in inside]
+    return runs
+
+
+def _natural(path: Path) -> list[Any]:
+    """Sort 2 before 10."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.parts]
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [pair for key, inner in value.items() for pair in _flat(inner, f"{prefix}{key}.")]
+    return [(prefix.rstrip("."), value)]
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Return the settings that differ, each with its value in every run; None where a run has no such setting.
+
+    Those are looked at that a command line set, or that are in a part that it chose; all, if it is not known. A part
+    that is of several classes is named by them, without its settings but those that were set. Of settings that always
+    go together the first is kept.
+    """
+    keys = list(dict.fromkeys(key for run in runs for key in run.settings if not key.startswith(ASIDE)))
+    if all(run.overrides is not None for run in runs):
+        given = {"recipe_name"}.union(*(run.overrides or () for run in runs))
+        keys = [key for key in keys if key in given or any(key.startswith(f"{part}.") for part in given)]
+    found: dict[str, list[Any]] = {}
+    classes = {key.removesuffix("_target_") for key in keys if key.endswith("._target_") and _varies(runs, key)}
+    for key in keys:
+        values = [run.settings.get(key) for run in runs]
+        is_class = key.endswith("._target_")
+        is_given = any(key in (run.overrides or ()) for run in runs)
+        if not (is_class or is_given) and any(key.startswith(part) for part in classes):
+            continue
+        if _varies(runs, key):
+            name = key.removesuffix("._target_").removesuffix(f".{key.partition('.')[0]}") if is_class else key
+            found[name] = [str(value).rpartition(".")[2] if is_class and value else value for value in values]
+    kept: dict[str, list[Any]] = {}
+    for key, values in found.items():
+        if not any(values == others for others in kept.values()):
+            kept[key] = values
+    return kept
+
+
+def _varies(runs: Sequence[Run], key: str) -> bool:
+    return any(run.settings.get(key) != runs[0].settings.get(key) for run in runs[1:])
+
+
+def choose_metric(runs: Sequence[Run], name: str | None = None, mode: str | None = None) -> tuple[str, str]:
+    """Return by what runs are compared, and whether "min" or "max" is best.
+
+    Default: what the runs' checkpoint callback looked at, else the first of `METRICS` that they have.
+
+    Raises:
+        ValueError: If no run has the metric.
+    """
+    known = sorted({metric for run in runs for metric in run.metrics})
+    if name is not None:
+        if name not in known:
+            raise ValueError(f"no run has the metric {name}, but {', '.join(known) or 'none at all'}")
+        return name, mode or ("max" if any(word in name for word in ("accuracy", "pesr", "tpr")) else "min")
+    for run in runs:
+        monitor = run.settings.get("callbacks.model_checkpoint.monitor")
+        if monitor in known:
+            return monitor, mode or run.settings.get("callbacks.model_checkpoint.mode", "min")
+    for metric, best in METRICS.items():
+        if metric in known:
+            return metric, mode or best
+    return (known[0] if known else "val/loss"), mode or "min"
+
+
+def table(runs: Sequence[Run], metric: str, mode: str) -> list[dict[str, Any]]:
+    """Return a row for each run: its folder, what differs, final metrics and costs; the best first, failed last."""
+    differing = differences(runs)
+    others = [
+        name
+        for name in sorted({name for run in runs for name in run.metrics})
+        if name != metric and name in ("val/loss", "val/accuracy", "train/objective", "train/loss_epoch")
+    ]
+    rows = []
+    for index, run in enumerate(runs):
+        rows.append(
+            {
+                "run": os.path.relpath(run.folder),
+                **{key: values[index] for key, values in differing.items()},
+                metric: run.metrics.get(metric),
+                **{name: run.metrics.get(name) for name in others},
+                "seconds": run.summary.get("seconds"),
+                "evaluations": run.summary.get("closure_evaluations"),
+                "steps": run.summary.get("steps"),
+                "failed": run.error,
+            }
+        )
+    sign = -1 if mode == "max" else 1
+
+    def rank(row: Mapping[str, Any]) -> tuple[bool, bool, float]:
+        value = row[metric]
+        return row["failed"] is not None, value is None or value != value, sign * value if value is not None else 0.0
+
+    rows.sort(key=rank)
+    empty = {key for key in rows[0] if key != metric and all(row[key] is None for row in rows)} if rows else set()
+    return [{key: value for key, value in row.items() if key not in empty} for row in rows]
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table in Markdown, and below it why runs failed."""
+    columns = [name for name in rows[0] if name != "failed"]
+    failures = [f"- {row['run']}: {_cell(row['failed'])}" for row in rows if row.get("failed")]
+    cells = [columns, *([_cell(row[name]) for name in columns] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    rule = " | ".join("-" * max(width, 3) for width in widths)
+    text = "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
+    return "\n".join([text, *(["", "Without a result:", "", *failures] if failures else [])])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.5g}" if isinstance(value, float) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def figure(runs: Sequence[Run], metric: str) -> Figure | None:
+    """Draw the training objective and the metric against steps, evaluations and, where TensorBoard knows, seconds."""
+    from recipes.figures import comparison
+
+    objectives = ("iteration/objective", "train/objective", "train/loss_epoch", "train/loss")
+    labels = _labels(runs)
+    panels: dict[tuple[str, str], dict[str, tuple[list[float], list[float]]]] = {}
+    for run, label in zip(runs, labels, strict=True):
+        objective = next((tag for tag in objectives if tag in run.history), None)
+        axes = {
+            "optimizer steps": None,
+            "evaluations": _evaluations(run),
+            "seconds": _seconds(run.folder),
+        }
+        for row, tag in (("training objective", objective), (metric, metric)):
+            if tag is None or tag not in run.history:
+                continue
+            steps, values = run.history[tag]
+            for name, along in axes.items():
+                if name == "optimizer steps":
+                    panels.setdefault((row, name), {})[label] = steps, values
+                elif along:
+                    panels.setdefault((row, name), {})[label] = np.interp(steps, *along).tolist(), values
+    return comparison(panels) if panels else None
+
+
+def _evaluations(run: Run) -> tuple[list[float], list[float]] | None:
+    """Return steps and how many evaluations there had been; None if nobody counted."""
+    steps, counts = run.history.get("closure_evaluations", ([], []))
+    if {"steps", "closure_evaluations"} <= run.summary.keys():  # at the end; it is logged only now and then
+        steps, counts = [*steps, run.summary["steps"]], [*counts, run.summary["closure_evaluations"]]
+    return (steps, counts) if steps else None
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    differing = differences(runs)
+    labels = [
+        ", ".join(
+            f"{values[index]}" if isinstance(values[index], str) else f"{key.rpartition('.')[2]} {values[index]}"
+            for key, values in differing.items()
+            if values[index] is not None
+        )
+        for index in range(len(runs))
+    ]
+    if len(set(labels)) == len(labels) and all(labels):
+        return [label if len(label) <= 60 else f"{label[:57]}..." for label in labels]
+    return [os.path.relpath(run.folder) for run in runs]
+
+
+def _seconds(folder: Path) -> tuple[list[float], list[float]] | None:
+    """Return steps and the seconds since the first value that TensorBoard has of them; None if it has none."""
+    if not any(folder.glob("**/events.out.tfevents.*")):
+        return None
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    times: dict[int, float] = {}
+    for path in sorted(folder.glob("**/events.out.tfevents.*")):
+        for event in EventFileLoader(str(path)).Load():
+            if any(value.tag.startswith("train/") for value in event.summary.value):
+                times[event.step] = min(event.wall_time, times.get(event.step, event.wall_time))
+    start = min(times.values(), default=0.0)
+    return (list(map(float, sorted(times))), [times[step] - start for step in sorted(times)]) if times else None
+
+
+def compare(folders: Sequence[Path], output: Path, *, metric: str | None = None, mode: str | None = None) -> str:
+    """Write comparison.md, .csv and .png into a folder; return the table.
+
+    Raises:
+        ValueError: If there are no runs, or none has the metric.
+    """
+    runs = find_runs(folders)
+    metric, mode = choose_metric(runs, metric, mode)
+    rows = table(runs, metric, mode)
+    text = markdown(rows)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "comparison.md").write_text(text + "\n")
+    with (output / "comparison.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    if (picture := figure([run for run in runs if run.history], metric)) is not None:
+        picture.savefig(output / "comparison.png")
+    failed = sum(run.error is not None for run in runs)
+    failures = f", {failed} without a result" if failed else ""
+    best = "highest" if mode == "max" else "lowest"
+    return f"{text}\n\n{len(runs)} runs{failures}, {best} {metric} first: {output}/comparison.md, .csv and .png"
+
+
+class AfterSweep(Callback):
+    """Hydra's callback that knows where the jobs of a sweep are, for the table when all of them have ended."""
+
+    folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        AfterSweep.folder = Path(config.hydra.sweep.dir)
+
+    @classmethod
+    def report(cls) -> None:
+        """Compare the jobs of the sweep that has just ended, if one has; print the table."""
+        folder, cls.folder = cls.folder, None
+        if folder is not None and len(list(itertools.islice(folder.glob("*/config.yaml"), 2))) == 2:
+            print(f"\n{compare([folder], folder)}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command ``proxtrain-compare``."""
+    parser = argparse.ArgumentParser(description="Compare runs: what differs, final metrics, costs, and pictures.")
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders of them, such as a sweep's")
+    parser.add_argument("--metric", help="what to sort by (default: what the runs' checkpoints look at)")
+    parser.add_argument("--mode", choices=("min", "max"), help="which way is better (default: by the metric)")
+    parser.add_argument("-o", "--output", type=Path, help="where to write (default: ., or the only folder given)")
+    options = parser.parse_args(arguments)
+    output = options.output or (options.folders[0] if len(options.folders) == 1 else Path())
+    try:
+        print(compare(options.folders, output, metric=options.metric, mode=options.mode))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
