@@ -3,9 +3,12 @@
 import doctest
 import logging
 import os
+import pkgutil
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +24,7 @@ from recipes.overrides import refuse_without_effect
 from tests.docs.pages import PAGES, PLACEHOLDER, ROOT, Block, blocks, proxtrain_arguments
 from tests.recipes.conftest import Proxtrain
 
+COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 # A command whose output is not shown runs in a short form: a few steps.
 SHORT = ["logger=none", "trainer.max_steps=2", "trainer.check_val_every_n_epoch=1", "trainer.enable_progress_bar=false"]
 SHORT_OF = {
@@ -62,7 +66,7 @@ def test_every_block_of_a_page_runs_and_prints_what_is_shown(
                 check_output(block, capsys.readouterr().out)
             elif block.language == "bash":
                 for command in block.commands:
-                    run(command, block, proxtrain, tmp_path)
+                    run(command, block, proxtrain, capsys, tmp_path)
             else:
                 assert block.language in ("", "yaml"), f"a block of {block.language} that nothing runs"
     logging.getLogger("lightning.pytorch").setLevel(level)
@@ -74,11 +78,11 @@ def check_output(block: Block, printed: str) -> None:
         assert checker.check_output(block.shown, printed, options), f"{block.text}\nprinted\n{printed}"
 
 
-def run(command: str, block: Block, proxtrain: Proxtrain, folder: Path) -> None:
+def run(command: str, block: Block, proxtrain: Proxtrain, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     """Run a command of a page: as it stands if its output is shown, otherwise in a short form."""
     arguments = proxtrain_arguments(command)
     if arguments is None:
-        run_other(command, block)
+        run_other(command, block, capsys)
         return
     if runs := sorted(path.parent for path in folder.rglob("summary.json")):
         arguments = [argument.replace("FOLDER", str(runs[-1])) for argument in arguments]
@@ -99,10 +103,16 @@ def run(command: str, block: Block, proxtrain: Proxtrain, folder: Path) -> None:
     assert done.code == 0, f"{command}\n{done.stderr}"
 
 
-def run_other(command: str, block: Block) -> None:
-    """Run a script of the page in a process of its own; of a script of ours, check its options; leave out the rest."""
+def run_other(command: str, block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run another command of ours; a script of the page in a process of its own; of our scripts, check the options."""
+    name, *arguments = shlex.split(command)
     program = command.removeprefix("python ")
-    if Path(program).is_file():
+    if name in COMMANDS:
+        if not PLACEHOLDER.search(command):
+            capsys.readouterr()
+            pkgutil.resolve_name(COMMANDS[name])(arguments)
+            check_output(block, capsys.readouterr().out)
+    elif Path(program).is_file():
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
