@@ -22,12 +22,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import nn
 
 from framework.fabric import current_rank, loaded
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
 _count = itertools.count()
 _lock = threading.RLock()  # loggers may be called from several threads
@@ -134,8 +136,11 @@ class FolderLogger:
             self._version = version
 
     def _prefixed(self, metrics: Mapping[str, Any]) -> dict[str, int | float]:
-        prefix = f"{self._prefix}-" if self._prefix else ""
-        return {f"{prefix}{name}": _number(name, value) for name, value in metrics.items()}
+        return {f"{self._before_names}{name}": _number(name, value) for name, value in metrics.items()}
+
+    @property
+    def _before_names(self) -> str:
+        return f"{self._prefix}-" if self._prefix else ""
 
 
 class _GrowingFile:
@@ -260,6 +265,10 @@ class _Nothing:
         return lambda *args, **kwargs: None
 
 
+# What is in the event files: tags of metrics, and whether a row of the HParams tab was begun and ended.
+_NOTHING_ON_DISK: dict[str, Any] = {"tags": [], "row": False, "row_end": False}
+
+
 class TensorBoardLogger(FolderLogger):
     """A logger for TensorBoard, whose runs can be continued, and quick where several scalars are logged together.
 
@@ -283,6 +292,13 @@ class TensorBoardLogger(FolderLogger):
         self._experiment: Any = None
         self._waiting: list[Event] = []
         self._due = 0.0
+        self._tags: set[str] = set()
+        self._has_new_tags = False
+        self._layout: dict[str, dict[str, list[str]]] = {}
+        # Of the HParams tab: what to begin the run's row with, and whether it was begun and ended.
+        self._row: dict[str, Any] = {}
+        self._has_row = self._has_row_end = False
+        self._on_disk = _NOTHING_ON_DISK
         # The files of a run have one name, in its folder and in those of the runs that `add_scalars` makes below it.
         self._file_name = ""
         self._files: dict[str, EventFile] = {}
@@ -296,9 +312,28 @@ class TensorBoardLogger(FolderLogger):
             if self._experiment is None:
                 self._experiment = self._make_writer()
             waiting, self._waiting = self._waiting, []
-            for event in waiting:
+            for event in itertools.chain(self._begun_row(), waiting, self._new_layout()):
                 self._experiment._get_file_writer().event_writer.add_event(event)
             return self._experiment
+
+    def _begun_row(self) -> Iterator[Event]:
+        """Yield what begins the row of the HParams tab, once."""
+        if self._row and not self._has_row:
+            from framework.dashboard import row_summaries
+
+            self._has_row = True
+            yield from map(_event, row_summaries(**self._row))
+
+    def _new_layout(self) -> Iterator[Event]:
+        """Yield the layout of the Custom Scalars tab, if there is another one since new tags were logged."""
+        if self._has_new_tags:
+            from framework.dashboard import layout, layout_summary
+
+            self._has_new_tags = False
+            charts = layout(self._tags, self._before_names)
+            if charts != self._layout:
+                self._layout = charts
+                yield _event(layout_summary(charts))
 
     def _make_writer(self) -> Any:
         # Slow to import.
@@ -345,30 +380,52 @@ class TensorBoardLogger(FolderLogger):
 
     @_gives_up
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in self._prefixed(metrics).items()]
-        self._waiting.append(Event(wall_time=time.time(), step=int(step or 0), summary=Summary(value=values)))
+        numbers = self._prefixed(metrics)
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
+        self._waiting.append(_event(Summary(value=values), step))
+        if not numbers.keys() <= self._tags:
+            self._tags |= numbers.keys()
+            self._has_new_tags = True
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + 1.0
             _ = self.experiment
 
     @_gives_up
-    def log_hyperparams(self, params: Any, metrics: Mapping[str, Any] | None = None, step: int | None = None) -> None:
-        """Hyperparameters, and the names of the metrics to show beside them: with the last values that were logged.
+    def log_hyperparams(
+        self,
+        params: Any,
+        metrics: Iterable[str] = (),
+        step: int | None = None,
+        *,
+        first: Iterable[str] = (),
+        name: str = "",
+    ) -> None:
+        """Show hyperparameters as the run's row of the HParams tab, and metrics beside them: their last logged values.
 
-        Fabric logs these values once more, by default at step 0: there TensorBoard takes the run for restarted and
-        drops the curves.
+        Fabric logs values of the metrics once more, by default at step 0: there TensorBoard takes the run for restarted
+        and drops the curves.
 
-        They are written with what is logged next, so that they may be logged before a run is continued.
+        The row is written with what is logged next, so that hyperparameters may be logged before a run is continued,
+        and several times: all of them are shown. Of a row that was written TensorBoard knows no other version.
+
+        Args:
+            params: The hyperparameters, a mapping or an object with attributes.
+            metrics: The names of the metrics, in the order to show them in.
+            step: Not used: a row has none.
+            first: Names of hyperparameters to show before the others; those that this run does not have are taken for
+                numbers of other runs.
+            name: Of the row, which no other run has; default: the folder.
         """
-        from tensorboard.compat.proto.event_pb2 import Event
-        from torch.utils.tensorboard.summary import hparams
-
-        params = params if isinstance(params, Mapping) else vars(params)
-        for summary in hparams(dict(_flattened(params)), dict(metrics or {})):
-            self._waiting.append(Event(wall_time=time.time(), step=int(step or 0), summary=summary))
+        params = dict(_flattened(params if isinstance(params, Mapping) else vars(params)))
+        before = self._row or {"params": {}, "metrics": [], "first": [], "name": ""}
+        self._row = {
+            "params": before["params"] | params,
+            "metrics": [*before["metrics"], *(f"{self._before_names}{metric}" for metric in metrics)],
+            "first": [*before["first"], *first],
+            "name": name or before["name"],
+        }
 
     @_gives_up
     def log_graph(self, model: nn.Module, input_array: Any = None) -> None:
@@ -377,15 +434,25 @@ class TensorBoardLogger(FolderLogger):
         if example is None:
             warnings.warn("log_graph draws nothing: pass an input_array", stacklevel=3)
             return
-        self.experiment.add_graph(model, example)
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            # TensorBoard's way to read a network; torch has a newer one for other purposes.
+            warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+            self.experiment.add_graph(model, example)
 
     @_gives_up
     def save(self) -> None:
         """Write everything to disk."""
         self.experiment.flush()
+        if not self._has_given_up:
+            self._on_disk = {"tags": sorted(self._tags), "row": self._has_row, "row_end": self._has_row_end}
 
     @_gives_up
     def finalize(self, status: str) -> None:
+        if self._row and not self._has_row_end:
+            from framework.dashboard import row_end_summary
+
+            self._has_row_end = True
+            self._waiting.append(_event(row_end_summary(success=status == "success")))
         if self._waiting or self._experiment is not None:
             self.experiment.close()
 
@@ -401,7 +468,7 @@ class TensorBoardLogger(FolderLogger):
         if _is_rank_zero() and (self._waiting or self._files):
             self.save()
         sizes = {folder: file.size for folder, file in self._files.items() if file.size}
-        return {"file": self._file_name, "bytes": sizes} if sizes else None
+        return {"file": self._file_name, "bytes": sizes, **self._on_disk} if sizes else None
 
     @_gives_up
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -410,6 +477,8 @@ class TensorBoardLogger(FolderLogger):
         What was logged before in this process is appended, too. In another folder than that of the run that was saved
         there is nothing to cut: a new file begins.
         """
+        from framework.dashboard import layout
+
         log_dir, name = Path(self.log_dir), Path(state["file"]).name
         self._release()
         for file in self._files.values():
@@ -417,6 +486,10 @@ class TensorBoardLogger(FolderLogger):
         if not (log_dir / name).exists():
             return
         before, self._files, self._file_name = self._files, {}, name
+        self._on_disk = on_disk = {key: state.get(key, nothing) for key, nothing in _NOTHING_ON_DISK.items()}
+        self._has_row, self._has_row_end = on_disk["row"], on_disk["row_end"]
+        self._tags |= set(on_disk["tags"])
+        self._layout = layout(on_disk["tags"], self._before_names)
         for path in log_dir.rglob(name):
             folder = path.parent.relative_to(log_dir).as_posix().removeprefix(".")
             size = state["bytes"].get(folder)
@@ -640,6 +713,12 @@ def warn_of_doubles(logger: Logger) -> None:
                 f"lightning.fabric's {name} {does} when a run continues in it: use framework.loggers.{name}",
                 stacklevel=2,
             )
+
+
+def _event(summary: Summary, step: int | None = None) -> Event:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    return Event(wall_time=time.time(), step=int(step or 0), summary=summary)
 
 
 def is_tensorboard(logger: Any) -> bool:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Data:
         num_outputs: How many numbers the network gives for it; None as above.
         num_classes: The number of classes, None for regression.
         callbacks: What the pictures need to watch while training.
+        found: Those metrics of `findings` that one compares first.
     """
 
     train: Any
@@ -44,6 +45,7 @@ class Data:
     num_outputs: int | None = None
     num_classes: int | None = None
     callbacks: list[Callback] = field(default_factory=list)
+    found: ClassVar[tuple[str, ...]] = ()
 
     def figures(self, predict: Predict) -> dict[str, Figure]:
         """Draw pictures, by name; ``predict`` gives the network's outputs for a loader, in order."""
@@ -87,6 +89,10 @@ class Data:
     def class_names(self, indices: Tensor) -> list[Any]:
         """Return what classes are called; their numbers if they have no names."""
         return indices.tolist()
+
+    def progress(self, trainer: Trainer, module: SupervisedModule, predict: Predict) -> dict[str, Figure]:
+        """Draw, within a run, those of the pictures that show how it goes on."""
+        return self.figures(predict)
 
     def findings(
         self, trainer: Trainer, module: SupervisedModule, folder: Path

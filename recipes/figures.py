@@ -221,3 +221,23 @@ def penalty_path(weights: Sequence[float], values: Tensor, support: Sequence[int
         xlabel="weight of the penalty, stage by stage", ylabel="weight, norm over the neurons", title="Path" + note
     )
     return figure
+
+
+def first_layer(weight: Tensor, names: Sequence[str], support: Sequence[int] | None) -> Figure:
+    """Draw the weights of a layer (shape (neurons, features)), exact zeros in gray, and mark features that matter."""
+    figure, ((axis,),) = _axes(8.0, 4.2)
+    values = np.ma.masked_equal(weight.numpy(), 0)
+    axis.set_facecolor("#dcdde0")
+    limit = float(weight.abs().max()) or 1.0
+    mesh = axis.imshow(values, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    figure.colorbar(mesh, label="weight")
+    if support:
+        axis.plot(support, np.full(len(support), -1.0), "v", color=ORANGE, clip_on=False, label="truly matter")
+        axis.set_ylim(len(weight) - 0.5, -1.8)
+        axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
+    if len(names) <= 60:
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axis.yaxis.get_major_locator().set_params(integer=True)
+    zeros = float((weight == 0).float().mean())
+    axis.set(xlabel="feature", ylabel="neuron", title=f"First layer, {zeros:.0%} exact zeros (gray)")
+    return figure

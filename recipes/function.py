@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from framework import Callback, Module, Trainer
 from framework.data import FUNCTIONS, TensorLoader
 from recipes.data import Data, Predict
+from recipes.module import SupervisedModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +72,7 @@ class PathRecorder(Callback):
     Attributes:
         points: The start, and the point after every step; of an optimizer that reports iterations, after each of them.
         evaluations: For an optimizer that evaluates more than once per step, every point where it took a gradient.
-        title: What was minimized by which optimizer, in how many steps and evaluations; known at the end.
+        title: What was minimized by which optimizer, in how many steps and evaluations.
     """
 
     def __init__(self) -> None:
@@ -104,6 +105,10 @@ class PathRecorder(Callback):
             self.points.append(self._point())
 
     def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        self.note_title(trainer)
+
+    def note_title(self, trainer: Trainer) -> None:
+        """Say in the title how far the path has come."""
         optimizer = getattr(trainer.optimizer, "method", type(trainer.optimizer).__name__)
         counts = f"{len(self.points) - 1} steps, {trainer.closure_evaluations} evaluations"
         self.title = f"{self.function.name.replace('_', ' ').capitalize()}, {optimizer}, {counts}"
@@ -125,6 +130,10 @@ class FunctionData(Data):
         loader = TensorLoader(torch.zeros(1), torch.zeros(1), batch_size=1)
         self.path = PathRecorder()
         super().__init__(loader, loader, input_shape=(), num_outputs=1, callbacks=[self.path])
+
+    def progress(self, trainer: Trainer, module: SupervisedModule, predict: Predict) -> dict[str, Figure]:
+        self.path.note_title(trainer)
+        return self.figures(predict)
 
     def figures(self, predict: Predict) -> dict[str, Figure]:
         from recipes import paths  # imports matplotlib

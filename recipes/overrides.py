@@ -1,9 +1,10 @@
-"""What a user set on the command line and nothing reads: each is refused by name, with what to set instead."""
+"""What a user set on the command line: refused by name where nothing reads it, and the name of a run by it."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -104,3 +105,16 @@ def _leaves(key: str, value: Any) -> Iterator[str]:
             yield from _leaves(f"{key}.{name}", inner)
     else:
         yield key
+
+
+def run_name(given: Sequence[str], recipe: str, folder: Path) -> str:
+    """Return a name to know a run by: choices of the command line, the recipe, other settings, and the folder.
+
+    There is room for the first words only, in which the runs of a sweep should differ.
+    """
+    quiet = ("recipe=", "logger", "trainer.enable_")
+    given = [override for override in given if not override.startswith(quiet)]
+    choices = [override for override in given if "." not in override.partition("=")[0]]
+    settings = [override for override in given if override not in choices]
+    place = f"{folder.parent.name}/{folder.name}" if folder.name.isdigit() else folder.name  # a job of a sweep
+    return ", ".join([*choices, recipe, *settings, place])

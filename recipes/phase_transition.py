@@ -23,7 +23,8 @@ from framework.happy_lambda import HappyLambdaLinear
 from framework.optim import square_root_lasso
 from framework.penalties import L1, Harder, Penalty
 from recipes import figures
-from recipes.report import log_hyperparameters, make_loggers, save_figures, write_summary
+from recipes.dashboard import log_row
+from recipes.report import log_final_metrics, make_loggers, save_figures, write_summary
 
 # Each penalty, and the stages that lead to it from zero weights. The lasso is convex and needs one; the harder penalty
 # takes the published ones but the first, without a penalty: with more features than samples that fits the noise.
@@ -93,6 +94,7 @@ def phase_transition(config: DictConfig, folder: Path) -> dict[str, float]:
     _check(config, simulation)
     happy_lambda = HappyLambdaLinear(simulation.X, config.draws).run()
     loggers = make_loggers(config, folder)
+    log_row(loggers, config, folder, [*(f"pesr/{name}" for name in config.penalties), "happy_lambda"])
     curve: list[Recovery] = []
     for s in config.sparsities:
         points = [
@@ -111,7 +113,9 @@ def phase_transition(config: DictConfig, folder: Path) -> dict[str, float]:
     picture = figures.phase_transition([(p.penalty, p.s, p.pesr) for p in curve], published, config.replicates)
     save_figures(loggers, {"phase_transition": picture}, folder / "plots")
     metrics = {"happy_lambda": happy_lambda, **{f"pesr/{point.penalty}/{point.s}": point.pesr for point in curve}}
-    log_hyperparameters(loggers, config, metrics, new=metrics)
+    log_final_metrics(loggers, metrics, {}, 0)
+    for logger in loggers:
+        logger.finalize("success")
     write_summary(
         config,
         metrics,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from framework import Trainer
@@ -34,7 +34,7 @@ def write_report(
     The summary is written last, in one piece: a folder without it holds a run that did not finish.
     """
     # As of the end of training: drawing and pruning evaluate the network again.
-    metrics = final_metrics(trainer)
+    metrics, epoch = final_metrics(trainer), {"epoch": float(trainer.current_epoch)}
     facts = {
         "steps": trainer.global_step,
         "epochs": trainer.current_epoch,
@@ -49,10 +49,9 @@ def write_report(
     if history := read_history(folder / "metrics.csv"):
         pictures = {"loss": figures.loss_curves(history), **pictures}
     save_figures(trainer.loggers, pictures, folder / "plots", step)
-    # A number where the configuration may say auto.
-    computed = OmegaConf.merge(config, {"penalty": {"happy_lambda": module.happy_lambda}})
-    news = {name: value for name, value in metrics.items() if _is_news(value, step, history.get(name))}
-    log_hyperparameters(trainer.loggers, computed, metrics, new=news, step=step)
+    log_final_metrics(trainer.loggers, metrics | epoch, history, step)
+    for logger in trainer.loggers:
+        logger.finalize("success")
     write_summary(
         config,
         metrics,
@@ -64,14 +63,30 @@ def write_report(
     return metrics
 
 
-def _is_news(value: float, step: int, logged: tuple[list[float], list[float]] | None) -> bool:
-    """Return whether a final value differs from the last that was logged, over an axis that does not go further."""
-    return logged is None or (logged[0][-1] <= step and logged[1][-1] != value)
+def log_final_metrics(
+    loggers: Sequence[Logger],
+    metrics: Mapping[str, float],
+    history: Mapping[str, tuple[list[float], list[float]]],
+    step: int,
+) -> None:
+    """Send TensorBoard the values at the end of a run that were not logged before: its HParams tab shows the last ones.
+
+    A value is news if it differs from the last one, over an axis that does not go further.
+    """
+    news = {
+        name: value
+        for name, value in metrics.items()
+        if name not in history or (history[name][0][-1] <= step and history[name][1][-1] != value)
+    }
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_metrics(news, step)
 
 
 def make_loggers(config: DictConfig, folder: Path) -> list[Logger]:
     """Make the loggers that a configuration chooses; they write to ``folder``."""
-    return [instantiate(logger, root_dir=str(folder)) for logger in config.logger.values() if logger]
+    chosen = [logger for logger in config.logger.values() if isinstance(logger, DictConfig)]
+    return [instantiate(logger, root_dir=str(folder)) for logger in chosen]
 
 
 def final_metrics(trainer: Trainer) -> dict[str, float]:
@@ -108,31 +123,15 @@ def save_figures(loggers: Sequence[Logger], pictures: dict[str, Figure], folder:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png")
-        for logger in loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure(name, figure, step, close=False)
+    add_figures(loggers, pictures, step)
 
 
-def log_hyperparameters(
-    loggers: Sequence[Logger],
-    config: DictConfig | ListConfig,
-    metrics: Mapping[str, float],
-    *,
-    new: Mapping[str, float],
-    step: int = 0,
-) -> None:
-    """Log the configuration and the final metrics, for the HParams tab.
-
-    ``new`` are those of the metrics whose final value was not logged during the run; it is, at ``step``: the tab shows
-    the last value that was.
-    """
-    options: Any = OmegaConf.to_container(config, resolve=True)
-    chosen = {key: value for key, value in options.items() if key not in ("callbacks", "logger")}
+def add_figures(loggers: Sequence[Logger], pictures: Mapping[str, Figure], step: int) -> None:
+    """Show each picture in the Images tab of TensorBoard, which has a slider over the steps."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_metrics(new, step)
-            logger.log_hyperparams(chosen, metrics)
-        logger.finalize("success")
+            for name, figure in pictures.items():
+                logger.experiment.add_figure(name, figure, step, close=False)
 
 
 def write_summary(config: DictConfig, metrics: dict[str, float], path: Path, **facts: Any) -> None:

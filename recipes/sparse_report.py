@@ -15,7 +15,7 @@ from framework import Trainer
 from framework.callbacks import PenaltyPath
 from framework.pruning import prune, used_features
 from recipes import figures
-from recipes.data import Data
+from recipes.data import Data, Predict
 from recipes.module import SupervisedModule
 
 if TYPE_CHECKING:
@@ -33,6 +33,14 @@ class SparseData(Data):
 
     feature_names: list[str] = field(default_factory=list)
     support: list[int] | None = None
+    found = ("support/size", "support/exact", "refit/val_loss")
+
+    def progress(self, trainer: Trainer, module: SupervisedModule, predict: Predict) -> dict[str, Figure]:
+        return {"first_layer": self.first_layer(module)}
+
+    def first_layer(self, module: SupervisedModule) -> Figure:
+        """Draw the weights of the first layer, where the penalty leaves zeros."""
+        return figures.first_layer(_first_layer(module.network), self.feature_names, self.support)
 
     def findings(
         self, trainer: Trainer, module: SupervisedModule, folder: Path
@@ -55,7 +63,10 @@ def sparse_report(
     metrics, findings = compare_supports(found, data)
     metrics |= prune_and_refit(trainer, module, data, folder)
     importance = feature_weights(network)
-    pictures = {"importance": figures.importances(importance, data.feature_names, data.support)}
+    pictures = {
+        "importance": figures.importances(importance, data.feature_names, data.support),
+        "first_layer": data.first_layer(module),
+    }
     for callback in trainer.callbacks:
         if isinstance(callback, PenaltyPath) and callback.history:
             weights = [stage["happy_lambda"] for stage in callback.history] + [module.happy_lambda]
@@ -79,8 +90,13 @@ def compare_supports(found: list[int], data: SparseData) -> tuple[dict[str, floa
 
 def feature_weights(network: nn.Sequential) -> Tensor:
     """Compute for each feature its coefficient, or with several neurons the norm of its weights, shape (features,)."""
-    weight = next(layer for layer in network if isinstance(layer, nn.Linear)).weight.detach().float().cpu()
+    weight = _first_layer(network)
     return weight[0] if len(weight) == 1 else weight.norm(dim=0)
+
+
+def _first_layer(network: nn.Module) -> Tensor:
+    """Return the weights of the first layer, shape (neurons, features)."""
+    return next(layer for layer in network.modules() if isinstance(layer, nn.Linear)).weight.detach().float().cpu()
 
 
 def prune_and_refit(trainer: Trainer, module: SupervisedModule, data: SparseData, folder: Path) -> dict[str, float]:

@@ -16,9 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from framework import Callback, Trainer
 from framework.fabric import current_rank
+from framework.loggers import TensorBoardLogger
 from framework.loop.checkpoint import newest
 from recipes.build import build
 from recipes.compare import ERROR
+from recipes.dashboard import Dashboard
 from recipes.mistakes import explain
 from recipes.report import read_summary, write_report
 from recipes.resume import record, why_finished
@@ -36,6 +38,11 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
         if ckpt_path is None or found is not None:
             ckpt_path = "last"  # otherwise it was killed before it saved, and begins again where it began
         trainer.callbacks.insert(0, _Recording(config, folder))
+    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        # A number where the configuration may say auto.
+        computed = OmegaConf.merge(config, {"penalty": {"happy_lambda": module.happy_lambda}})
+        assert isinstance(computed, DictConfig)
+        trainer.callbacks.append(Dashboard(computed, folder, data, is_continued=found is not None))
     trainer.fit(module, data.train, data.val, ckpt_path=ckpt_path)
     interrupted = trainer.interrupted
     metrics = write_report(trainer, module, data, config, folder)

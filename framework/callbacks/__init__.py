@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from framework.callback import Callback
 from framework.callbacks.early_stopping import EarlyStopping
+from framework.callbacks.evaluations_per_step import EvaluationsPerStep
 from framework.callbacks.histograms import Histograms
 from framework.callbacks.learning_rate_monitor import LearningRateMonitor
 from framework.callbacks.model_checkpoint import ModelCheckpoint
@@ -17,6 +18,7 @@ from framework.callbacks.weight_averaging import EMAWeightAveraging, StochasticW
 __all__ = [
     "EMAWeightAveraging",
     "EarlyStopping",
+    "EvaluationsPerStep",
     "Histograms",
     "LearningRateMonitor",
     "ModelCheckpoint",

@@ -138,6 +138,14 @@ class PenaltyPath(Callback):
         """Whether the stages are over and the module's own optimizer, weight and penalty are in effect."""
         return self.stage >= len(self.stages)
 
+    @property
+    def progress_description(self) -> str:
+        """How far the run has come, for the progress bar: its number of steps says nothing."""
+        epoch = self._epochs + 1
+        if self.is_final:
+            return f"full penalty, epoch {epoch}"
+        return f"stage {self.stage + 1}/{len(self.stages)}, epoch {epoch} of at most {self.max_epochs}"
+
     # ---------------------------------------------------------------------------------------------------- hooks
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:

@@ -17,7 +17,7 @@ from recipes.data import Data
 from tests.recipes.conftest import Proxtrain
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example"
-SPIKES = ("--config-dir", "conf", "recipe=spikes", "trainer.enable_progress_bar=false", "logger=none")
+SPIKES = ("--config-dir", "conf", "recipe=spikes", "trainer.enable_progress_bar=false")
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_part_may_be_a_projects_own(proxtrain: Proxtrain, project: Path) -> None:
-    done = proxtrain(*SPIKES)
+    done = proxtrain(*SPIKES, "logger.graph=true")
     assert done.code == 0, done.stderr
     metrics = json.loads((done.folder / "summary.json").read_text())["metrics"]
     assert metrics["spikes"] == 5
@@ -51,7 +51,7 @@ def test_every_part_may_be_a_projects_own(proxtrain: Proxtrain, project: Path) -
 
 def test_an_own_optimizer_needs_no_deletions(proxtrain: Proxtrain, project: Path) -> None:
     own = ("optimizer=custom", "optimizer._target_=spikes.HeavyBall", "+optimizer.momentum=0.5")
-    done = proxtrain(*SPIKES, *own, "lr=0.01", "penalty=none", "epochs=20")
+    done = proxtrain(*SPIKES, *own, "logger=none", "lr=0.01", "penalty=none", "epochs=20")
     assert done.code == 0, done.stderr
     weight = framework.load(done.folder).network.weight
     blur, signal = sys.modules["spikes"].blurred_spikes().train.tensors
