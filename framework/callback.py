@@ -2,7 +2,7 @@
 
 Each hook is called on the callbacks in the order given, then on the module (the method of the same name, without the
 arguments ``trainer`` and ``module``), then on the callbacks that watch a metric: early stopping, and checkpoints last.
-``Trainer.fit`` fires, in this order::
+``Trainer.fit`` fires, in this order:
 
     prepare_data                        (of the datamodule, then of the module, in one process of each machine)
     setup("fit")                        (of the datamodule first)

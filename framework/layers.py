@@ -39,12 +39,7 @@ class NormalizedLinear(nn.Linear):
     `torch.nn.utils.parametrizations.weight_norm` is different: there the norm is a second trainable parameter,
     `weight` is split in two in the state dict, and a zero row gives NaN.
 
-    Args:
-        in_features: Size of each input sample.
-        out_features: Size of each output sample.
-        bias: Whether to add a bias.
-        device: The device of the parameters.
-        dtype: The type of the parameters.
+    The arguments are those of `torch.nn.Linear`.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -274,7 +274,7 @@ class Trainer(Answers):
     ) -> None:
         """Train a module; return when a limit is reached, when a callback stops it, or on Ctrl-C.
 
-        The loop, in short (`framework.callback` says where the hooks are, `framework/loop/fit.py` is the loop itself)::
+        The loop, in short (`framework.callback` says where the hooks are, `framework/loop/fit.py` is the loop itself):
 
             while no limit is reached:
                 for batches in train_dataloaders:      # as many as accumulate_grad_batches says

@@ -1,15 +1,9 @@
 """What a user types either reaches something or is refused by name."""
 
-import re
 import shlex
-from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 
-from recipes.cli import CONF
-from recipes.overrides import refuse_without_effect
 from tests.recipes.conftest import Proxtrain
 
 
@@ -67,22 +61,3 @@ def test_a_sweep_is_refused_too_and_says_which_of_its_runs(proxtrain: Proxtrain)
 def test_what_has_an_effect_is_let_through(arguments: str, proxtrain: Proxtrain) -> None:
     done = proxtrain(*shlex.split(arguments), "logger=none", "trainer.enable_model_summary=false")
     assert (done.code, done.stderr.count("error")) == (0, 0)
-
-
-def commands_of_the_readme() -> list[list[str]]:
-    """The arguments of every example, of a sweep those of its first run."""
-    text = Path(CONF).parent.joinpath("README.md").read_text()
-    blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", "")
-    lines = [line for line in blocks.splitlines() if line.startswith("proxtrain ") and "NAME" not in line]
-    commands = [shlex.split(line, comments=True)[1:] for line in lines]
-    return [[re.sub(r"=(\w+),[\w,]+$", r"=\1", word) for word in command if word != "-m"] for command in commands]
-
-
-@pytest.mark.parametrize("arguments", commands_of_the_readme(), ids=" ".join)
-def test_every_setting_in_the_readme_has_an_effect(arguments: list[str], tmp_path: Path) -> None:
-    # A range is a sweep by itself.
-    arguments = [argument for argument in arguments if "range(" not in argument]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        config = compose("train", [*arguments, f"hydra.runtime.output_dir={tmp_path}"], return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    refuse_without_effect(config, arguments, config.hydra.runtime.choices)
