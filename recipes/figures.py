@@ -27,6 +27,11 @@ def _axes(width: float = 6.4, height: float = 4.2, *, rows: int = 1, columns: in
     return figure, axes
 
 
+def _legend(figure: Figure) -> None:
+    """Say below what the curves are: the place where a legend hides nothing is also the one that takes no search."""
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+
+
 def loss_curves(history: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
     """Draw losses against optimizer steps, or the objective against an optimizer's own iterations.
 
@@ -54,7 +59,7 @@ def loss_curves(history: Mapping[str, tuple[Sequence[float], Sequence[float]]]) 
         axis.set_yscale("log")
     axis.set(xlabel=unit, ylabel="loss", title="Loss")
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False)
+    _legend(figure)
     return figure
 
 
@@ -101,7 +106,7 @@ def fitted_curve(x: Tensor, prediction: Tensor, truth: Tensor, samples: tuple[Te
     axis.plot(x.squeeze(1).numpy(), truth.squeeze(1).numpy(), color=ORANGE, ls="--", lw=1.5, label="hidden function")
     axis.plot(x.squeeze(1).numpy(), prediction.squeeze(1).numpy(), color=BLUE, lw=2, label="fit")
     axis.set(xlabel="x", ylabel="y", title="Fit")
-    axis.legend(frameon=False)
+    _legend(figure)
     return figure
 
 
@@ -118,7 +123,7 @@ def surface(axis_values: Tensor, z: Tensor, points: Tensor, labels: Tensor) -> F
         )
     figure.colorbar(mesh, label="output", ticks=[-0.5, 0, 0.5, 1, 1.5])
     axis.set(xlabel="x₁", ylabel="x₂", title="Output, and where it is ½")
-    axis.legend(loc="upper center", ncols=2, framealpha=0.9)
+    _legend(figure)
     return figure
 
 
@@ -187,7 +192,7 @@ def phase_transition(
     axis.set_title(f"Share of {replicates} fits with exactly the true features")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False)
+    _legend(figure)
     return figure
 
 
@@ -204,7 +209,7 @@ def importances(values: Tensor, names: Sequence[str], support: Sequence[int] | N
     if len(names) <= 60:
         axis.set_xticks(positions, names, rotation=90, fontsize=7)
     axis.set(xlabel="feature", ylabel="weight, norm over the neurons", title="What the network uses")
-    axis.legend(frameon=False)
+    _legend(figure)
     return figure
 
 

@@ -49,7 +49,20 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
     if interrupted:
         # So that a shell, or the rest of a sweep, stops too.
         raise SystemExit(128 + signal.SIGINT)
+    _say_what_came_out(trainer, metrics, folder)
     return metrics
+
+
+def _say_what_came_out(trainer: Trainer, metrics: Mapping[str, float], folder: Path) -> None:
+    """Print the metrics that one looks at first, where the best weights are, and how to see the rest."""
+    shown = {name: value for name, value in metrics.items() if name.startswith(("val/", "support/"))}
+    shown |= {name: metrics[name] for name in ("train/objective",) if name in metrics}
+    print(", ".join(f"{name} {value:.5g}" for name, value in shown.items()))
+    best = next((writer.best_model_path for writer in trainer.checkpoint_callbacks if writer.best_model_path), None)
+    if best is not None:
+        print(f"best checkpoint: {os.path.relpath(best, folder)}")
+    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        print(f"to look at it: proxtrain-tensorboard {folder}", flush=True)
 
 
 def _nothing_left(

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from recipes.build import build
 from recipes.cli import CONF
 from recipes.train import run
+from tests.recipes.conftest import Proxtrain
 
 # The recipe that trains no network has tests of its own.
 RECIPES = sorted({path.stem for path in Path(CONF, "recipe").rglob("*.yaml")} - {"phase_transition"})
@@ -304,3 +305,15 @@ def test_fashion_mnist_learns_in_a_fraction_of_an_epoch(overrides: tuple[str, ..
     )
     trainer.fit(module, data.train, data.val)
     assert trainer.validate(module, data.val)[0]["val/accuracy"] > 0.65
+
+
+def test_a_run_ends_with_its_metrics_its_best_checkpoint_and_how_to_look_at_it(proxtrain: Proxtrain) -> None:
+    done = proxtrain("epochs=10", "trainer.enable_model_summary=false", "trainer.enable_progress_bar=false")
+    first, *middle, last = done.stdout.splitlines()
+    assert first == last == f"run folder: {done.folder}"
+    metrics = json.loads((done.folder / "summary.json").read_text())["metrics"]
+    assert middle == [
+        f"val/loss {metrics['val/loss']:.5g}, train/objective {metrics['train/objective']:.5g}",
+        "best checkpoint: checkpoints/best.ckpt",
+        f"to look at it: proxtrain-tensorboard {done.folder}",
+    ]
