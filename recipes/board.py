@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import time
@@ -24,6 +25,9 @@ def main() -> None:
 
     Folders of runs, or of sweeps and others that hold them; default: outputs. New runs appear as they start.
     """
+    if {"-h", "--help"} & {*sys.argv}:
+        print(inspect.cleandoc(str(main.__doc__)))
+        return
     options = [argument for argument in sys.argv[1:] if argument.startswith("-")]
     folders = [Path(argument) for argument in sys.argv[1:] if not argument.startswith("-")] or [Path("outputs")]
     if missing := [str(folder) for folder in folders if not folder.is_dir()]:

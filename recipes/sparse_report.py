@@ -35,12 +35,13 @@ class SparseData(Data):
     support: list[int] | None = None
     found = ("support/size", "support/exact", "refit/val_loss")
 
-    def progress(self, trainer: Trainer, module: SupervisedModule, predict: Predict) -> dict[str, Figure]:
-        return {"first_layer": self.first_layer(module)}
-
-    def first_layer(self, module: SupervisedModule) -> Figure:
-        """Draw the weights of the first layer, where the penalty leaves zeros."""
-        return figures.first_layer(_first_layer(module.network), self.feature_names, self.support)
+    def progress(self, trainer: Trainer, module: SupervisedModule, predict: Predict | None = None) -> dict[str, Figure]:
+        """Draw how much each feature is used, and of several neurons the weights of each."""
+        weight = first_weight(module.network)
+        pictures = {"importance": figures.importances(feature_weights(weight), self.feature_names, self.support)}
+        if len(weight) > 1:
+            pictures["first_layer"] = figures.first_layer(weight, self.feature_names, self.support)
+        return pictures
 
     def findings(
         self, trainer: Trainer, module: SupervisedModule, folder: Path
@@ -62,15 +63,12 @@ def sparse_report(
     found = used_features(network).tolist()
     metrics, findings = compare_supports(found, data)
     metrics |= prune_and_refit(trainer, module, data, folder)
-    importance = feature_weights(network)
-    pictures = {
-        "importance": figures.importances(importance, data.feature_names, data.support),
-        "first_layer": data.first_layer(module),
-    }
+    pictures = data.progress(trainer, module)
     for callback in trainer.callbacks:
         if isinstance(callback, PenaltyPath) and callback.history:
             weights = [stage["happy_lambda"] for stage in callback.history] + [module.happy_lambda]
-            values = [*(stage["importance"].float() for stage in callback.history), importance.abs()]
+            importance = feature_weights(first_weight(network)).abs()
+            values = [*(stage["importance"].float() for stage in callback.history), importance]
             pictures["path"] = figures.penalty_path(weights, torch.stack(values), data.support)
     return metrics, findings, pictures
 
@@ -88,15 +86,14 @@ def compare_supports(found: list[int], data: SparseData) -> tuple[dict[str, floa
     return metrics, findings
 
 
-def feature_weights(network: nn.Sequential) -> Tensor:
-    """Compute for each feature its coefficient, or with several neurons the norm of its weights, shape (features,)."""
-    weight = _first_layer(network)
-    return weight[0] if len(weight) == 1 else weight.norm(dim=0)
-
-
-def _first_layer(network: nn.Module) -> Tensor:
+def first_weight(network: nn.Module) -> Tensor:
     """Return the weights of the first layer, shape (neurons, features)."""
     return next(layer for layer in network.modules() if isinstance(layer, nn.Linear)).weight.detach().float().cpu()
+
+
+def feature_weights(weight: Tensor) -> Tensor:
+    """Compute for each feature its coefficient, or with several neurons the norm of its weights, shape (features,)."""
+    return weight[0] if len(weight) == 1 else weight.norm(dim=0)
 
 
 def prune_and_refit(trainer: Trainer, module: SupervisedModule, data: SparseData, folder: Path) -> dict[str, float]:

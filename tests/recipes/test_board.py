@@ -54,6 +54,12 @@ def test_the_command_prints_an_address_that_shows_losses_first_and_ends_by_an_in
         assert board.wait(60) == 0
 
 
+def test_help_says_what_may_be_given(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["proxtrain-tensorboard", "--help"])
+    main()
+    assert "proxtrain-tensorboard [FOLDER ...]" in capsys.readouterr().out
+
+
 def test_a_folder_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["proxtrain-tensorboard", "nowhere"])
     with pytest.raises(SystemExit, match="there is no folder nowhere"):
