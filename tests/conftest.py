@@ -5,7 +5,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 if "DATA_ROOT" in os.environ:
     # Tests run in folders of their own.
@@ -18,5 +17,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
+    import torch  # not above: pytest -n takes seconds to start, and its first process runs no test
+
     torch.manual_seed(0)
     torch.set_num_threads(1)
