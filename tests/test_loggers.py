@@ -3,10 +3,10 @@
 import csv
 import os
 import pickle
+import resource
 import shutil
-import subprocess
-import sys
 import threading
+import warnings
 from contextlib import suppress
 
 import pytest
@@ -17,6 +17,7 @@ from torch.optim import SGD
 
 from framework import Callback
 from framework.loggers import CSVLogger, TensorBoardLogger
+from tests.forked import Forked
 from tests.modules import Penalized, at_step, make_loader, make_trainer
 
 
@@ -219,29 +220,22 @@ def test_a_logger_stays_in_its_folder(tmp_path, logger, options):
         logger(tmp_path, **options)
 
 
-FULL = """
-import resource, sys, warnings
-from pathlib import Path
-from tests.test_loggers import train
-folder = Path(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
-warnings.simplefilter("always")
-trainer = train(folder)
-print("steps", trainer.global_step)
-"""
+def train_on_a_full_disk(folder, size):
+    """Train while files cannot grow beyond a limit, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    warnings.simplefilter("always")
+    print("steps", train(folder).global_step)
 
 
 @pytest.mark.parametrize("size", [200, 700])
 def test_a_full_disk_silences_the_logger_and_the_run_goes_on(tmp_path, size):
-    """Files cannot grow beyond a limit, as on a full disk."""
     train(tmp_path / "whole")
     folder = tmp_path / "full"
-    ended = subprocess.run(
-        [sys.executable, "-c", FULL, str(folder), str(size)], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert ended.stdout.strip().endswith("steps 12")
-    assert "Traceback" not in ended.stderr
-    said = [line for line in ended.stderr.splitlines() if "cannot write to" in line]
+    process = Forked(train_on_a_full_disk, folder, size, cwd=tmp_path)
+    assert process.end() == 0, process.printed
+    assert "steps 12" in process.printed
+    assert "Traceback" not in process.printed
+    said = [line for line in process.printed.splitlines() if "cannot write to" in line]
     assert len(said) == 2
     assert all("File too large" in line and "the run goes on" in line for line in said)
     rows = (folder / "metrics.csv").read_text().splitlines() if (folder / "metrics.csv").exists() else []
@@ -455,23 +449,20 @@ def test_a_folder_that_is_removed_silences_the_loggers(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-DRAWING = """
-import resource, sys, torch
-from framework.loggers import TensorBoardLogger
-resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-logger = TensorBoardLogger(sys.argv[1], name="", version="tb")
-writer = logger.experiment
-for step in range(3):
-    writer.add_scalar("a", step, step)
-    writer.flush()
-    writer.add_image("noise", torch.rand(3, 40, 40), step)
-    writer.flush()
-logger.finalize("success")
-"""
+def draw_on_a_full_disk(folder):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+    logger = TensorBoardLogger(folder, name="", version="tb")
+    writer = logger.experiment
+    for step in range(3):
+        writer.add_scalar("a", step, step)
+        writer.flush()
+        writer.add_image("noise", torch.rand(3, 40, 40), step)
+        writer.flush()
+    logger.finalize("success")
 
 
 def test_a_full_disk_raises_nothing_where_pictures_are_drawn(tmp_path):
-    ended = subprocess.run([sys.executable, "-c", DRAWING, str(tmp_path)], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("cannot write to") == 1
+    process = Forked(draw_on_a_full_disk, tmp_path, cwd=tmp_path)
+    assert process.end() == 0, process.printed
+    assert process.printed.count("cannot write to") == 1
     assert steps(tmp_path / "tb", "a") == [0]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 IN_USE_ONLY = {"lightning", "torchmetrics", "torchvision", "scipy", "matplotlib", "tensorboard"}
-NAMES = "import json, sys; print(json.dumps(sorted(sys.modules)))"
+PRINT_NAMES = "\nimport json, sys; print(json.dumps(sorted(sys.modules)))\n"
 TOY = """
 import sys
 from framework import Callback
@@ -20,19 +20,28 @@ main()
 """
 
 
-def modules(program: str, folder) -> set[str]:
-    """Return the names of the modules that are loaded when a program ends."""
-    done = subprocess.run([sys.executable, "-c", f"{program}\n{NAMES}"], cwd=folder, capture_output=True, text=True)
+def modules(folder, *programs: str) -> list[set[str]]:
+    """Run programs one after the other in one process; return the names of the modules loaded after each."""
+    program = "".join(program + PRINT_NAMES for program in programs)
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return set(json.loads(done.stdout.splitlines()[-1]))
+    return [set(json.loads(line)) for line in done.stdout.splitlines() if line.startswith('["')]
 
 
 def test_importing_the_framework_loads_little_more_than_torch(tmp_path):
-    torchs, ours = modules("import torch, numpy", tmp_path), modules("import framework, framework.optim", tmp_path)
-    assert not (IN_USE_ONLY | {"torch._dynamo"}) & ours
-    assert len(ours) <= 1.15 * len(torchs)
+    torchs, ours, with_optim, with_trainer = modules(
+        tmp_path,
+        "import torch, numpy",
+        "import framework",
+        "import framework.optim",
+        "framework.Trainer(accelerator='cpu', logger=False)",
+    )
+    assert not any(name.startswith("framework.optim") for name in ours)
+    assert not (IN_USE_ONLY | {"torch._dynamo"}) & with_optim
+    assert len(with_optim) <= 1.15 * len(torchs)
+    assert not {"framework.profiler", "framework.lightning", "framework.data.combined"} & with_trainer
 
 
 def test_a_toy_run_loads_matplotlib_and_tensorboard_for_what_it_writes_and_no_more(tmp_path):
-    loaded = modules(TOY, tmp_path)
+    loaded = modules(tmp_path, TOY)[-1]
     assert IN_USE_ONLY & loaded == {"matplotlib", "tensorboard"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -18,6 +17,7 @@ from framework.callback import HOOKS
 from tests.faults import train
 from tests.faults.outcome import differences
 from tests.faults.train import WRITERS, AtHook, AtLine, Fault, FillDisk, interrupt, kill, make_read_only, terminate
+from tests.forked import CONTEXT
 
 REEVALUATING = ("lbfgs", "sparsa")
 SECONDS = 60.0  # a run that takes longer hangs
@@ -56,8 +56,6 @@ class Laboratory:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._references: dict[str, Reference] = {}
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([train.__name__])
 
     def new_folder(self) -> Path:
         """Make a folder for a run."""
@@ -83,7 +81,7 @@ class Laboratory:
         Raises:
             TimeoutError: If it hangs.
         """
-        process = self._context.Process(target=train.train, args=(training, folder, faults, counts_path))
+        process = CONTEXT.Process(target=train.train, args=(training, folder, faults, counts_path))
         process.start()
         if signal_after is not None:
             number, delay = signal_after

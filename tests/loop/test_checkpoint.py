@@ -2,10 +2,9 @@
 
 import os
 import pickle
+import resource
 import signal
 import socket
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from framework import Callback, Trainer
 from framework.callbacks import EarlyStopping, ModelCheckpoint
 from framework.data import TensorLoader
 from framework.loop import checkpoint
+from tests.forked import Forked
 from tests.modules import (
     NUM_SAMPLES,
     NoisyDataset,
@@ -447,24 +447,20 @@ def test_what_a_dead_writer_left_is_removed(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [writing.name, "x.ckpt"]
 
 
-FULL = """
-import resource, signal, sys
-from tests.modules import Regressor, make_loader, make_trainer
-from framework.callbacks import ModelCheckpoint
-callback = ModelCheckpoint(sys.argv[1], every_n_train_steps=1)
-class Growing(Regressor):
-    def on_train_batch_end(self, outputs, batch, batch_idx):
-        if self.trainer.global_step == 4:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-make_trainer(sys.argv[1], callbacks=callback).fit(Growing(), make_loader())
-"""
+def train_until_the_disk_is_full(folder):
+    class Growing(Regressor):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if self.trainer.global_step == 4:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    make_trainer(folder, callbacks=ModelCheckpoint(folder, every_n_train_steps=1)).fit(Growing(), make_loader())
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(tmp_path):
-    ended = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 1
-    assert "cannot write the checkpoint: File too large; the one that was there is as it was" in ended.stderr
-    assert "OSError" in ended.stderr.splitlines()[-1]
+    process = Forked(train_until_the_disk_is_full, tmp_path, cwd=tmp_path)
+    assert process.end() == 1
+    assert "cannot write the checkpoint: File too large; the one that was there is as it was" in process.printed
+    assert "OSError" in process.printed.splitlines()[-1]
     assert os.listdir(tmp_path) == ["last.ckpt"]
     assert checkpoint.load(tmp_path / "last.ckpt")["progress"]["global_step"] == 3
 

@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 
 from framework import Callback, Module, Trainer, seed_everything
 from framework.data import TensorLoader
-from framework.loop import capture
 from framework.optim import ProxAdam
 from framework.penalties import L1, GroupL1, Penalty
 from tests.modules import make_trainer, needs_compiler, regression_data
@@ -34,7 +33,7 @@ CONFIGS = Path(__file__).parents[2] / "conf" / "optimizer"
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let graphs run operation by operation: what is recorded is the same, and Inductor takes seconds."""
-    monkeypatch.setattr(capture, "compile_fx", lambda recorded, _: torch.no_grad()(recorded))
+    monkeypatch.setattr("framework.loop.capture.compile_fx", lambda recorded, _: torch.no_grad()(recorded))
 
 
 class Network(Module):

@@ -277,8 +277,8 @@ def run(root: Path, name: str, *, size: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    folder, names = Path(sys.argv[1]), sys.argv[2:]
+def main(folder: Path, *names: str) -> None:
+    """Write what each of the cases, by default all, ended with."""
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", message=".*makes a whole minimization")
     for name in names or CASES:
@@ -291,4 +291,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), *sys.argv[2:])

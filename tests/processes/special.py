@@ -127,8 +127,8 @@ def refuse_batch_norm(folder: Path) -> str:
     return ""
 
 
-def main() -> None:
-    what, folder = sys.argv[1], Path(sys.argv[2])
+def main(what: str, folder: Path) -> None:
+    """Do what is asked for; write what was found."""
     warnings.simplefilter("error")
     seed_all(0)
     answer: dict[str, Any] = {}
@@ -153,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.processes.test_processes import launch
-from tests.processes.uneven import CASES
+from tests.forked import run_two
+from tests.processes.uneven import CASES, main
 
 pytestmark = pytest.mark.slow
 
@@ -39,8 +39,8 @@ EACH_ONCE = [
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uneven")
-    ended = launch("tests.processes.uneven", str(folder), torchrun=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    codes, printed = run_two(main, folder, cwd=folder)
+    assert codes == [0, 0], "\n".join(printed)
     return [json.loads((folder / f"uneven-{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -366,8 +366,8 @@ CASES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def main(folder: Path) -> None:
+    """Write what each of the cases found."""
     warnings.simplefilter("error")
     found = {}
     trainer(folder)  # connects the processes
@@ -378,4 +378,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

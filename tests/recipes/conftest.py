@@ -37,6 +37,13 @@ def _new_process_for_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
+@pytest.fixture(autouse=True)
+def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save pictures blank, since to draw them takes half the time of a short run, but for tests marked ``draws``."""
+    if "draws" not in request.keywords:
+        monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda *_: None)
+
+
 @pytest.fixture
 def proxtrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Proxtrain:
     """Run ``proxtrain`` with arguments, in a folder of its own, or in ``cwd``."""

@@ -1,6 +1,7 @@
 """What other processes do in tests of the command."""
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from recipes.cli import unused
+from recipes.cli import main, unused
 from recipes.train import claim
+
+
+def proxtrain(*arguments: str) -> None:
+    """Be the command, in a session of its own, as in a terminal."""
+    os.setsid()
+    sys.argv = ["proxtrain", *arguments]
+    main()
 
 
 def note_threads(config: DictConfig, folder: Path) -> dict[str, float]:

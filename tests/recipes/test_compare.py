@@ -17,6 +17,7 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.draws
 def test_a_sweep_ends_with_a_table_best_first_and_with_what_failed(proxtrain: Proxtrain, tmp_path: Path) -> None:
     done = proxtrain("-m", "optimizer.lr=0.001,-1,0.05", "epochs=10", *QUIET, "logger=csv")
     assert done.code == 1

@@ -82,6 +82,7 @@ def test_a_continued_run_has_the_whole_path(tmp_path: Path) -> None:
     assert data.path.evaluations == whole.evaluations
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_run_leaves_a_picture_of_its_path(function: str, tmp_path: Path) -> None:
     run(

@@ -124,6 +124,7 @@ def test_the_harder_penalty_recovers_where_the_lasso_does_not(happy_lambda):
     assert harder.fdr < 0.1
 
 
+@pytest.mark.draws
 def test_the_recipe_leaves_a_whole_run_folder(tmp_path, capsys):
     config = configure(tmp_path, "replicates=2", "sparsities=[0,2]")
     metrics = run(config, tmp_path)

@@ -42,6 +42,7 @@ def configure(recipe: str, folder: Path, *overrides: str) -> DictConfig:
     return config
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize(
     "recipe", [pytest.param(r, marks=needs_images) if r == "fashion_mnist" else r for r in RECIPES]
 )
@@ -291,7 +292,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 @needs_images
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [("model=cnn",), ("model=mlp",), ("model=cnn", "data.augment=true")])
+@pytest.mark.parametrize("overrides", [("model=mlp",), ("model=cnn", "data.augment=true")])
 def test_fashion_mnist_learns_in_a_fraction_of_an_epoch(overrides: tuple[str, ...], tmp_path: Path) -> None:
     limits = [
         "trainer.max_epochs=1",

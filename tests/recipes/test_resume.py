@@ -2,7 +2,6 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -14,7 +13,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tests.recipes.tasks import claim_folders
+from tests.forked import CONTEXT, Forked
+from tests.recipes import tasks
 
 ROOT = Path(__file__).parents[2]
 QUIET = ("trainer.enable_model_summary=false", "trainer.enable_progress_bar=false")
@@ -129,10 +129,8 @@ def command(*arguments, torchrun=False):
 
 @pytest.mark.slow
 def test_ten_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([claim_folders.__module__])
-    together, printed = context.Barrier(10), context.Queue()
-    processes = [context.Process(target=claim_folders, args=(tmp_path, together, printed)) for _ in range(10)]
+    together, printed = CONTEXT.Barrier(10), CONTEXT.Queue()
+    processes = [CONTEXT.Process(target=tasks.claim_folders, args=(tmp_path, together, printed)) for _ in range(10)]
     for process in processes:
         process.start()
     claimed = [printed.get(timeout=100) for _ in processes]
@@ -144,17 +142,17 @@ def test_ten_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_a_signal_ends_the_command_with_its_code_and_the_run_goes_on(tmp_path, number):
-    process = subprocess.Popen(**command("epochs=100000", "hydra.run.dir=run", *QUIET), cwd=tmp_path)
+def test_a_signal_ends_the_command_with_its_code_and_the_run_goes_on(proxtrain, tmp_path, number):
+    arguments = ("epochs=100000", "hydra.run.dir=run", *QUIET)
+    started = Forked(tasks.proxtrain, *arguments, cwd=tmp_path)
     deadline = time.monotonic() + 100
     while not (tmp_path / "run" / "metrics.csv").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(number)
-    process.communicate(timeout=100)
-    assert process.returncode == 128 + number
+    os.kill(started.process.pid, number)
+    assert started.end() == 128 + number, started.printed
     steps = int(rows(tmp_path / "run")[-1]["step"])
-    ended = subprocess.run(**command("resume=run", f"trainer.max_steps={steps + 30}"), cwd=tmp_path, timeout=100)
-    assert ended.returncode == 0, ended.stderr
+    ended = proxtrain("resume=run", f"trainer.max_steps={steps + 30}")
+    assert ended.code == 0, ended.stderr
     assert "resuming from last.ckpt" in ended.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["steps"], summary["stopped_because"]) == (steps + 30, "max_steps")

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -12,7 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from recipes.cli import CONF
-from tests.recipes.test_cli import environment
+from tests.forked import Forked
+from tests.recipes import tasks
 
 QUIET = ("logger=csv", "trainer.enable_model_summary=false", "trainer.enable_progress_bar=false")
 OPTUNA = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=1", "epochs=3", *QUIET)
@@ -67,21 +66,13 @@ def test_jobs_at_the_same_time_share_the_cores(proxtrain, tmp_path, monkeypatch,
 def test_ctrl_c_ends_jobs_at_the_same_time_with_the_code_of_an_interruption(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     arguments = ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "epochs=-1", "seed=0,1", *QUIET)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "recipes.cli", *arguments, "hydra.sweep.dir=sweep"],
-        cwd=tmp_path,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    command = Forked(tasks.proxtrain, *arguments, "hydra.sweep.dir=sweep", cwd=tmp_path)
     for _ in range(3000):
         if len([path for path in tmp_path.glob("sweep/*/metrics.csv") if path.stat().st_size]) == 2:
             break
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 130, stderr
+    os.killpg(command.process.pid, signal.SIGINT)  # as a terminal does
+    assert command.end() == 130, command.printed
 
 
 @optuna
