@@ -4,14 +4,11 @@ import random
 
 import pytest
 
-from tests.faults.cases import CASES, FIT_HOOKS, Laboratory
+from tests.faults.cases import CASES, Laboratory
 from tests.faults.train import TRAININGS
 
-# In turn of a callback and of the module; the long form tries both.
-OF_HOOKS = [
-    f"an error in {hook} of {('a callback', 'the module')[number % 2]}" for number, hook in enumerate(FIT_HOOKS)
-]
-OTHERS = [name for name in CASES if not name.startswith("an error in")]
+OF_HOOKS = [name for name in CASES if name.startswith("an error in")]
+OTHERS = [name for name in CASES if name not in OF_HOOKS]
 
 
 @pytest.fixture(scope="module")
