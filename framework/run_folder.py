@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from framework.module import Module
 def load(run_folder: str | Path, checkpoint: str | Path = "best") -> Module:
     """Return the trained module of a run of ``proxtrain``, on the CPU and in evaluation mode.
 
-    The module is made anew as the run's ``config.yaml`` says, from code that must still be importable. No data is read.
+    The module is made anew by the function that the run's ``config.yaml`` names as ``rebuild``, from code that must
+    still be importable. No data is read.
 
     Args:
         run_folder: As ``proxtrain`` prints it.
@@ -33,19 +35,18 @@ def load(run_folder: str | Path, checkpoint: str | Path = "best") -> Module:
 
 def load_run(run_folder: str | Path, checkpoint: str | Path = "best") -> tuple[Any, Path]:
     """Return the module, as `load` does, and the checkpoint that it is from."""
-    from hydra.utils import get_method  # who loads no run need not wait for it
-    from omegaconf import OmegaConf
+    import yaml  # who loads no run need not wait for it
 
     folder = Path(run_folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder; pass a run folder, as proxtrain prints it")
-    config = OmegaConf.load(folder / "config.yaml") if (folder / "config.yaml").is_file() else OmegaConf.create()
-    if OmegaConf.select(config, "rebuild") is None:
+    config = folder / "config.yaml"
+    rebuild = (yaml.safe_load(config.read_text()) or {}).get("rebuild") if config.is_file() else None
+    if rebuild is None:
         raise ValueError(f"{folder} is no folder of a run that trained a model: its config.yaml names no `rebuild`")
     path, found = _checkpoint(folder, checkpoint)
-    module = get_method(OmegaConf.select(config, "rebuild"))(config, found.get("recipe"))
+    module = pkgutil.resolve_name(rebuild)(config, found.get("recipe"))
     load_weights(module, found["state_dict"], path)
-    module.recipe = config
     return module.eval(), path
 
 

@@ -74,13 +74,21 @@ class _Shapes(Callback):
         }
 
 
-def rebuild(config: DictConfig, recorded: Mapping[str, Any] | None) -> Module:
+def rebuild(path: Path, recorded: Mapping[str, Any] | None) -> Module:
     """Make the module of a configuration again, with what `build` recorded in a checkpoint; without it, from the data.
 
     Args:
-        config: As a run folder has it.
+        path: The ``config.yaml`` of a run folder; the module gets what is in it as ``recipe``.
         recorded: ``checkpoint["recipe"]``; None for a checkpoint of the parameters alone.
     """
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    module = _remake(config, recorded)
+    module.recipe = config
+    return module
+
+
+def _remake(config: DictConfig, recorded: Mapping[str, Any] | None) -> Any:
     if recorded is None:
         return make_module(config, make_data(config))
     shape = recorded["input_shape"]
