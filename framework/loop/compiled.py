@@ -513,7 +513,7 @@ def record(
             tensors = inputs.now() + [leaf for leaf in own if isinstance(leaf, Tensor)]
             graph = capture(watched, tensors)
     except CaptureError as error:
-        error.phase = layout.phase
+        error.phase = error.phase or layout.phase
         raise
     finally:
         vars(module)["_trainer"] = trainer

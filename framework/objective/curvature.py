@@ -91,9 +91,10 @@ class HessianVectorProduct:
         self.value = value
         self._params = params
         # One vector: to differentiate many tensors costs more than to differentiate a network of a few hundred weights.
-        self._gradient = flatten(
-            [torch.zeros_like(p) if g is None else g for p, g in zip(params, gradients, strict=True)]
-        )
+        with torch.enable_grad():  # optimizers ask for products within no_grad
+            self._gradient = flatten(
+                [torch.zeros_like(p) if g is None else g for p, g in zip(params, gradients, strict=True)]
+            )
 
     def __call__(self, vector: Tensor) -> Tensor:
         """Compute the product with a vector (n,), or with all rows of a stack (k, n) at once, in the vector's dtype."""

@@ -54,7 +54,9 @@ def scalars(folder: Path) -> list[tuple[str, int, float]]:
     found = []
     for path in sorted((folder / "tensorboard").glob("events.*")):
         for event in map(Event.FromString, RawEventFileLoader(str(path)).Load()):
-            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            # Not the layout of a tab, which is written anew when there are new tags where the file is written.
+            values = (value for value in event.summary.value if value.HasField("simple_value"))
+            found += [(value.tag, event.step, value.simple_value) for value in values]
     return found
 
 
