@@ -50,6 +50,7 @@ def proxtrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
     def run(*arguments: str, cwd: Path = tmp_path) -> Finished:
         monkeypatch.setattr(sys, "argv", ["proxtrain", *arguments])
+        monkeypatch.setattr(sys, "path", [*sys.path])  # to which the command adds its folder
         monkeypatch.chdir(cwd)
         capsys.readouterr()
         root = logging.getLogger()

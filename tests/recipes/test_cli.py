@@ -174,7 +174,7 @@ def test_a_mistake_has_its_traceback_where_the_environment_asks_for_it(
     [
         ("loss._target_=tests.recipes.broken.RaisingLoss", "a bug of its author's"),
         ("loss._target_=tests.recipes.broken.UnbuildableLoss", "another bug of its author's"),
-        ("task=recipes.build.universal_threshold", "DictConfig|attribute"),
+        ("task=recipes.data.read_tensor", "positional argument"),
     ],
 )
 def test_a_bug_keeps_its_traceback(arguments: str, bug: str, proxtrain: Proxtrain) -> None:

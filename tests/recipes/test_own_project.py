@@ -24,7 +24,6 @@ SPIKES = ("--config-dir", "conf", "recipe=spikes", "trainer.enable_progress_bar=
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(EXAMPLE, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "spikes", raising=False)
     return tmp_path
 
