@@ -75,7 +75,7 @@ class Data:
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Do to inputs what is done to those of the training data on their way to the network."""
-        return inputs.to(torch.get_default_dtype())
+        return inputs if inputs.dtype == torch.float64 else inputs.to(torch.get_default_dtype())
 
     def columns(self, outputs: Tensor) -> dict[str, list[Any]]:
         """Return the columns of a table of predictions: the class and its probability, or the outputs themselves."""

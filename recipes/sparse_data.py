@@ -119,7 +119,7 @@ class TableData(SparseData):
             raise ValueError(f"{path} lacks the columns {_listed(missing)}, which the model was trained on")
         features = table[:, [names.index(name) for name in self.feature_names]]
         _refuse_columns(path, self.feature_names, ~features.isfinite(), "entries that are missing or no numbers")
-        return [str(number) for number in range(len(table))], self.standard(features).to(torch.get_default_dtype())
+        return [str(number) for number in range(len(table))], self.standard(features)
 
     def columns(self, outputs: Tensor) -> dict[str, list[Any]]:
         """Return the target in its own units."""

@@ -59,10 +59,35 @@ def test_the_best_has_the_name_that_the_run_gave_it(proxtrain: Proxtrain) -> Non
     assert loss == pytest.approx(min(losses), rel=1e-5)
 
 
-def test_a_checkpoint_of_weights_alone_is_loaded_with_the_data(proxtrain: Proxtrain) -> None:
-    done = proxtrain(*QUIET, "epochs=2", "logger=none", "+callbacks.model_checkpoint.save_weights_only=true")
+@pytest.mark.parametrize("filename", ["best", "{epoch}", "{epoch}-{val/loss:.3f}"])
+def test_checkpoints_of_weights_alone_are_loaded_with_the_data(proxtrain: Proxtrain, filename: str) -> None:
+    options = ["+callbacks.model_checkpoint.save_weights_only=true", "val_every=1"]
+    if filename != "best":
+        options += [f"+callbacks.model_checkpoint.{option}" for option in (f"filename='{filename}'", "save_top_k=2")]
+    done = proxtrain(*QUIET, "epochs=4", "lr=0.05", "logger=none", *options)
     assert done.code == 0, done.stderr
-    assert framework.load(done.folder)(torch.zeros(3, 1)).shape == (3, 1)
+    name = done.stdout.split("best checkpoint: ")[1].splitlines()[0]
+    if filename != "best":  # nothing in a file says which is better
+        with pytest.raises(ValueError, match=r"not which of them is the best: pass the path of one \(epoch=2"):
+            framework.load(done.folder)
+    best = framework.load(done.folder, "best" if filename == "best" else done.folder / name)
+    saved = torch.load(done.folder / name, weights_only=True)["state_dict"]
+    torch.testing.assert_close(best.state_dict(), saved, rtol=0, atol=0)
+
+
+def test_weights_of_64_bits_stay_so(proxtrain: Proxtrain, tmp_path: Path) -> None:
+    done = proxtrain(*QUIET, "epochs=2", "val_every=1", "logger=none", "trainer.precision=64-true")
+    assert done.code == 0, done.stderr
+    module = framework.load(done.folder)
+    saved = torch.load(done.folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    torch.testing.assert_close(module.state_dict(), saved, rtol=0, atol=0)
+    inputs = torch.tensor([[0.1], [0.2]], dtype=torch.float64)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    run_predict([str(done.folder), str(tmp_path / "inputs.pt"), "-o", str(tmp_path / "outputs.pt")])
+    torch.testing.assert_close(torch.load(tmp_path / "outputs.pt"), module(inputs).detach(), rtol=1e-12, atol=0)
+    run_export([str(done.folder), str(tmp_path / "network.pt2")])
+    found = torch.export.load(tmp_path / "network.pt2").module()(inputs)
+    torch.testing.assert_close(found, module(inputs), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
