@@ -192,7 +192,7 @@ def read_numbers(path: Path) -> tuple[list[str], Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a mark before the first name
         header, *rows = [row for row in csv.reader(file) if row] or [[]]
     names = [name.strip() for name in header]
     if ragged := [number for number, row in enumerate(rows, 2) if len(row) != len(names)]:

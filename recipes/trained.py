@@ -156,6 +156,7 @@ def _export(options: argparse.Namespace, module: Any, path: Path) -> None:
 
 
 def _export_program(network: nn.Module, inputs: Tensor, path: Path) -> Tensor:
+    network.to(memory_format=torch.contiguous_format)  # torch.export.save warns of weights that lie in another order
     program = torch.export.export(network, (inputs,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     torch.export.save(program, path)
     return torch.export.load(path).module()(inputs)

@@ -13,7 +13,7 @@ import framework
 from framework import Trainer
 from framework.data import TensorLoader, cubic, cubic_function
 from framework.supervised import Supervised
-from recipes.data import read_tensor
+from recipes.data import Data, read_tensor
 from recipes.trained import run_export, run_predict, run_test
 from tests.recipes.conftest import Proxtrain
 
@@ -228,6 +228,66 @@ def test_images_are_read_from_a_folder(tmp_path: Path) -> None:
     assert columns["probability"] == pytest.approx(logits.softmax(1).max(1).values.tolist())
     torch.save(torch.from_numpy(pixels)[None, None], tmp_path / "images.pt")
     torch.testing.assert_close(data.read_inputs(tmp_path / "images.pt")[1][0], inputs[1])
+
+    for dtype in (torch.int64, torch.float32):  # pixels are known by their values
+        torch.save(torch.from_numpy(pixels).to(dtype)[None, None], tmp_path / "images.pt")
+        torch.testing.assert_close(data.read_inputs(tmp_path / "images.pt")[1][0], inputs[1])
+    np.savetxt(tmp_path / "images.csv", pixels.reshape(1, -1), fmt="%d", delimiter=",")
+    torch.testing.assert_close(data.read_inputs(tmp_path / "images.csv")[1][0], inputs[1])
+    torch.save(inputs, tmp_path / "normalized.pt")
+    torch.testing.assert_close(data.read_inputs(tmp_path / "normalized.pt")[1], inputs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\ufeff1,2\n\n3,4\n", [[1, 2], [3, 4]]),  # as Excel saves it
+        ("\ufeffa,b\n1,2\n", [[1, 2]]),
+        ("1,\n3,4\n", "could not convert string to float: ''"),  # an entry is missing: that is no line of names
+        ("1;2\n3;4\n", "is no table of numbers"),
+        ("a,b\n", "holds no samples"),
+    ],
+)
+def test_no_line_of_a_table_is_dropped(text: str, expected: list[list[int]] | str, tmp_path: Path) -> None:
+    (path := tmp_path / "table.csv").write_text(text, encoding="utf-8")
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            read_tensor(path)
+    else:
+        assert read_tensor(path).tolist() == expected
+
+
+def test_a_convolutional_network_is_exported_for_evaluation(tmp_path: Path) -> None:
+    from recipes.networks import CNN
+    from recipes.trained import _export_program
+
+    network = CNN((1, 8, 8), 3).eval()
+    images = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(_export_program(network, images, tmp_path / "cnn.pt2"), network(images))
+
+
+def random_data() -> Data:
+    """Data as a user may make them, drawn from the global generator."""
+    x, y = torch.randn(2, 60, 1).unbind()
+    return Data(TensorLoader(x[:40], y[:40], batch_size=40), TensorLoader(x[40:], y[40:], batch_size=20), (1,), 1)
+
+
+def test_data_drawn_at_random_are_those_of_the_run(proxtrain: Proxtrain, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ("data=custom", f"data._target_={__name__}.random_data")
+    done = proxtrain(*QUIET, *own, "epochs=1", "val_every=1", "logger=csv")
+    assert done.code == 0, done.stderr
+    torch.manual_seed(5)
+    run_test([str(done.folder)])
+    [loss] = [float(loss) for loss in read(done.folder / "metrics.csv")["val/loss"] if loss]
+    assert float(capsys.readouterr().out.split("test/loss")[1].split()[0]) == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_weight_of_the_penalty_is_that_of_the_whole_run(proxtrain: Proxtrain) -> None:
+    done = proxtrain(*QUIET, "recipe=sparse_linear", "epochs=2", "logger=none")  # within the path of weaker penalties
+    assert done.code == 0, done.stderr
+    computed = float(done.stdout.split("happy_lambda: ")[1].split()[0])
+    assert framework.load(done.folder).happy_lambda == pytest.approx(computed, rel=1e-5)
 
 
 def test_a_tensor_is_read_only_from_a_tensors_file(tmp_path: Path) -> None:
