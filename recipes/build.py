@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from framework import Callback, Module, Trainer, seed_everything
@@ -20,6 +20,7 @@ from framework.losses import L2Loss
 from framework.objective.replay import rng_state, set_rng_state
 from recipes.data import Data
 from recipes.function import FunctionData, MeanOutput
+from recipes.overrides import SHORTHANDS, is_referred_to
 from recipes.report import make_loggers
 
 # What a module may take, by the names of its arguments, and the group of the configuration that it comes from.
@@ -39,7 +40,9 @@ def build(config: DictConfig, folder: Path) -> tuple[Trainer, Any, Data]:
     _check_numbers(config)
     seed_everything(config.seed, verbose=False)
     data = make_data(config)
+    _check_monitors(config, data)
     module = make_module(config, data)
+    _refuse_parts_not_taken(config)
     if isinstance(getattr(module, "loss", None), MeanOutput) and not isinstance(data, FunctionData):
         raise ValueError("loss=output makes outputs small and looks at no targets: it goes with recipe=function alone")
     if config.penalty.happy_lambda == "auto" and module.penalty is not None:
@@ -49,7 +52,7 @@ def build(config: DictConfig, folder: Path) -> tuple[Trainer, Any, Data]:
         config.trainer,
         logger=make_loggers(config, folder),
         callbacks=[
-            _Shapes(data),
+            _Shapes(data, module.happy_lambda),
             *(instantiate(callback) for callback in config.callbacks.values() if callback),
             *([Histograms(every)] if (every := config.logger.get("histograms")) else []),
             *data.callbacks,
@@ -60,17 +63,20 @@ def build(config: DictConfig, folder: Path) -> tuple[Trainer, Any, Data]:
 
 
 class _Shapes(Callback):
-    """Writes into every checkpoint what of the data a network is made for, and the weight of the penalty."""
+    """Writes into every checkpoint what of the data a network is made for, and the weight of the penalty.
 
-    def __init__(self, data: Data) -> None:
-        self.data = data
+    While a run goes on, `PenaltyPath` gives the module other weights.
+    """
+
+    def __init__(self, data: Data, happy_lambda: float | None) -> None:
+        self.data, self.happy_lambda = data, happy_lambda
 
     def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
         checkpoint["recipe"] = {
             "input_shape": None if self.data.input_shape is None else list(self.data.input_shape),
             "num_outputs": self.data.num_outputs,
             "num_classes": self.data.num_classes,
-            "happy_lambda": module.happy_lambda,
+            "happy_lambda": self.happy_lambda,
         }
 
 
@@ -109,6 +115,19 @@ def _check_numbers(config: DictConfig) -> None:
         raise ValueError(f"penalty.happy_lambda={config.penalty.happy_lambda}; pass a number, or auto")
 
 
+def _check_monitors(config: DictConfig, data: Data) -> None:
+    """Refuse to train for a metric of validation where nothing is validated, which a run would say at its end."""
+    if data.val is not None and config.trainer.limit_val_batches != 0:
+        return
+    for name, callback in config.callbacks.items():
+        if callback and str(callback.get("monitor")).startswith("val/"):
+            raise ValueError(
+                f"callbacks.{name}.monitor={callback.monitor}, and nothing is validated (data.val is None, or "
+                f"trainer.limit_val_batches is 0): set callbacks.{name}.monitor to a metric of training, such as "
+                "train/loss_epoch, or to null for the last checkpoint alone"
+            )
+
+
 def make_data(config: DictConfig) -> Data:
     """Make the data of a configuration.
 
@@ -134,12 +153,9 @@ def make_module(config: DictConfig, data: Data) -> Any:
 
     Raises:
         TypeError: If it is no `framework.Module`.
-        ValueError: If the command line sets a part that the module does not take.
     """
     make = instantiate(config.module, _partial_=True)
     taken = inspect.signature(make.func).parameters
-    name = getattr(make.func, "__name__", config.module._target_)
-    _refuse_parts_not_taken(name, taken)
     parts: dict[str, Callable[[], Any]] = {
         "network": lambda: _make_network(config, data),
         "loss": lambda: instantiate(config.loss),
@@ -160,18 +176,33 @@ def make_module(config: DictConfig, data: Data) -> Any:
     return module
 
 
-def _refuse_parts_not_taken(name: str, taken: Any) -> None:
-    """Refuse what was set on the command line for a part that the module does not name."""
+def _refuse_parts_not_taken(config: DictConfig) -> None:
+    """Refuse what was set on the command line for a part that the module does not name.
+
+    Raises:
+        ValueError: If there is such a setting.
+    """
     if not HydraConfig.initialized():
         return
+    make = get_object(config.module._target_)
+    taken = inspect.signature(make).parameters
+    unread = set(GROUPS.values()) - {group for argument, group in GROUPS.items() if argument in taken}
+    rest = OmegaConf.masked_copy(config, [str(key) for key in config if key not in unread])
     for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
-        group = override.key_or_group.partition(".")[0]
-        arguments = [argument for argument, of in GROUPS.items() if of == group]
-        if arguments and not override.is_delete() and not any(argument in taken for argument in arguments):
-            raise ValueError(
-                f"{override.input_line} has no effect: {name} takes no {arguments[0]}; drop it, or let its __init__ "
-                f"have an argument of that name"
-            )
+        key = override.key_or_group
+        part = SHORTHANDS.get(key, key)
+        arguments = [argument for argument, group in GROUPS.items() if group == part.partition(".")[0]]
+        if part == "penalty.happy_lambda" and override.value() != "auto":
+            arguments = ["happy_lambda"]
+        if not arguments or override.is_delete() or any(argument in taken for argument in arguments):
+            continue
+        if key in SHORTHANDS and is_referred_to(rest, key):
+            continue
+        name = getattr(make, "__name__", config.module._target_)
+        raise ValueError(
+            f"{override.input_line} has no effect: {name} takes no {arguments[0]}; drop it, or let its __init__ have "
+            "an argument of that name"
+        )
 
 
 def _make_network(config: DictConfig, data: Data) -> Any:

@@ -82,18 +82,21 @@ class Run:
 def find_runs(folders: Sequence[Path]) -> list[Run]:
     """Return the runs in some folders, each of which is a run folder or holds some, such as that of a sweep.
 
+    A run that is found more than once is read once.
+
     Raises:
         ValueError: If a folder holds no run.
     """
-    runs = []
+    found: dict[Path, Path] = {}
     for folder in folders:
         inside = [folder] if (folder / "config.yaml").is_file() else sorted(
             (path.parent for path in folder.glob("**/config.yaml") if path.parent.name != ".hydra"), key=_natural
         )  # fmt: skip
         if not inside:
             raise ValueError(f"{folder} is no run folder and holds none: pass folders that proxtrain printed")
-        runs += [Run.read(path) for path in inside]
-    return runs
+        for path in inside:
+            found.setdefault(path.resolve(), path)
+    return [Run.read(path) for path in found.values()]
 
 
 def _natural(path: Path) -> list[Any]:
@@ -143,20 +146,25 @@ def _varies(runs: Sequence[Run], key: str) -> bool:
 def choose_metric(runs: Sequence[Run], name: str | None = None, mode: str | None = None) -> tuple[str, str]:
     """Return by what runs are compared, and whether "min" or "max" is best.
 
-    Default: what the runs' checkpoint callback looked at, else the first of `METRICS` that they have.
+    Default: what a sweeper optimized or else the runs' checkpoint callback looked at, else the first of `METRICS` that
+    they have. What is best of a metric is, where it is the checkpoint callback's, as there.
 
     Raises:
         ValueError: If no run has the metric.
     """
     known = sorted({metric for run in runs for metric in run.metrics})
+    if name is not None and name not in known:
+        raise ValueError(f"no run has the metric {name}, but {', '.join(known) or 'none at all'}")
+    checkpoint = "callbacks.model_checkpoint"
+    modes = {
+        run.settings.get(f"{checkpoint}.monitor"): run.settings.get(f"{checkpoint}.mode", "min")
+        for run in reversed(runs)
+    }
+    optimized = (run.settings.get("optimized_metric") for run in runs)
+    name = name or next((metric for metric in (*optimized, *reversed(modes)) if metric in known), None)
     if name is not None:
-        if name not in known:
-            raise ValueError(f"no run has the metric {name}, but {', '.join(known) or 'none at all'}")
-        return name, mode or ("max" if any(word in name for word in ("accuracy", "pesr", "tpr")) else "min")
-    for run in runs:
-        monitor = run.settings.get("callbacks.model_checkpoint.monitor")
-        if monitor in known:
-            return monitor, mode or run.settings.get("callbacks.model_checkpoint.mode", "min")
+        is_more_better = any(word in name for word in ("accuracy", "pesr", "tpr"))
+        return name, mode or modes.get(name, "max" if is_more_better else "min")
     for metric, best in METRICS.items():
         if metric in known:
             return metric, mode or best
@@ -307,16 +315,20 @@ class AfterSweep(Callback):
     """Hydra's callback that knows where the jobs of a sweep are, for the table when all of them have ended."""
 
     folder: Path | None = None
+    mode: str | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         AfterSweep.folder = Path(config.hydra.sweep.dir)
+        # A sweeper that optimizes says which way.
+        directions = {"minimize": "min", "maximize": "max"}
+        AfterSweep.mode = directions.get(str(config.hydra.sweeper.get("direction")))
 
     @classmethod
     def report(cls) -> None:
         """Compare the jobs of the sweep that has just ended, if one has; print the table."""
         folder, cls.folder = cls.folder, None
         if folder is not None and len(list(itertools.islice(folder.glob("*/config.yaml"), 2))) == 2:
-            print(f"\n{compare([folder], folder)}", flush=True)
+            print(f"\n{compare([folder], folder, mode=cls.mode)}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -66,7 +66,7 @@ class Data:
         """
         inputs = read_tensor(path)
         if self.input_shape is not None:
-            if inputs.ndim < 2 or inputs[0].numel() != math.prod(self.input_shape):
+            if inputs.ndim < 2 or inputs.shape[1:].numel() != math.prod(self.input_shape):
                 raise ValueError(
                     f"{path} has samples of shape {tuple(inputs.shape[1:])}; the model takes {self.input_shape}"
                 )
@@ -75,7 +75,7 @@ class Data:
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Do to inputs what is done to those of the training data on their way to the network."""
-        return inputs.to(torch.get_default_dtype())
+        return inputs if inputs.dtype == torch.float64 else inputs.to(torch.get_default_dtype())
 
     def columns(self, outputs: Tensor) -> dict[str, list[Any]]:
         """Return the columns of a table of predictions: the class and its probability, or the outputs themselves."""
@@ -114,14 +114,17 @@ def read_tensor(path: Path) -> Tensor:
         tensor = torch.load(path, weights_only=True)
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{path} holds a {type(tensor).__name__}; save a tensor of inputs by torch.save")
+        if tensor.numel() == 0:
+            raise ValueError(f"{path} holds no samples")
         return tensor
     if path.suffix != ".csv":
         raise ValueError(f"{path}: pass a .csv, a .pt, or, where the model takes images, a folder of them")
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a mark before the first entry
         rows = [row for row in csv.reader(file) if row]
     try:
-        first = 0 if rows and all(map(_is_number, rows[0])) else 1
-        table = torch.tensor([[float(entry) for entry in row] for row in rows[first:]])
+        # A line of samples may lack an entry, which is refused, and a line of names has no number.
+        first = 0 if rows and any(map(_is_number, rows[0])) else 1
+        table = torch.tensor([[float(entry) for entry in row] for row in rows[first:]], dtype=torch.float64)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no table of numbers: {error}") from error
     if table.ndim != 2:
@@ -209,8 +212,9 @@ class ImageData(Data):
         return [file.name for file in files], self.prepare(torch.stack(images))
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """Normalize uint8 images from 0 to 255; others are taken as they are."""
-        return ImageTransform(MEAN, STD)(inputs)[0] if inputs.dtype == torch.uint8 else super().prepare(inputs)
+        """Normalize images of pixels, whole numbers from 0 to 255; others are taken as normalized."""
+        pixels = inputs.clamp(0, 255).to(torch.uint8)
+        return ImageTransform(MEAN, STD)(pixels)[0] if bool((pixels == inputs).all()) else super().prepare(inputs)
 
     def class_names(self, indices: Tensor) -> list[Any]:
         return [CLASSES[index] for index in indices.tolist()]

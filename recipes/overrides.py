@@ -40,7 +40,7 @@ def refuse_without_effect(config: DictConfig, overrides: Sequence[str], choices:
         key = override.key_or_group
         if override.is_delete():
             continue
-        if override.is_add() and "." not in key and key not in choices and not _is_referred_to(config, key):
+        if override.is_add() and "." not in key and key not in choices and not is_referred_to(config, key):
             raise ValueError(f"{override.input_line} has no effect: nothing reads {key}; drop it")
         if key in choices:
             reason = _why_choice_is_dropped(config, key, choices)
@@ -62,7 +62,7 @@ def _why_choice_is_dropped(config: DictConfig, group: str, choices: Mapping[str,
 def _why_unread(config: DictConfig, key: str, choices: Mapping[str, str]) -> str | None:
     """Return why nothing reads a key in this configuration, and what to do about it; None where something does."""
     part, _, name = key.partition(".")
-    if key in SHORTHANDS and not _is_referred_to(config, key):
+    if key in SHORTHANDS and not is_referred_to(config, key):
         instead = SHORTHANDS[key]
         if (value := OmegaConf.select(config, instead)) is not None:
             return f"{instead} is {value} whatever {key} is; set {instead}"
@@ -82,7 +82,7 @@ def _why_unread(config: DictConfig, key: str, choices: Mapping[str, str]) -> str
     return None
 
 
-def _is_referred_to(config: DictConfig, key: str) -> bool:
+def is_referred_to(config: DictConfig, key: str) -> bool:
     """Return whether the configuration is another one, beside the key itself, where the key has another value."""
     changed = copy.deepcopy(config)
     with open_dict(changed):

@@ -119,7 +119,7 @@ class TableData(SparseData):
             raise ValueError(f"{path} lacks the columns {_listed(missing)}, which the model was trained on")
         features = table[:, [names.index(name) for name in self.feature_names]]
         _refuse_columns(path, self.feature_names, ~features.isfinite(), "entries that are missing or no numbers")
-        return [str(number) for number in range(len(table))], self.standard(features).to(torch.get_default_dtype())
+        return [str(number) for number in range(len(table))], self.standard(features)
 
     def columns(self, outputs: Tensor) -> dict[str, list[Any]]:
         """Return the target in its own units."""
@@ -192,7 +192,7 @@ def read_numbers(path: Path) -> tuple[list[str], Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a mark before the first name
         header, *rows = [row for row in csv.reader(file) if row] or [[]]
     names = [name.strip() for name in header]
     if ragged := [number for number, row in enumerate(rows, 2) if len(row) != len(names)]:

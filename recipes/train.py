@@ -82,13 +82,17 @@ def _as_recorded(config: DictConfig, folder: Path) -> Any:
 
 
 class _Recording(Callback):
-    """Writes down the configuration of a resumed run when it goes on: a start that is refused changes nothing."""
+    """Writes down the configuration of a resumed run when it goes on, and drops the summary of what it was before.
+
+    A start that is refused changes nothing.
+    """
 
     def __init__(self, config: DictConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
 
     def on_fit_start(self, trainer: Trainer, module: Any) -> None:
         record(self.config, self.folder)
+        (self.folder / "summary.json").unlink(missing_ok=True)
 
 
 def run(config: DictConfig, folder: Path) -> dict[str, float]:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from framework import Trainer
+from framework import Trainer, seed_everything
 from framework.run_folder import load_run
 from recipes.build import make_data
+from recipes.data import Data
 from recipes.mistakes import explain
 
 BATCH_SIZE = 1000
@@ -83,8 +84,20 @@ def _trainer(module: Any) -> Trainer:
     )
 
 
+def _data(module: Any) -> Data:
+    """Make the data of the recipe again; what is drawn at random for it is drawn as in the run."""
+    seed_everything(module.recipe.seed, verbose=False)
+    return make_data(module.recipe)
+
+
+def _of_its_precision(module: Any, inputs: Tensor) -> Tensor:
+    """Return inputs with as many bits as the weights have; integers as they are."""
+    dtypes = [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]
+    return inputs.to(dtypes[0]) if dtypes and inputs.is_floating_point() else inputs
+
+
 def _test(options: argparse.Namespace, module: Any, path: Path) -> None:
-    data = make_data(module.recipe)
+    data = _data(module)
     if data.val is None:
         raise ValueError(f"data={module.recipe.data._target_} has no validation data")
     trainer = _trainer(module)
@@ -102,9 +115,11 @@ def _predict(options: argparse.Namespace, module: Any, path: Path) -> None:
     output = options.output or Path(f"{options.input.with_suffix('')}_predictions.csv")
     if output.suffix not in (".csv", ".pt"):
         raise ValueError(f"--output {output}: pass a .csv, or a .pt for the raw outputs")
-    data = make_data(module.recipe)
+    data = _data(module)
     names, inputs = data.read_inputs(options.input)
-    outputs = torch.cat(_trainer(module).predict(module, inputs.split(BATCH_SIZE))).float().cpu()
+    batches = _of_its_precision(module, inputs).split(BATCH_SIZE)
+    outputs = torch.cat(_trainer(module).predict(module, batches)).cpu()
+    outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
     if output.suffix == ".pt":
         torch.save(outputs, output)
     else:
@@ -120,9 +135,9 @@ def _export(options: argparse.Namespace, module: Any, path: Path) -> None:
     if options.output.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"{options.output}: pass a name that ends in .pt2 (torch.export) or .onnx")
     network = getattr(module, "network", module).eval()
-    data = make_data(module.recipe)
+    data = _data(module)
     batch = next(iter(data.train))
-    inputs = batch[0] if isinstance(batch, tuple | list) else batch
+    inputs = _of_its_precision(module, batch[0] if isinstance(batch, tuple | list) else batch)
     # An example of one sample would make the exported network one for single samples.
     inputs = inputs[: max(2, min(len(inputs), 8))]
     if len(inputs) < 2:
@@ -141,6 +156,7 @@ def _export(options: argparse.Namespace, module: Any, path: Path) -> None:
 
 
 def _export_program(network: nn.Module, inputs: Tensor, path: Path) -> Tensor:
+    network.to(memory_format=torch.contiguous_format)  # torch.export.save warns of weights that lie in another order
     program = torch.export.export(network, (inputs,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
     torch.export.save(program, path)
     return torch.export.load(path).module()(inputs)

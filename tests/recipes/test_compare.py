@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from recipes.compare import Run, differences, figure, find_runs, main
+from framework import Callback, Module, Trainer
+from recipes.compare import Run, choose_metric, differences, figure, find_runs, main
 from tests.recipes.conftest import Proxtrain
 
 QUIET = ("trainer.enable_progress_bar=false", "trainer.enable_model_summary=false")
@@ -87,6 +89,50 @@ def test_a_mistake_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def write_run(folder: Path, metrics: dict[str, float], **settings: object) -> Path:
+    folder.mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
+    (folder / "summary.json").write_text(json.dumps({"metrics": metrics}))
+    return folder
+
+
+def test_a_run_given_in_several_ways_is_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_run(tmp_path / "a b" / "0", {"val/loss": 1.0})
+    monkeypatch.chdir(tmp_path)
+    same = [folder, Path("a b/0"), tmp_path, Path("a b/../a b")]
+    assert [run.folder for run in find_runs(same)] == [folder]
+
+
+def test_the_best_is_what_the_runs_took_for_it(tmp_path: Path) -> None:
+    checkpoint = {"model_checkpoint": {"monitor": "val/f1", "mode": "max"}}
+    metrics = {"val/loss": 1.0, "val/f1": 0.5, "val/accuracy": 0.5, "train/loss": 2.0}
+    write_run(tmp_path / "runs" / "0", metrics, callbacks=checkpoint)
+    runs = find_runs([tmp_path])
+    assert choose_metric(runs) == choose_metric(runs, "val/f1") == ("val/f1", "max")
+    assert choose_metric(runs, "val/f1", "min") == ("val/f1", "min")
+    assert choose_metric(runs, "val/accuracy") == ("val/accuracy", "max")
+    assert choose_metric(runs, "train/loss") == ("train/loss", "min")
+    write_run(tmp_path / "swept", metrics, callbacks=checkpoint, optimized_metric="train/loss")
+    assert choose_metric(find_runs([tmp_path / "swept"])) == ("train/loss", "min")
+
+
+def test_a_continued_run_that_fails_is_no_longer_finished(proxtrain: Proxtrain) -> None:
+    folder = proxtrain("epochs=1", *QUIET, "logger=none").folder
+    failing = "+callbacks.fails={_target_: tests.recipes.test_compare.Fails}"
+    assert Run.read(folder).error is None
+    assert proxtrain(f"resume={folder}", "epochs=3", "lr=-1").code == 1  # refused: the run is as it was
+    assert Run.read(folder).error is None
+    with pytest.raises(RuntimeError, match="in the middle"):
+        proxtrain(f"resume={folder}", "epochs=3", failing)
+    assert Run.read(folder).settings["epochs"] == 3
+    assert Run.read(folder).error == "RuntimeError: in the middle"
+
+
+class Fails(Callback):
+    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        raise RuntimeError("in the middle")
 
 
 def test_a_job_that_has_hardly_begun_has_no_result_yet(tmp_path: Path) -> None:

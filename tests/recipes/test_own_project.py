@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import framework
+from framework import Module
+from framework.penalties import Penalty
 from recipes.data import Data
+from recipes.module import SupervisedModule
 from tests.recipes.conftest import Proxtrain
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example"
@@ -69,6 +73,18 @@ def test_an_own_optimizer_needs_no_deletions(proxtrain: Proxtrain, project: Path
         (["loss=mse"], "loss=mse has no effect: Deconvolution takes no loss"),
         (["lr=3"], "lr=3 has no effect"),
         (["scheduler=cosine"], "scheduler=cosine has no effect"),
+        (
+            ["penalty=l1", "penalty.happy_lambda=5", "module=custom", f"module._target_={__name__}.OwnWeight"],
+            "penalty.happy_lambda=5 has no effect: OwnWeight takes no happy_lambda",
+        ),
+        (
+            ["recipe=sine", "lr=3", "module=custom", f"module._target_={__name__}.OwnOptimizer"],
+            "lr=3 has no effect: OwnOptimizer takes no optimizer",
+        ),
+        (
+            ["recipe=sine", "data=custom", f"data._target_={__name__}.without_validation"],
+            "callbacks.model_checkpoint.monitor=val/loss, and nothing is validated",
+        ),
         (["module._target_=spikes.Heights"], "must be a framework.Module"),
         (["module._target_=spikes.Nothing"], "Are you sure that 'Nothing' is importable from module 'spikes'?"),
         (["optimizer=custom"], "Missing mandatory value: optimizer._target_"),
@@ -87,6 +103,32 @@ def test_what_does_not_fit_together_is_said(
 
 def pair() -> tuple[list[int], list[int]]:
     return [1], [2]
+
+
+class OwnWeight(SupervisedModule):
+    def __init__(self, network: nn.Module, optimizer: Any, penalty: Penalty) -> None:
+        super().__init__(network, nn.MSELoss(), optimizer, penalty=penalty, happy_lambda=0.1)
+
+
+class OwnOptimizer(Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+
+def without_validation() -> Data:
+    loader = plain_loaders().train
+    return Data(loader, input_shape=(5,), num_outputs=1)
+
+
+def test_data_need_no_validation(proxtrain: Proxtrain, project: Path) -> None:
+    own = ("recipe=sine", "data=custom", f"data._target_={__name__}.without_validation")
+    for monitor in ("train/loss_epoch", "null"):
+        chosen = f"callbacks.model_checkpoint.monitor={monitor}"
+        done = proxtrain(*own, chosen, "epochs=2", "trainer.enable_progress_bar=false", "logger=none")
+        assert done.code == 0, done.stderr
+        assert (done.folder / "checkpoints" / "best.ckpt").exists() == (monitor != "null")
+        framework.load(done.folder)
 
 
 def shapeless() -> Data:

@@ -13,7 +13,7 @@ import framework
 from framework import Trainer
 from framework.data import TensorLoader, cubic, cubic_function
 from framework.supervised import Supervised
-from recipes.data import read_tensor
+from recipes.data import Data, read_tensor
 from recipes.trained import run_export, run_predict, run_test
 from tests.recipes.conftest import Proxtrain
 
@@ -59,10 +59,35 @@ def test_the_best_has_the_name_that_the_run_gave_it(proxtrain: Proxtrain) -> Non
     assert loss == pytest.approx(min(losses), rel=1e-5)
 
 
-def test_a_checkpoint_of_weights_alone_is_loaded_with_the_data(proxtrain: Proxtrain) -> None:
-    done = proxtrain(*QUIET, "epochs=2", "logger=none", "+callbacks.model_checkpoint.save_weights_only=true")
+@pytest.mark.parametrize("filename", ["best", "{epoch}", "{epoch}-{val/loss:.3f}"])
+def test_checkpoints_of_weights_alone_are_loaded_with_the_data(proxtrain: Proxtrain, filename: str) -> None:
+    options = ["+callbacks.model_checkpoint.save_weights_only=true", "val_every=1"]
+    if filename != "best":
+        options += [f"+callbacks.model_checkpoint.{option}" for option in (f"filename='{filename}'", "save_top_k=2")]
+    done = proxtrain(*QUIET, "epochs=4", "lr=0.05", "logger=none", *options)
     assert done.code == 0, done.stderr
-    assert framework.load(done.folder)(torch.zeros(3, 1)).shape == (3, 1)
+    name = done.stdout.split("best checkpoint: ")[1].splitlines()[0]
+    if filename != "best":  # nothing in a file says which is better
+        with pytest.raises(ValueError, match=r"not which of them is the best: pass the path of one \(epoch=2"):
+            framework.load(done.folder)
+    best = framework.load(done.folder, "best" if filename == "best" else done.folder / name)
+    saved = torch.load(done.folder / name, weights_only=True)["state_dict"]
+    torch.testing.assert_close(best.state_dict(), saved, rtol=0, atol=0)
+
+
+def test_weights_of_64_bits_stay_so(proxtrain: Proxtrain, tmp_path: Path) -> None:
+    done = proxtrain(*QUIET, "epochs=2", "val_every=1", "logger=none", "trainer.precision=64-true")
+    assert done.code == 0, done.stderr
+    module = framework.load(done.folder)
+    saved = torch.load(done.folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    torch.testing.assert_close(module.state_dict(), saved, rtol=0, atol=0)
+    inputs = torch.tensor([[0.1], [0.2]], dtype=torch.float64)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    run_predict([str(done.folder), str(tmp_path / "inputs.pt"), "-o", str(tmp_path / "outputs.pt")])
+    torch.testing.assert_close(torch.load(tmp_path / "outputs.pt"), module(inputs).detach(), rtol=1e-12, atol=0)
+    run_export([str(done.folder), str(tmp_path / "network.pt2")])
+    found = torch.export.load(tmp_path / "network.pt2").module()(inputs)
+    torch.testing.assert_close(found, module(inputs), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +228,66 @@ def test_images_are_read_from_a_folder(tmp_path: Path) -> None:
     assert columns["probability"] == pytest.approx(logits.softmax(1).max(1).values.tolist())
     torch.save(torch.from_numpy(pixels)[None, None], tmp_path / "images.pt")
     torch.testing.assert_close(data.read_inputs(tmp_path / "images.pt")[1][0], inputs[1])
+
+    for dtype in (torch.int64, torch.float32):  # pixels are known by their values
+        torch.save(torch.from_numpy(pixels).to(dtype)[None, None], tmp_path / "images.pt")
+        torch.testing.assert_close(data.read_inputs(tmp_path / "images.pt")[1][0], inputs[1])
+    np.savetxt(tmp_path / "images.csv", pixels.reshape(1, -1), fmt="%d", delimiter=",")
+    torch.testing.assert_close(data.read_inputs(tmp_path / "images.csv")[1][0], inputs[1])
+    torch.save(inputs, tmp_path / "normalized.pt")
+    torch.testing.assert_close(data.read_inputs(tmp_path / "normalized.pt")[1], inputs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\ufeff1,2\n\n3,4\n", [[1, 2], [3, 4]]),  # as Excel saves it
+        ("\ufeffa,b\n1,2\n", [[1, 2]]),
+        ("1,\n3,4\n", "could not convert string to float: ''"),  # an entry is missing: that is no line of names
+        ("1;2\n3;4\n", "is no table of numbers"),
+        ("a,b\n", "holds no samples"),
+    ],
+)
+def test_no_line_of_a_table_is_dropped(text: str, expected: list[list[int]] | str, tmp_path: Path) -> None:
+    (path := tmp_path / "table.csv").write_text(text, encoding="utf-8")
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            read_tensor(path)
+    else:
+        assert read_tensor(path).tolist() == expected
+
+
+def test_a_convolutional_network_is_exported_for_evaluation(tmp_path: Path) -> None:
+    from recipes.networks import CNN
+    from recipes.trained import _export_program
+
+    network = CNN((1, 8, 8), 3).eval()
+    images = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(_export_program(network, images, tmp_path / "cnn.pt2"), network(images))
+
+
+def random_data() -> Data:
+    """Data as a user may make them, drawn from the global generator."""
+    x, y = torch.randn(2, 60, 1).unbind()
+    return Data(TensorLoader(x[:40], y[:40], batch_size=40), TensorLoader(x[40:], y[40:], batch_size=20), (1,), 1)
+
+
+def test_data_drawn_at_random_are_those_of_the_run(proxtrain: Proxtrain, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ("data=custom", f"data._target_={__name__}.random_data")
+    done = proxtrain(*QUIET, *own, "epochs=1", "val_every=1", "logger=csv")
+    assert done.code == 0, done.stderr
+    torch.manual_seed(5)
+    run_test([str(done.folder)])
+    [loss] = [float(loss) for loss in read(done.folder / "metrics.csv")["val/loss"] if loss]
+    assert float(capsys.readouterr().out.split("test/loss")[1].split()[0]) == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_weight_of_the_penalty_is_that_of_the_whole_run(proxtrain: Proxtrain) -> None:
+    done = proxtrain(*QUIET, "recipe=sparse_linear", "epochs=2", "logger=none")  # within the path of weaker penalties
+    assert done.code == 0, done.stderr
+    computed = float(done.stdout.split("happy_lambda: ")[1].split()[0])
+    assert framework.load(done.folder).happy_lambda == pytest.approx(computed, rel=1e-5)
 
 
 def test_a_tensor_is_read_only_from_a_tensors_file(tmp_path: Path) -> None:
