@@ -172,7 +172,8 @@ def test_two_processes_leave_the_summary_of_one_with_the_combined_batch(tmp_path
     assert [ours[key] for key in ("steps", "epochs", "closure_evaluations")] == [24, 3, 24]
     assert json.loads((tmp_path / "two" / "1" / "summary.json").read_text())["epochs"] == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["0", "1", "multirun.yaml"]
+    compared = [f"comparison.{suffix}" for suffix in ("csv", "md", "png")]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["0", "1", *compared, "multirun.yaml"]
 
 
 @pytest.mark.slow
