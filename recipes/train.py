@@ -114,7 +114,8 @@ def run(config: DictConfig, folder: Path) -> dict[str, float]:
     try:
         return get_method(config.task)(config, folder)
     except Exception as error:
-        (folder / ERROR).write_text(f"{explain(error) or f'{type(error).__name__}: {error}'}\n")
+        if not (folder / "summary.json").exists():  # a finished run that cannot go on stays as it was
+            (folder / ERROR).write_text(f"{explain(error) or f'{type(error).__name__}: {error}'}\n")
         raise
     finally:
         print(f"run folder: {folder}", flush=True)

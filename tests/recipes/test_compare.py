@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from framework import Callback, Module, Trainer
-from recipes.compare import Run, choose_metric, differences, figure, find_runs, main
+from recipes.compare import AfterSweep, Run, choose_metric, differences, figure, find_runs, main
 from tests.recipes.conftest import Proxtrain
 
 QUIET = ("trainer.enable_progress_bar=false", "trainer.enable_model_summary=false")
@@ -116,6 +116,18 @@ def test_the_best_is_what_the_runs_took_for_it(tmp_path: Path) -> None:
     assert choose_metric(runs, "train/loss") == ("train/loss", "min")
     write_run(tmp_path / "swept", metrics, callbacks=checkpoint, optimized_metric="train/loss")
     assert choose_metric(find_runs([tmp_path / "swept"])) == ("train/loss", "min")
+
+
+def test_the_table_of_a_sweep_has_first_what_the_sweeper_takes_for_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for job, loss in enumerate((2.0, 3.0, 1.0)):
+        write_run(tmp_path / str(job), {"train/loss": loss}, optimized_metric="train/loss")
+    sweep = {"sweep": {"dir": str(tmp_path)}, "sweeper": {"direction": "maximize"}}
+    AfterSweep().on_multirun_start(OmegaConf.create({"hydra": sweep}))
+    AfterSweep.report()
+    assert [float(row["train/loss"]) for row in read(tmp_path / "comparison.csv")] == [3, 2, 1]
+    assert "highest train/loss first" in capsys.readouterr().out
 
 
 def test_a_continued_run_that_fails_is_no_longer_finished(proxtrain: Proxtrain) -> None:
