@@ -212,22 +212,24 @@ def scipy_by_hand(problem: Problem, evaluations: int) -> Cost:
 # --------------------------------------------------------------------------------------------- problems
 
 
-def lbfgs(steps: int = 20) -> Problem:
-    """Return the noisy cubic and torch's LBFGS, 20 iterations a step."""
+def lbfgs(steps: int = 4) -> Problem:
+    """Return the noisy cubic and torch's LBFGS, 100 iterations a step: what happens once per epoch weighs little."""
     x, y = (tensor.double() for tensor in cubic())
     return Problem(
         x=x,
         y=y,
         make_net=lambda: nn.Sequential(nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1)).double(),
-        make_optimizer=lambda groups: torch.optim.LBFGS(groups, history_size=50, line_search_fn="strong_wolfe"),
+        make_optimizer=lambda groups: torch.optim.LBFGS(
+            groups, max_iter=100, history_size=50, tolerance_change=0, line_search_fn="strong_wolfe"
+        ),
         by_hand=lbfgs_by_hand,
         steps=steps,
         targets={"proxtrain": 1.3, "proxtrain, compile='step'": 0.7},
     )
 
 
-def sparsa(steps: int = 20) -> Problem:
-    """Return a lasso of 200 samples and 1,000 features, 10 of them relevant, and SpaRSA."""
+def sparsa(steps: int = 2) -> Problem:
+    """Return a lasso of 200 samples and 1,000 features, 10 of them relevant, and SpaRSA, 100 iterations a step."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 1000, dtype=torch.float64, generator=generator)
     y = x[:, :10].sum(1, keepdim=True) + torch.randn(200, 1, dtype=torch.float64, generator=generator)
@@ -235,7 +237,7 @@ def sparsa(steps: int = 20) -> Problem:
         x=x,
         y=y,
         make_net=lambda: nn.Linear(1000, 1, bias=False).double(),
-        make_optimizer=lambda groups: SpaRSA(groups, happy_lambda=0.3),
+        make_optimizer=lambda groups: SpaRSA(groups, happy_lambda=0.03, max_iter=100),
         by_hand=products_by_hand,
         steps=steps,
         targets={"proxtrain": 1.3},
