@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from framework import Trainer, seed_everything
+from framework.loop.overrides import overrides
 from framework.run_folder import load_run
 from recipes.build import make_data
 from recipes.data import Data
@@ -101,14 +102,8 @@ def _test(options: argparse.Namespace, module: Any, path: Path) -> None:
     if data.val is None:
         raise ValueError(f"data={module.recipe.data._target_} has no validation data")
     trainer = _trainer(module)
-    evaluate = trainer.test if _defines(module, "test_step") else trainer.validate
+    evaluate = trainer.test if overrides(module, "test_step") else trainer.validate
     evaluate(module, data.val)
-
-
-def _defines(module: Any, name: str) -> bool:
-    from framework import Module
-
-    return getattr(type(module), name) is not getattr(Module, name)
 
 
 def _predict(options: argparse.Namespace, module: Any, path: Path) -> None:
