@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 
 from omegaconf import OmegaConf
 
-from recipes.overrides import run_name
-from recipes.resume import OVERRIDES
+from framework.recipes.overrides import run_name
+from framework.recipes.resume import OVERRIDES
 
 # TensorBoard sorts curves by name, and opens the first two groups: these come before all of them, where there are such.
 PINNED = ("train/objective", "train/loss_epoch", "val/loss", "val/accuracy")

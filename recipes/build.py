@@ -18,10 +18,10 @@ from framework.auto_lambda import auto_happy_lambda
 from framework.callbacks import Histograms
 from framework.losses import L2Loss
 from framework.objective.replay import rng_state, set_rng_state
-from recipes.data import Data
-from recipes.function import FunctionData, MeanOutput
-from recipes.overrides import SHORTHANDS, is_referred_to
-from recipes.report import make_loggers
+from framework.recipes.data import Data
+from framework.recipes.function import FunctionData, MeanOutput
+from framework.recipes.overrides import SHORTHANDS, is_referred_to
+from framework.recipes.report import make_loggers
 
 # What a module may take, by the names of its arguments, and the group of the configuration that it comes from.
 GROUPS = {
@@ -138,9 +138,9 @@ def make_data(config: DictConfig) -> Data:
     if isinstance(data, Data):
         return data
     raise TypeError(
-        f"data={config.data._target_} returned a {type(data).__name__}; it must return a recipes.data.Data, such as "
-        "Data(train=loader, val=loader, input_shape=(3,), num_outputs=1), with num_classes=... if the targets are "
-        "classes"
+        f"data={config.data._target_} returned a {type(data).__name__}; it must return a "
+        "framework.recipes.data.Data, such as Data(train=loader, val=loader, input_shape=(3,), num_outputs=1), with "
+        "num_classes=... if the targets are classes"
     )
 
 

@@ -12,10 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from recipes.compare import AfterSweep
-from recipes.mistakes import explain, innermost
-from recipes.overrides import refuse_without_effect
-from recipes.resume import expand
+from framework.recipes.compare import AfterSweep
+from framework.recipes.mistakes import explain, innermost
+from framework.recipes.overrides import refuse_without_effect
+from framework.recipes.resume import expand
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 TRACEBACKS = "HYDRA_FULL_ERROR"
@@ -54,7 +54,7 @@ def run_job(config: DictConfig) -> float | None:
         refuse_without_effect(config, settings.overrides.task, settings.runtime.choices)
         # torch takes seconds to import, which help and mistakes on the command line need not wait for.
         from framework.loop.processes import end_processes
-        from recipes.train import optimized, run
+        from framework.recipes.train import optimized, run
 
         try:
             return optimized(run(config, Path(settings.runtime.output_dir)), config.optimized_metric)

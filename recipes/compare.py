@@ -17,7 +17,7 @@ import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from recipes.resume import OVERRIDES, split
+from framework.recipes.resume import OVERRIDES, split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,7 +68,7 @@ class Run:
     @classmethod
     def read(cls, folder: Path) -> Run:
         """Read a run folder, whatever there is of it."""
-        from recipes.report import read_history  # it imports torch
+        from framework.recipes.report import read_history  # it imports torch
 
         config, summary, error = folder / "config.yaml", folder / "summary.json", folder / ERROR
         settings = dict(_flat(OmegaConf.to_container(OmegaConf.load(config)))) if config.stat().st_size else {}
@@ -225,7 +225,7 @@ def _cell(value: Any) -> str:
 
 def figure(runs: Sequence[Run], metric: str) -> Figure | None:
     """Draw the training objective and the metric against steps, evaluations and, where TensorBoard knows, seconds."""
-    from recipes.figures import comparison
+    from framework.recipes.figures import comparison
 
     objectives = ("iteration/objective", "train/objective", "train/loss_epoch", "train/loss")
     labels = _labels(runs)

@@ -19,9 +19,9 @@ from framework.callbacks.model_summary import summarize
 from framework.data import TensorLoader
 from framework.loggers import Logger, TensorBoardLogger
 from framework.objective.replay import rng_state, set_rng_state
-from recipes.data import Data
-from recipes.overrides import SHORTHANDS, run_name
-from recipes.report import add_figures, final_metrics, log_final_metrics, read_history
+from framework.recipes.data import Data
+from framework.recipes.overrides import SHORTHANDS, run_name
+from framework.recipes.report import add_figures, final_metrics, log_final_metrics, read_history
 
 # Which hyperparameters the HParams tab shows before the others, after those of the command line: it has room for five.
 FIRST = ("optimizer", "lr", "penalty", "model", "recipe")

@@ -16,8 +16,8 @@ from framework import Callback, Trainer
 from framework.data import ImageTransform, TensorLoader, cubic, cubic_function, sine, xor
 from framework.data import fashion_mnist as load_fashion_mnist
 from framework.data.fashion_mnist import CLASSES, MEAN, STD
-from recipes import figures
-from recipes.module import SupervisedModule
+from framework.recipes import figures
+from framework.recipes.module import SupervisedModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from framework import Callback, Module, Trainer
 from framework.data import FUNCTIONS, TensorLoader
-from recipes.data import Data, Predict
-from recipes.module import SupervisedModule
+from framework.recipes.data import Data, Predict
+from framework.recipes.module import SupervisedModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,7 +136,7 @@ class FunctionData(Data):
         return self.figures(predict)
 
     def figures(self, predict: Predict) -> dict[str, Figure]:
-        from recipes import paths  # imports matplotlib
+        from framework.recipes import paths  # imports matplotlib
 
         points = torch.tensor(self.path.points, dtype=torch.float64)
         evaluations = torch.tensor(self.path.evaluations, dtype=torch.float64).reshape(-1, points.shape[1])

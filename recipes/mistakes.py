@@ -11,10 +11,10 @@ from types import TracebackType
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-OURS = {"framework", "recipes"}
+OURS = "framework"
 PLUGINS = {"hydra_plugins", "joblib", "optuna"}  # of sweeps
 LIBRARIES = (
-    OURS | PLUGINS | sys.stdlib_module_names | {"antlr4", "hydra", "lightning", "numpy", "omegaconf", "scipy", "torch"}
+    PLUGINS | sys.stdlib_module_names | {OURS, "antlr4", "hydra", "lightning", "numpy", "omegaconf", "scipy", "torch"}
 )
 CHECKED = (ValueError, TypeError, ImportError, HydraException, OmegaConfBaseException)
 
@@ -41,7 +41,7 @@ def explain(error: BaseException) -> str | None:
     checked = on_purpose and (isinstance(error, CHECKED) or (key and not isinstance(error, AssertionError)))
     if not (isinstance(error, OSError) or refused or checked):
         return None
-    prefix = f"{key}: " if key and module not in OURS else ""
+    prefix = f"{key}: " if key and module != OURS else ""
     return prefix + _one_paragraph(str(error))
 
 
@@ -59,8 +59,8 @@ def _frames(traceback: TracebackType | None) -> Iterator[tuple[str, bool]]:
     while traceback is not None:
         frame = traceback.tb_frame
         module = str(frame.f_globals.get("__name__")).partition(".")[0]
-        # `python -m recipes.cli` calls its own module so.
-        module = "recipes" if module == "__main__" and frame.f_globals.get("__package__") == "recipes" else module
+        # `python -m framework.recipes.cli` calls its own module so.
+        module = OURS if module == "__main__" and frame.f_globals.get("__package__") == "framework.recipes" else module
         yield module, frame.f_code.co_code[traceback.tb_lasti] == dis.opmap["RAISE_VARARGS"]
         traceback = traceback.tb_next
 

@@ -19,7 +19,7 @@ SHORTHANDS = {
     "mlp.activation": "model.activation",
     "mlp.dropout": "model.dropout",
 }
-TRAINING = "recipes.train.train"
+TRAINING = "framework.recipes.train.train"
 # Of a simulation, and of a table that a user brings instead.
 SIMULATION = ("simulation", "num_samples", "num_features", "num_active", "noise", "num_val")
 TABLE = ("target", "val_share")

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from framework.data import ToyFunction
-from recipes.figures import BLUE, GRAY, ORANGE
+from framework.recipes.figures import BLUE, GRAY, ORANGE
 
 
 def path(function: ToyFunction, points: Tensor, evaluations: Tensor, title: str) -> Figure:

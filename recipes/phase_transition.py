@@ -22,9 +22,9 @@ from framework.data.recovery import LinearRecovery
 from framework.happy_lambda import HappyLambdaLinear
 from framework.optim import square_root_lasso
 from framework.penalties import L1, Harder, Penalty
-from recipes import figures
-from recipes.dashboard import log_row
-from recipes.report import log_final_metrics, make_loggers, save_figures, write_summary
+from framework.recipes import figures
+from framework.recipes.dashboard import log_row
+from framework.recipes.report import log_final_metrics, make_loggers, save_figures, write_summary
 
 # Each penalty, and the stages that lead to it from zero weights. The lasso is convex and needs one; the harder penalty
 # takes the published ones but the first, without a penalty: with more features than samples that fits the noise.

@@ -18,9 +18,9 @@ from torch import Tensor
 from framework import Trainer
 from framework.data import TensorLoader
 from framework.loggers import Logger, TensorBoardLogger
-from recipes import figures
-from recipes.data import Data
-from recipes.module import SupervisedModule
+from framework.recipes import figures
+from framework.recipes.data import Data
+from framework.recipes.module import SupervisedModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

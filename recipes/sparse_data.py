@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from framework.data import TensorLoader, sparse_linear, sparse_mlp
-from recipes.sparse_report import SparseData
+from framework.recipes.sparse_report import SparseData
 
 SIMULATIONS = {"linear": sparse_linear, "mlp": sparse_mlp}
 

@@ -14,9 +14,9 @@ from torch.optim import LBFGS
 from framework import Trainer
 from framework.callbacks import PenaltyPath
 from framework.pruning import prune, used_features
-from recipes import figures
-from recipes.data import Data, Predict
-from recipes.module import SupervisedModule
+from framework.recipes import figures
+from framework.recipes.data import Data, Predict
+from framework.recipes.module import SupervisedModule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

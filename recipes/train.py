@@ -18,12 +18,12 @@ from framework import Callback, Trainer
 from framework.fabric import current_rank
 from framework.loggers import TensorBoardLogger
 from framework.loop.checkpoint import newest
-from recipes.build import build
-from recipes.compare import ERROR
-from recipes.dashboard import Dashboard
-from recipes.mistakes import explain
-from recipes.report import read_summary, write_report
-from recipes.resume import record, why_finished
+from framework.recipes.build import build
+from framework.recipes.compare import ERROR
+from framework.recipes.dashboard import Dashboard
+from framework.recipes.mistakes import explain
+from framework.recipes.report import read_summary, write_report
+from framework.recipes.resume import record, why_finished
 
 
 def train(config: DictConfig, folder: Path) -> dict[str, float]:

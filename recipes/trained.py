@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from framework import Trainer, seed_everything
 from framework.loop.overrides import overrides
+from framework.recipes.build import make_data
+from framework.recipes.data import Data
+from framework.recipes.mistakes import explain
 from framework.run_folder import load_run
-from recipes.build import make_data
-from recipes.data import Data
-from recipes.mistakes import explain
 
 BATCH_SIZE = 1000
 

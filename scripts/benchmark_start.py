@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 
 # The command, ended within its first optimizer step or as it ends by itself.
-_COMMAND = "import sys; sys.argv[1:] = {arguments!r}; from recipes.cli import main; main()"
+_COMMAND = "import sys; sys.argv[1:] = {arguments!r}; from framework.recipes.cli import main; main()"
 _FIRST_STEP = """
 import os, sys
 import framework.loop.fit as loop

@@ -22,7 +22,7 @@ CONTEXT.set_forkserver_preload(
         "tests.processes.special",
         "tests.processes.uneven",
         "tests.recipes.tasks",
-        "recipes.train",
+        "framework.recipes.train",
     ]
 )
 

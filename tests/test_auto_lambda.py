@@ -10,7 +10,7 @@ from framework.layers import NormalizedLinear, Sigma, sigma
 from framework.losses import L2Loss
 from framework.optim import square_root_lasso
 from framework.penalties import L1, ElasticNet, GroupL1, Harder
-from recipes.networks import CNN, MLP, Linear, SparseMLP
+from framework.recipes.networks import CNN, MLP, Linear, SparseMLP
 
 GENERATOR = torch.Generator().manual_seed(3)
 X = torch.randn(40, 6, generator=GENERATOR)

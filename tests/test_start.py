@@ -9,7 +9,7 @@ PRINT_NAMES = "\nimport json, sys; print(json.dumps(sorted(sys.modules)))\n"
 TOY = """
 import sys
 from framework import Callback
-from recipes.cli import main
+from framework.recipes.cli import main
 
 class Names(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
@@ -32,9 +32,9 @@ def test_importing_the_framework_loads_little_more_than_torch(tmp_path):
     torchs, ours, with_optim, with_trainer = modules(
         tmp_path,
         "import torch, numpy",
-        "import framework",
+        "from framework import Module, Trainer",
         "import framework.optim",
-        "framework.Trainer(accelerator='cpu', logger=False)",
+        "Trainer(accelerator='cpu', logger=False)",
     )
     assert not any(name.startswith("framework.optim") for name in ours)
     assert not (IN_USE_ONLY | {"torch._dynamo"}) & with_optim

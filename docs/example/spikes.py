@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from framework import Callback, Module, Trainer
 from framework.data import TensorLoader
 from framework.penalties import Penalty
-from recipes.data import Data
+from framework.recipes.data import Data
 
 
 def blurred_spikes(*, num_samples: int = 200, num_spikes: int = 5, width: float = 2.0, noise: float = 0.02) -> Data:

@@ -12,7 +12,7 @@ from framework.data import TensorLoader
 from framework.losses import L2Loss
 from framework.optim import SpaRSA
 from framework.penalties import L1, Penalty
-from recipes.module import SupervisedModule
+from framework.recipes.module import SupervisedModule
 from tests.modules import make_trainer
 
 

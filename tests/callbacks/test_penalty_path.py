@@ -15,7 +15,7 @@ from framework.callbacks.penalty_path import HARDER_LASSO, LASSO_ANN
 from framework.losses import L2Loss
 from framework.optim import FISTA, ProxAdam, SpaRSA
 from framework.penalties import L1, Harder, Penalty
-from recipes.module import SupervisedModule
+from framework.recipes.module import SupervisedModule
 from tests.callbacks.lasso import data, fit, make_module
 from tests.modules import assert_same, callback_of, make_trainer, watch
 

@@ -11,7 +11,7 @@ from framework import Callback
 from framework.callbacks import ModelCheckpoint, Stationarity
 from framework.optim import FISTA, ProxAdam, SpaRSA, stationarity_gap
 from framework.penalties import L1
-from recipes.module import SupervisedModule
+from framework.recipes.module import SupervisedModule
 from tests.callbacks.lasso import data, fit, make_module
 from tests.modules import assert_same, make_trainer
 

@@ -19,8 +19,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from nbclient import NotebookClient
 
-from recipes.cli import CONF
-from recipes.overrides import refuse_without_effect
+from framework.recipes.cli import CONF
+from framework.recipes.overrides import refuse_without_effect
 from tests.docs.pages import PAGES, PLACEHOLDER, ROOT, Block, blocks, proxtrain_arguments
 from tests.recipes.conftest import Proxtrain
 

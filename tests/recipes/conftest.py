@@ -10,7 +10,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from tensorboard.summary.writer import event_file_writer
 
-from recipes.cli import main
+from framework.recipes.cli import main
 
 
 @dataclass

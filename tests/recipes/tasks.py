@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from recipes.cli import main, unused
-from recipes.train import claim
+from framework.recipes.cli import main, unused
+from framework.recipes.train import claim
 
 
 def proxtrain(*arguments: str) -> None:

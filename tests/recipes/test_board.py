@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.board import link, main, runs
+from framework.recipes.board import link, main, runs
 
 ROOT = Path(__file__).parents[2]
 QUIET = ("trainer.enable_model_summary=false", "trainer.enable_progress_bar=false", "logger.pictures=false")
@@ -43,7 +43,7 @@ def test_what_logged_nothing_to_tensorboard_is_no_run(proxtrain, tmp_path):
 
 
 def test_the_command_prints_an_address_that_shows_losses_first_and_ends_by_an_interrupt(tmp_path):
-    command = [sys.executable, "-m", "recipes.board", str(tmp_path), "--port=0", "--host=127.0.0.1"]
+    command = [sys.executable, "-m", "framework.recipes.board", str(tmp_path), "--port=0", "--host=127.0.0.1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment) as board:
         assert board.stdout is not None

@@ -13,7 +13,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from recipes.train import run
+from framework.recipes.train import run
 from tests.recipes.test_recipes import configure
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -56,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(runs: Path) -> Iterator[str]:
     """Serve the runs by ``proxtrain-tensorboard``."""
     options = ["--port=0", "--host=127.0.0.1", "--reload_interval=2"]
-    command = [sys.executable, "-m", "recipes.board", str(runs), *options]
+    command = [sys.executable, "-m", "framework.recipes.board", str(runs), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
         assert server.stdout is not None
         yield server.stdout.readline().strip()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from framework import __version__
-from recipes.cli import CONF
+from framework.recipes.cli import CONF
 from tests.forked import Forked
 from tests.recipes import tasks
 from tests.recipes.conftest import Proxtrain
@@ -36,7 +36,7 @@ def test_the_default_recipe_prints_its_folder_first_and_last(proxtrain: Proxtrai
 def test_help_and_the_version_need_no_torch(tmp_path: Path) -> None:
     program = """
 import sys
-from recipes.cli import main
+from framework.recipes.cli import main
 for argument in sys.argv[1:]:
     sys.argv = ["proxtrain", argument]
     try:
@@ -174,7 +174,7 @@ def test_a_mistake_has_its_traceback_where_the_environment_asks_for_it(
     [
         ("loss._target_=tests.recipes.broken.RaisingLoss", "a bug of its author's"),
         ("loss._target_=tests.recipes.broken.UnbuildableLoss", "another bug of its author's"),
-        ("task=recipes.data.read_tensor", "positional argument"),
+        ("task=framework.recipes.data.read_tensor", "positional argument"),
     ],
 )
 def test_a_bug_keeps_its_traceback(arguments: str, bug: str, proxtrain: Proxtrain) -> None:

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from framework import Callback, Module, Trainer
-from recipes.compare import AfterSweep, Run, choose_metric, differences, figure, find_runs, main
+from framework.recipes.compare import AfterSweep, Run, choose_metric, differences, figure, find_runs, main
 from tests.recipes.conftest import Proxtrain
 
 QUIET = ("trainer.enable_progress_bar=false", "trainer.enable_model_summary=false")

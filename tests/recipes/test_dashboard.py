@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.api_pb2 import Status
 
-from recipes.dashboard import hyperparameters
-from recipes.train import run
+from framework.recipes.dashboard import hyperparameters
+from framework.recipes.train import run
 from tests.recipes.test_recipes import configure
 from tests.test_dashboard import layouts, row, values
 

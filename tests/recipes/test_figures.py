@@ -2,7 +2,7 @@
 
 import pytest
 
-from recipes.figures import loss_curves
+from framework.recipes.figures import loss_curves
 
 STEPS = ([0.0, 50.0], [9.0, 4.0])
 OBJECTIVE = ([0.0, 50.0], [10.0, 5.0])

@@ -9,10 +9,10 @@ import torch
 from hydra.errors import InstantiationException
 
 from framework.data import FUNCTIONS
-from recipes import paths
-from recipes.build import build
-from recipes.function import PathRecorder
-from recipes.train import run
+from framework.recipes import paths
+from framework.recipes.build import build
+from framework.recipes.function import PathRecorder
+from framework.recipes.train import run
 from tests.recipes.test_recipes import configure
 
 

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import framework
 from framework import Module
 from framework.penalties import Penalty
-from recipes.data import Data
-from recipes.module import SupervisedModule
+from framework.recipes.data import Data
+from framework.recipes.module import SupervisedModule
 from tests.recipes.conftest import Proxtrain
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example"

@@ -16,10 +16,10 @@ from framework.callbacks.penalty_path import HARDER_LASSO
 from framework.data import linear_recovery
 from framework.happy_lambda import HappyLambdaLinear
 from framework.penalties import L1, Harder
-from recipes import phase_transition
-from recipes.cli import CONF
-from recipes.phase_transition import follow_path, measure_recovery, pair, read_published
-from recipes.train import run
+from framework.recipes import phase_transition
+from framework.recipes.cli import CONF
+from framework.recipes.phase_transition import follow_path, measure_recovery, pair, read_published
+from framework.recipes.train import run
 
 SIMULATION = linear_recovery()
 

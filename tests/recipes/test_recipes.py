@@ -13,9 +13,9 @@ from omegaconf import DictConfig, open_dict
 from sklearn.linear_model import Lasso
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recipes.build import build
-from recipes.cli import CONF
-from recipes.train import run
+from framework.recipes.build import build
+from framework.recipes.cli import CONF
+from framework.recipes.train import run
 from tests.recipes.conftest import Proxtrain
 
 # The recipe that trains no network has tests of its own.

@@ -119,7 +119,7 @@ def command(*arguments, torchrun=False):
         start += ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
         start += ["--rdzv-endpoint", "localhost:0"]
     return {
-        "args": [*start, "-m", "recipes.cli", *arguments],
+        "args": [*start, "-m", "framework.recipes.cli", *arguments],
         "env": {**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         "text": True,
         "stdout": subprocess.PIPE,

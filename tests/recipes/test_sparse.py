@@ -14,10 +14,10 @@ from framework.happy_lambda import HappyLambdaLinear
 from framework.losses import L2Loss
 from framework.optim import SpaRSA
 from framework.penalties import L1
-from recipes.build import build, universal_threshold
-from recipes.module import SupervisedModule
-from recipes.sparse_data import read_table, sparse_regression
-from recipes.train import run
+from framework.recipes.build import build, universal_threshold
+from framework.recipes.module import SupervisedModule
+from framework.recipes.sparse_data import read_table, sparse_regression
+from framework.recipes.train import run
 from tests.recipes.test_recipes import configure
 
 QUICK = ["trainer.enable_model_summary=false", "logger=none"]

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from recipes.cli import CONF
+from framework.recipes.cli import CONF
 from tests.forked import Forked
 from tests.recipes import tasks
 

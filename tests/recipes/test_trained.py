@@ -12,9 +12,9 @@ from torch import nn
 import framework
 from framework import Trainer
 from framework.data import TensorLoader, cubic, cubic_function
+from framework.recipes.data import Data, read_tensor
+from framework.recipes.trained import run_export, run_predict, run_test
 from framework.supervised import Supervised
-from recipes.data import Data, read_tensor
-from recipes.trained import run_export, run_predict, run_test
 from tests.recipes.conftest import Proxtrain
 
 QUIET = ("trainer.enable_progress_bar=false", "trainer.enable_model_summary=false")
@@ -211,7 +211,7 @@ def test_images_are_read_from_a_folder(tmp_path: Path) -> None:
     from PIL import Image
 
     from framework.data.fashion_mnist import MEAN, STD
-    from recipes.data import ImageData
+    from framework.recipes.data import ImageData
 
     data = ImageData((), None, (1, 28, 28), 10, num_classes=10)
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
@@ -258,8 +258,8 @@ def test_no_line_of_a_table_is_dropped(text: str, expected: list[list[int]] | st
 
 
 def test_a_convolutional_network_is_exported_for_evaluation(tmp_path: Path) -> None:
-    from recipes.networks import CNN
-    from recipes.trained import _export_program
+    from framework.recipes.networks import CNN
+    from framework.recipes.trained import _export_program
 
     network = CNN((1, 8, 8), 3).eval()
     images = torch.randn(3, 1, 8, 8)

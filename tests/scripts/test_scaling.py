@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.networks import CNN
+from framework.recipes.networks import CNN
 from scripts import scaling
 
 DOCS = Path(__file__).parents[2] / "docs" / "scaling.md"
