@@ -1,12 +1,21 @@
-"""sigma against its formula in both tails, and the linear layer with unit rows."""
+"""sigma against its formula in both tails, the linear layer with unit rows, and the one for compressed rows."""
 
 import math
+import pickle
 
+import numpy as np
 import pytest
+import scipy.sparse
 import torch
+from sklearn.linear_model import Lasso
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from framework.layers import NormalizedLinear, Sigma, sigma
+from framework import Module, Trainer
+from framework.callbacks import Stationarity
+from framework.layers import CSRLinear, NormalizedLinear, Sigma, sigma
+from framework.optim import SpaRSA
+from framework.penalties import L1
 
 
 def reference(x: float) -> float:
@@ -91,3 +100,65 @@ def test_the_state_dict_is_the_one_of_a_linear_layer() -> None:
     assert isinstance(layer, torch.nn.Linear)
     assert list(layer.state_dict()) == ["weight", "bias"]
     assert NormalizedLinear(5, 10, False).bias is None
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_for_compressed_rows_is_a_linear_layer(bias):
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(30, 50, dtype=torch.float64, generator=generator)
+    dense[dense < 0.5] = 0
+    layer, linear = CSRLinear(50, 3, bias=bias).double(), nn.Linear(50, 3, bias=bias).double()
+    linear.load_state_dict(layer.state_dict())
+    rows = dense.to_sparse_csr()
+    for x, plain in ((rows, dense), (rows, dense), (dense, dense), (2 * rows, 2 * dense)):
+        layer.zero_grad(), linear.zero_grad()
+        output, expected = layer(x), linear(plain)
+        torch.testing.assert_close(output, expected)
+        output.square().sum().backward(), expected.square().sum().backward()
+        for ours, theirs in zip(layer.parameters(), linear.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad)
+    layer(rows)
+    rows.values().mul_(3)  # in place: the transpose that is kept is no longer its
+    layer.zero_grad()
+    layer(rows).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, 3 * dense.sum(0).expand(3, 50))
+    assert len(pickle.dumps(layer)) < len(pickle.dumps(linear)) + 500
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+def test_a_lasso_on_a_scipy_matrix_is_scikit_learns():
+    matrix = scipy.sparse.random(200, 1000, density=0.02, format="csr", random_state=0)
+    y = matrix[:, :5].sum(1) + 0.1 * np.random.default_rng(0).standard_normal((200, 1))
+    weight = 0.05 * abs(matrix.T @ y).max() / 200
+    reference = Lasso(weight, fit_intercept=False, tol=1e-12, max_iter=10**6).fit(matrix, np.asarray(y)[:, 0]).coef_
+    X = torch.sparse_csr_tensor(
+        *(torch.from_numpy(part).long() for part in (matrix.indptr, matrix.indices)),
+        torch.from_numpy(matrix.data),
+        matrix.shape,
+        check_invariants=True,
+    )
+
+    class Model(Module):
+        penalty, happy_lambda = L1(), weight
+
+        def __init__(self):
+            super().__init__()
+            self.layer = CSRLinear(1000, 1, bias=False).double()
+
+        def param_groups(self):
+            return [{"params": [self.layer.weight], "penalized": True}]
+
+        def training_step(self, batch, batch_idx):
+            x, target = batch
+            return (self.layer(x) - target).square().mean() / 2
+
+        def configure_optimizers(self):
+            return SpaRSA(self.param_groups())
+
+    model = Model()
+    options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=500, callbacks=[Stationarity(1e-10)], logger=False, **options)
+    trainer.fit(model, [(X, torch.from_numpy(np.asarray(y)))])
+    assert "stationarity" in trainer.stopped_because
+    assert model.layer.weight[0].detach().numpy() == pytest.approx(reference, abs=1e-7)

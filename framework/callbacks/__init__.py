@@ -14,6 +14,7 @@ from framework.callbacks.progress_bar import ProgressBar
 from framework.callbacks.stationarity import Stationarity
 from framework.callbacks.timer import Timer
 from framework.callbacks.weight_averaging import EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
+from framework.callbacks.working_set import WorkingSet
 
 __all__ = [
     "EMAWeightAveraging",
@@ -30,6 +31,7 @@ __all__ = [
     "StochasticWeightAveraging",
     "Timer",
     "WeightAveraging",
+    "WorkingSet",
 ]
 
 
