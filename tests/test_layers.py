@@ -102,7 +102,6 @@ def test_the_state_dict_is_the_one_of_a_linear_layer() -> None:
     assert NormalizedLinear(5, 10, False).bias is None
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_layer_for_compressed_rows_is_a_linear_layer(bias):
     generator = torch.Generator().manual_seed(0)
@@ -126,7 +125,6 @@ def test_a_layer_for_compressed_rows_is_a_linear_layer(bias):
     assert len(pickle.dumps(layer)) < len(pickle.dumps(linear)) + 500
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
 def test_a_lasso_on_a_scipy_matrix_is_scikit_learns():
     matrix = scipy.sparse.random(200, 1000, density=0.02, format="csr", random_state=0)
     y = matrix[:, :5].sum(1) + 0.1 * np.random.default_rng(0).standard_normal((200, 1))
