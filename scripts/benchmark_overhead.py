@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.rounds < 1:
         parser.error(f"--rounds {args.rounds}: it must be at least 1")
     torch.set_num_threads(1)
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     colors = {"proxtrain": "tab:blue", "compile='step'": "tab:orange"}
     print("| batch | hidden neurons | tight loop, µs | proxtrain / it | compile='step' / it |")
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     axes.set(xscale="log", xlabel="hidden neurons", ylabel="time per step / that of the tight loop", ylim=(0, None))
     axes.set_xticks(WIDTHS, map(str, WIDTHS))
     axes.minorticks_off()
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(args.picture, dpi=120)
 
 
