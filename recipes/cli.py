@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from framework.recipes.compare import AfterSweep
 from framework.recipes.mistakes import explain, innermost
 from framework.recipes.overrides import refuse_without_effect
+from framework.recipes.own_modules import look_in_current_folder
 from framework.recipes.resume import expand
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
@@ -80,8 +81,7 @@ def main() -> None:
     tracebacks, error = os.environ.get(TRACEBACKS), None
     os.environ[TRACEBACKS] = "1"  # hydra raises what it would print in its own way
     given = sys.argv
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # where a user's own modules are, for _target_
+    look_in_current_folder()
     try:
         sys.argv = [given[0], *expand(given[1:])]
         if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) > 0:

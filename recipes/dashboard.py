@@ -19,7 +19,7 @@ from framework.callbacks.model_summary import summarize
 from framework.data import TensorLoader
 from framework.loggers import Logger, TensorBoardLogger
 from framework.objective.replay import rng_state, set_rng_state
-from framework.recipes.data import Data
+from framework.recipes.data import Data, as_taken_by
 from framework.recipes.overrides import SHORTHANDS, run_name
 from framework.recipes.report import add_figures, final_metrics, log_final_metrics, read_history
 
@@ -65,7 +65,7 @@ class Dashboard(Callback):
             if self.config.logger.get("graph"):
                 first, *_ = next(iter(self.data.train if self.data.val is None else self.data.val))
                 with torch.no_grad():
-                    logger.log_graph(getattr(module, "network", module), _inputs(module, first[:1]))
+                    logger.log_graph(getattr(module, "network", module), as_taken_by(module, first[:1]))
             logger.save()
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
@@ -112,19 +112,13 @@ def _tensorboards(loggers: Sequence[Logger]) -> list[TensorBoardLogger]:
     return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def _inputs(module: Any, x: Tensor) -> Tensor:
-    """Return inputs as a module takes them: on its device, and of its precision."""
-    parameter = next(module.parameters())
-    return x.to(parameter) if x.is_floating_point() else x.to(parameter.device)
-
-
 def outputs(module: Any, loader: TensorLoader) -> Tensor:
     """Compute the network's outputs for a whole loader within a run, in order, on the CPU."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         with torch.no_grad():
-            return torch.cat([module(_inputs(module, x)).float().cpu() for x, *_ in loader])
+            return torch.cat([module(as_taken_by(module, x)).float().cpu() for x, *_ in loader])
     finally:
         for part, mode in modes:
             part.training = mode

@@ -132,6 +132,14 @@ def read_tensor(path: Path) -> Tensor:
     return table
 
 
+def as_taken_by(module: Any, inputs: Tensor) -> Tensor:
+    """Return inputs as a module takes them: on its device, and with the bits of its weights; integers as they are."""
+    weight = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), None)
+    if weight is None:
+        return inputs
+    return inputs.to(weight) if inputs.is_floating_point() else inputs.to(weight.device)
+
+
 def _is_number(entry: str) -> bool:
     try:
         float(entry)

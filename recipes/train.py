@@ -25,6 +25,9 @@ from framework.recipes.mistakes import explain
 from framework.recipes.report import read_summary, write_report
 from framework.recipes.resume import record, why_finished
 
+# What says how a run ended.
+ENDINGS = ("summary.json", ERROR)
+
 
 def train(config: DictConfig, folder: Path) -> dict[str, float]:
     """Train the model that a configuration describes, write everything about it, and return the final metrics."""
@@ -82,7 +85,7 @@ def _as_recorded(config: DictConfig, folder: Path) -> Any:
 
 
 class _Recording(Callback):
-    """Writes down the configuration of a resumed run when it goes on, and drops the summary of what it was before.
+    """Writes down the configuration of a resumed run when it goes on, and drops what says how it ended before.
 
     A start that is refused changes nothing.
     """
@@ -92,7 +95,8 @@ class _Recording(Callback):
 
     def on_fit_start(self, trainer: Trainer, module: Any) -> None:
         record(self.config, self.folder)
-        (self.folder / "summary.json").unlink(missing_ok=True)
+        for name in ENDINGS:
+            (self.folder / name).unlink(missing_ok=True)
 
 
 def run(config: DictConfig, folder: Path) -> dict[str, float]:
@@ -110,11 +114,10 @@ def run(config: DictConfig, folder: Path) -> dict[str, float]:
     if config.get("resume") is None:
         claim(folder)
         record(config, folder)
-    (folder / ERROR).unlink(missing_ok=True)
     try:
         return get_method(config.task)(config, folder)
     except Exception as error:
-        if not (folder / "summary.json").exists():  # a finished run that cannot go on stays as it was
+        if not any((folder / name).exists() for name in ENDINGS):  # one that ended and cannot go on stays as it was
             (folder / ERROR).write_text(f"{explain(error) or f'{type(error).__name__}: {error}'}\n")
         raise
     finally:

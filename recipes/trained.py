@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 from framework import Trainer, seed_everything
 from framework.loop.overrides import overrides
 from framework.recipes.build import make_data
-from framework.recipes.data import Data
+from framework.recipes.data import Data, as_taken_by
 from framework.recipes.mistakes import explain
+from framework.recipes.own_modules import look_in_current_folder
 from framework.run_folder import load_run
 
 BATCH_SIZE = 1000
@@ -57,8 +57,7 @@ def _run(
     command: Callable[[argparse.Namespace, Any, Path], None],
 ) -> None:
     options = parser.parse_args(arguments)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # where a user's own modules are
+    look_in_current_folder()
     try:
         module, path = load_run(options.folder, options.checkpoint)
         print(f"{path} of recipe {module.recipe.recipe_name}", flush=True)
@@ -91,12 +90,6 @@ def _data(module: Any) -> Data:
     return make_data(module.recipe)
 
 
-def _of_its_precision(module: Any, inputs: Tensor) -> Tensor:
-    """Return inputs with as many bits as the weights have; integers as they are."""
-    dtypes = [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]
-    return inputs.to(dtypes[0]) if dtypes and inputs.is_floating_point() else inputs
-
-
 def _test(options: argparse.Namespace, module: Any, path: Path) -> None:
     data = _data(module)
     if data.val is None:
@@ -112,7 +105,7 @@ def _predict(options: argparse.Namespace, module: Any, path: Path) -> None:
         raise ValueError(f"--output {output}: pass a .csv, or a .pt for the raw outputs")
     data = _data(module)
     names, inputs = data.read_inputs(options.input)
-    batches = _of_its_precision(module, inputs).split(BATCH_SIZE)
+    batches = as_taken_by(module, inputs).split(BATCH_SIZE)
     outputs = torch.cat(_trainer(module).predict(module, batches)).cpu()
     outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
     if output.suffix == ".pt":
@@ -132,7 +125,7 @@ def _export(options: argparse.Namespace, module: Any, path: Path) -> None:
     network = getattr(module, "network", module).eval()
     data = _data(module)
     batch = next(iter(data.train))
-    inputs = _of_its_precision(module, batch[0] if isinstance(batch, tuple | list) else batch)
+    inputs = as_taken_by(module, batch[0] if isinstance(batch, tuple | list) else batch)
     # An example of one sample would make the exported network one for single samples.
     inputs = inputs[: max(2, min(len(inputs), 8))]
     if len(inputs) < 2:

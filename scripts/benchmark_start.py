@@ -33,12 +33,12 @@ loop._log_step = stop
 """
 ROWS = {
     "import torch": "import torch",
-    "import framework": "import framework",
+    "from framework import Module, Trainer": "from framework import Module, Trainer",
     "proxtrain, to the end of its first step": _FIRST_STEP + _COMMAND,
     "proxtrain, to its end": _COMMAND,
 }
 TARGETS = {
-    "import framework": 1.2,
+    "from framework import Module, Trainer": 1.2,
     "proxtrain, to the end of its first step": 1.6,
     "proxtrain, to its end": 2.5,
 }

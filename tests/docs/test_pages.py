@@ -38,7 +38,8 @@ SHORT_OF = {
 COMPOSED = ("recipe=fashion_mnist", "trainer=ddp", "hydra/launcher", "hydra/sweeper", "trainer.compile=")
 # What sets up a machine, starts servers or many processes, or is CI itself.
 LEFT_OUT = re.compile(
-    r"(python -m )?pip install |uv sync|(--group docs )?(pytest|ruff|mypy|mkdocs)|bash \.ci/run|cd |git |grep "
+    r"(python -m )?pip install |uv (sync|export) |(--group docs |--isolated .*)?(pytest|ruff|mypy|mkdocs)"
+    r"|bash (\.ci/run|scripts/check_package\.sh)|cd |git |grep "
     r"|(proxtrain-)?tensorboard |torchrun |python -m tests\.faults"
 )
 

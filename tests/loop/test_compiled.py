@@ -297,32 +297,40 @@ def test_betas_that_a_schedule_cycles_are_inputs(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out.count("compiled the step") == 1
 
 
+def anneal(trainer: Trainer, module: Module) -> None:
+    module.happy_lambda = 0.001 * (1 + trainer.global_step % 7)
+    for group in trainer.optimizers[0].param_groups:
+        group["lr"] = 0.01 / (1 + trainer.global_step)
+
+
+def change_second_beta(trainer: Trainer, module: Module) -> None:
+    if trainer.global_step == 20:
+        for group in trainer.optimizers[0].param_groups:
+            group["betas"] = (group["betas"][0], 0.5)
+
+
 @pytest.mark.usefixtures("uncompiled")
-def test_the_second_of_betas_that_a_schedule_cycles_is_watched(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("build", "change", "num_graphs"),
+    [
+        (lambda: Network(adam, penalty=L1()), anneal, 1),
+        (lambda: Network(one_cycle(torch.optim.Adam)), change_second_beta, 2),
+    ],
+    ids=["rate and weight of the penalty", "the second beta beside a cycled one"],
+)
+def test_a_new_graph_is_made_only_for_options_that_are_no_inputs(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    build: Callable[[], Module],
+    change: Callable[[Trainer, Module], None],
+    num_graphs: int,
 ) -> None:
     class Change(Callback):
         def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
-            if trainer.global_step == 20:
-                for group in trainer.optimizers[0].param_groups:
-                    group["betas"] = (group["betas"][0], 0.5)
+            change(trainer, module)
 
-    assert_equal(tmp_path, lambda: Network(one_cycle(torch.optim.Adam)), callbacks=[Change()], max_steps=60)
-    assert capsys.readouterr().out.count("compiled the step") == 2
-
-
-@pytest.mark.usefixtures("uncompiled")
-def test_the_weight_of_the_penalty_and_the_rate_change_without_a_new_graph(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Anneal(Callback):
-        def on_train_batch_start(self, trainer: Trainer, module: Module, batch: Any, batch_idx: int) -> None:
-            module.happy_lambda = 0.001 * (1 + trainer.global_step % 7)
-            for group in trainer.optimizers[0].param_groups:
-                group["lr"] = 0.01 / (1 + trainer.global_step)
-
-    assert_equal(tmp_path, lambda: Network(adam, penalty=L1()), callbacks=[Anneal()], max_steps=30)
-    assert capsys.readouterr().out.count("compiled the step") == 1
+    assert_equal(tmp_path, build, callbacks=[Change()], max_steps=30)
+    assert capsys.readouterr().out.count("compiled the step") == num_graphs
 
 
 # ------------------------------------------------------------------------------------- what changes between steps

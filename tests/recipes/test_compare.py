@@ -140,6 +140,11 @@ def test_a_continued_run_that_fails_is_no_longer_finished(proxtrain: Proxtrain) 
         proxtrain(f"resume={folder}", "epochs=3", failing)
     assert Run.read(folder).settings["epochs"] == 3
     assert Run.read(folder).error == "RuntimeError: in the middle"
+    assert proxtrain(f"resume={folder}", "epochs=3", "lr=-1").code == 1  # refused again
+    assert Run.read(folder).error == "RuntimeError: in the middle"
+    assert proxtrain(f"resume={folder}", "epochs=3", "+callbacks.fails=null").code == 0
+    assert Run.read(folder).error is None
+    assert not (folder / "error.txt").exists()
 
 
 class Fails(Callback):
