@@ -16,6 +16,7 @@ ROOMS = (
     "framework.happy_lambda framework.pruning framework.auto_lambda",
     "framework.objective",
     "framework.optim",
+    "framework.stacks",
     "framework.loop",
     "framework.callbacks",
     "framework.answers",

@@ -6,7 +6,9 @@ from framework.data.functions import FUNCTIONS as FUNCTIONS
 from framework.data.functions import ToyFunction as ToyFunction
 from framework.data.loader import TensorLoader as TensorLoader
 from framework.data.recovery import LinearRecovery as LinearRecovery
+from framework.data.recovery import NetworkRecovery as NetworkRecovery
 from framework.data.recovery import linear_recovery as linear_recovery
+from framework.data.recovery import network_recovery as network_recovery
 from framework.data.sparse import sparse_linear as sparse_linear
 from framework.data.sparse import sparse_mlp as sparse_mlp
 from framework.data.toy import cubic as cubic

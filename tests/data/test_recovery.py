@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from framework.data import linear_recovery
+from framework.data import linear_recovery, network_recovery
 from framework.data.recovery import SPARSITIES
 from framework.data.sparse import COEFFICIENTS
 
@@ -91,3 +91,63 @@ def test_invalid_sizes_are_refused(options, message):
 def test_a_sparsity_that_was_not_drawn_is_refused_naming_those_that_were():
     with pytest.raises(ValueError, match=r"with 7 true coefficients were drawn, only with \[0, 2\]"):
         linear_recovery([0, 2]).targets(7)
+
+
+def test_the_draws_for_networks_are_numpys_in_the_published_order():
+    simulation = network_recovery([20, 2, 0, 12])
+    np.random.seed(42)
+    X, X_test = np.random.randn(500, 50), np.random.randn(1000, 50)
+    noise = np.random.randn(500, 200)
+    drawn = {s: [np.random.choice(50, s, replace=False) for _ in range(200)] for s in range(2, 22, 2)}
+
+    X = (X - X.mean(0)) / X.std(0)
+    np.testing.assert_allclose(simulation.X, X, atol=1e-12)
+    np.testing.assert_allclose(simulation.X_test, (X_test - X_test.mean(0)) / X_test.std(0), atol=1e-12)
+    assert simulation.is_published
+    assert list(simulation.pairs) == [20, 2, 0, 12]
+    for s, i in [(2, 0), (12, 17), (20, 199), (0, 3)]:
+        features = drawn[s][i] if s else []
+        expected = noise[:, i].copy()
+        for k in range(0, s, 2):
+            expected += 10 * np.abs(X[:, features[k + 1]] - X[:, features[k]])
+        np.testing.assert_allclose(simulation.targets(s)[i], expected, atol=1e-11)
+        assert simulation.support(s)[i].nonzero().flatten().tolist() == sorted(features)
+
+
+def test_correlated_columns_are_correlated_and_otherwise_drawn_alike():
+    plain, some = network_recovery([2]), network_recovery([2], num_samples=5000, correlation=0.5)
+    assert not some.is_published
+    correlations = torch.corrcoef(some.X.T)[~torch.eye(50, dtype=torch.bool)]
+    torch.testing.assert_close(correlations, torch.full_like(correlations, 0.5), rtol=0, atol=0.06)
+    torch.testing.assert_close(some.X.std(0, correction=0), torch.ones(50, dtype=torch.float64))
+    same = network_recovery([2], correlation=0.5)
+    assert torch.equal(same.noise, plain.noise)
+    assert torch.equal(same.pairs[2], plain.pairs[2])
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"sparsities": [6]}, {"seed": 43}, {"num_replicates": 20}, {"num_samples": 60}, {"correlation": 0.1}]
+)
+def test_only_the_published_draws_for_networks_say_that_they_are(change):
+    assert network_recovery(**change).is_published == (set(change) <= {"sparsities"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsities": [2, 3]}, r"sparsities=\[2, 3\]: the true features come in pairs; pass even numbers"),
+        ({"sparsities": [52]}, "pass different numbers from 0 to num_features=50"),
+        ({"correlation": 1.0}, r"correlation=1.0 of every two columns; pass a number in \[0, 1\)"),
+        ({"num_replicates": 0}, "1 replicate"),
+    ],
+)
+def test_invalid_settings_for_networks_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        network_recovery(**options)
+
+
+def test_a_number_of_features_that_was_not_drawn_for_networks_is_refused():
+    simulation = network_recovery([0, 2])
+    for ask in (simulation.targets, simulation.support):
+        with pytest.raises(ValueError, match=r"with 4 true features were drawn, only with \[0, 2\]"):
+            ask(4)
