@@ -199,7 +199,7 @@ def test_every_scheduler_follows_its_torch_class(scheduler: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("model", ["linear", "mlp"])
-@pytest.mark.parametrize("penalty", ["l1", "elastic_net", "group_l1", "harder"])
+@pytest.mark.parametrize("penalty", ["l1", "elastic_net", "group_l1", "harder", "scad", "mcp"])
 def test_a_penalty_is_added_for_an_ordinary_optimizer_and_logged(model: str, penalty: str, tmp_path: Path) -> None:
     overrides = [
         f"model={model}",
