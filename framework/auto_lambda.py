@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from framework.happy_lambda import HappyLambdaClassifier, HappyLambdaLinear, HappyLambdaMLP
 from framework.layers import NormalizedLinear
 from framework.losses import L2Loss
-from framework.penalties import L1, ElasticNet, GroupL1, Harder, Penalty
+from framework.penalties import L1, MCP, SCAD, ElasticNet, GroupL1, Harder, Penalty
 from framework.pruning import split_layers
 
 REMEDY = "give happy_lambda as a number instead"
@@ -135,6 +135,8 @@ def _slope_at_zero(penalty: Penalty, *, single: bool) -> float:
         return 1.0
     if isinstance(penalty, Harder):
         return 1.0 if penalty.nu < 1 else 0.5
+    if isinstance(penalty, SCAD | MCP):
+        return 1.0
     if isinstance(penalty, ElasticNet) and penalty.l1_ratio > 0:
         return penalty.l1_ratio
     raise ValueError(

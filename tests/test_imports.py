@@ -19,7 +19,7 @@ ROOMS = (
     "framework.loop",
     "framework.callbacks",
     "framework.answers",
-    "framework.supervised framework.trainer framework.lr_finder framework.run_folder",
+    "framework.supervised framework.trainer framework.lr_finder framework.run_folder framework.estimators",
     "framework",
     "framework.recipes",
     "scripts",
