@@ -154,7 +154,7 @@ class _SparseEstimator(BaseEstimator):  # type: ignore[misc]
         standardize: bool = True,
         refit: bool = False,
         tol: float = 1e-6,
-        max_epochs: int = 20_000,
+        max_epochs: int | None = None,
         accelerator: str = "cpu",
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
@@ -311,8 +311,9 @@ class _SparseEstimator(BaseEstimator):  # type: ignore[misc]
         if self.happy_lambda != "auto":
             check_weight(self.happy_lambda, type(self).__name__)
         for name in ("tol", "max_epochs"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}; it must be positive")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value!r}; it must be positive")
 
     def _inputs(self, X: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy((X - self.mean_) / self.scale_)
@@ -355,20 +356,19 @@ class _SparseEstimator(BaseEstimator):  # type: ignore[misc]
         history: list[dict[str, Any]] | None = None,
     ) -> int:
         """Train to a stationary point; return the number of steps. The stages of the path go into ``history``."""
-        path = PenaltyPath(partial(ProxAdam, lr=0.01), stages=None if self.hidden else [], final_window=20)
+        path = PenaltyPath(partial(ProxAdam, lr=0.01), stages=None if self.hidden else [], final_window=5)
         if not self.hidden and follow_path and isinstance(module.penalty, Harder):
-            path = PenaltyPath(SpaRSA, stages=HARDER_LASSO[1:], window=2, tol=1e-3, final_window=20)
+            path = PenaltyPath(SpaRSA, stages=HARDER_LASSO[1:], window=2, tol=1e-3, final_window=5)
         assert module.happy_lambda is not None
-        trainer = self._trainer(
-            [path, Stationarity(self.tol * (module.happy_lambda or 1.0))], self.max_epochs, self.verbose
-        )
+        max_epochs = self.max_epochs or (20_000 if self.hidden else 500)
+        trainer = self._trainer([path, Stationarity(self.tol * (module.happy_lambda or 1.0))], max_epochs, self.verbose)
         with warnings.catch_warnings():
             # Without a residual the norm has a kink, at which a search cannot promise a decrease: a fit may end there.
             warnings.filterwarnings("ignore", "SpaRSA took no step: no step decreases", RuntimeWarning)
             trainer.fit(module, problem.loader())
         if not str(trainer.stopped_because).startswith(CONVERGED):
             warnings.warn(
-                f"{type(self).__name__} did not converge in max_epochs={self.max_epochs}: raise it, or tol={self.tol}",
+                f"{type(self).__name__} did not converge in max_epochs={max_epochs}: raise it, or tol={self.tol}",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -378,7 +378,8 @@ class _SparseEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _refit(self, problem: _Problem) -> None:
         """Fit the pruned network again, without the penalty."""
-        optimizer = partial(LBFGS, max_iter=100, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
+        options = {"max_iter": 100, "history_size": 20, "tolerance_grad": 1e-10, "tolerance_change": 1e-14}
+        optimizer = partial(LBFGS, line_search_fn="strong_wolfe", **options)
         module = Supervised(self.network_, problem.loss, optimizer)
         self._trainer([], max_epochs=5, verbose=False).fit(module, problem.loader())
 
@@ -445,7 +446,7 @@ class SparseRegressor(RegressorMixin, _SparseEstimator):
         refit: Whether the model of the selected features is fitted again without the penalty, which shrinks.
         tol: The fit ends when no subgradient is further from zero than this fraction of the weight; or, at a kink,
             where the objective decreases no more.
-        max_epochs: The maximum number of passes over the data.
+        max_epochs: The maximum number of passes over the data; None for 500, with hidden layers 20,000.
         accelerator: Where it is trained: "cpu", "gpu", or "auto".
         random_state: Seeds the threshold's draws, a network's start, and subsamples; None for other ones each time.
         verbose: Whether to show a progress bar.
@@ -508,7 +509,8 @@ class SparseClassifier(ClassifierMixin, _SparseEstimator):
     """Classification by a few of many features: linear, or a network of which the first layer is penalized.
 
     It minimizes the mean cross-entropy of the labels, logistic for two classes and softmax for more, plus
-    happy_lambda g(W_1).
+    happy_lambda g(W_1). Where the classes can be told apart without error, "scad" and "mcp" have no minimum, since they
+    do not hold back large coefficients: such a fit ends with a `ConvergenceWarning`.
 
     The arguments and attributes are those of `SparseRegressor`, without ``noise_std_``, and:
 
@@ -532,7 +534,8 @@ class SparseClassifier(ClassifierMixin, _SparseEstimator):
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Predict the most likely class, shape (N,)."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        classes = self.predict_proba(X).argmax(1)
+        return self.classes_[classes]
 
     def _pose(self, X: NDArray[np.float64], y: NDArray[Any]) -> _Problem:
         check_classification_targets(y)
