@@ -33,7 +33,7 @@ from framework.losses import L2Loss
 from framework.objective.groups import check_weight
 from framework.optim import ProxAdam, SpaRSA
 from framework.penalties import L1, MCP, SCAD, GroupL1, Harder, Penalty
-from framework.pruning import ELEMENTWISE, prune
+from framework.pruning import ELEMENTWISE, SelectFeatures, prune
 from framework.supervised import Supervised
 from framework.trainer import Trainer
 
@@ -128,21 +128,28 @@ class _Problem:
 class _Selection(Supervised):
     """A network of which the first weight is penalized, by a proximal optimizer on all the data."""
 
+    network: nn.Sequential
+    happy_lambda: float
+
     def __init__(self, network: nn.Sequential, loss: Callable[[Tensor, Tensor], Tensor], penalty: Penalty) -> None:
         super().__init__(network, loss, SpaRSA)
         self.penalty = penalty
 
     @property
-    def first(self) -> nn.Parameter:
-        return self.network[0].weight
+    def first(self) -> Tensor:
+        layer = self.network[0]
+        assert isinstance(layer, nn.Linear)
+        return layer.weight
 
     def param_groups(self) -> list[dict[str, Any]]:
         rest = [parameter for parameter in self.network.parameters() if parameter is not self.first]
         return [{"params": [self.first], "penalized": True}, {"params": rest, "penalized": False}]
 
 
-class _SparseEstimator(BaseEstimator):  # type: ignore[misc]
+class _SparseEstimator(BaseEstimator):
     """What regression and classification share."""
+
+    network_: nn.Sequential
 
     def __init__(
         self,
@@ -188,13 +195,13 @@ class _SparseEstimator(BaseEstimator):  # type: ignore[misc]
         with _own_random_numbers(self.random_state) as generator:
             module = self._make_module(problem, generator)
             self.n_iter_ = self._train(module, problem)
-            self.lambda_ = float(module.happy_lambda)
+            self.lambda_ = module.happy_lambda
             self.feature_importances_ = _importances(module)
             self.network_ = prune(module.network)
             if self.refit:
                 self._refit(problem)
         self.network_.cpu().eval()
-        self.selected_features_ = self.network_[0].features.numpy()
+        self.selected_features_ = _selector(self.network_).features.numpy()
         with torch.no_grad():
             self._measure(problem)
         return self
@@ -218,7 +225,7 @@ class _SparseEstimator(BaseEstimator):  # type: ignore[misc]
         problem = self._prepare(X, y)
         with _own_random_numbers(self.random_state) as generator:
             module = self._make_module(problem, generator, from_null=True)
-            full = float(module.happy_lambda)
+            full = module.happy_lambda
             if not self.hidden:
                 weights = np.geomspace(_null_weight(module, problem), smallest * full, num_stages)
                 values = []
@@ -321,16 +328,16 @@ class _SparseEstimator(BaseEstimator):  # type: ignore[misc]
     def _make_module(self, problem: _Problem, generator: torch.Generator, *, from_null: bool = False) -> _Selection:
         """Make the model at its start, and the weight of its penalty."""
         widths = [problem.inputs.shape[1], *map(int, self.hidden), len(problem.null_outputs)]
-        layers: list[nn.Module] = [nn.Linear(*widths[:2])]
+        layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
         for wide, narrow in itertools.pairwise(widths[1:]):
             layers += [ACTIVATIONS[self.activation](), NormalizedLinear(wide, narrow)]
         network = nn.Sequential(*layers).double()
-        with torch.no_grad():
-            if not self.hidden:
-                network[0].weight.zero_()
-            network[-1].bias.copy_(problem.null_outputs)
         penalty = self._penalty()
         module = _Selection(network, problem.loss, penalty)
+        with torch.no_grad():
+            if not self.hidden:
+                module.first.zero_()
+            _last(network).bias.copy_(problem.null_outputs)
         if self.happy_lambda == "auto":
             module.happy_lambda = auto_happy_lambda(
                 network,
@@ -344,7 +351,7 @@ class _SparseEstimator(BaseEstimator):  # type: ignore[misc]
         else:
             module.happy_lambda = float(self.happy_lambda)
         if problem.start is not None and not from_null:
-            network[0].load_state_dict({"weight": problem.start}, strict=False)
+            module.first.data.copy_(problem.start)
         return module
 
     def _train(
@@ -356,10 +363,11 @@ class _SparseEstimator(BaseEstimator):  # type: ignore[misc]
         history: list[dict[str, Any]] | None = None,
     ) -> int:
         """Train to a stationary point; return the number of steps. The stages of the path go into ``history``."""
-        path = PenaltyPath(partial(ProxAdam, lr=0.01), stages=None if self.hidden else [], final_window=5)
-        if not self.hidden and follow_path and isinstance(module.penalty, Harder):
-            path = PenaltyPath(SpaRSA, stages=HARDER_LASSO[1:], window=2, tol=1e-3, final_window=5)
-        assert module.happy_lambda is not None
+        if self.hidden:
+            path = PenaltyPath(partial(ProxAdam, lr=0.01), final_window=10, final_tol=1e-9)
+        else:
+            stages = HARDER_LASSO[1:] if follow_path and isinstance(module.penalty, Harder) else []
+            path = PenaltyPath(SpaRSA, stages, window=2, tol=1e-3, final_window=5)
         max_epochs = self.max_epochs or (20_000 if self.hidden else 500)
         trainer = self._trainer([path, Stationarity(self.tol * (module.happy_lambda or 1.0))], max_epochs, self.verbose)
         with warnings.catch_warnings():
@@ -378,8 +386,14 @@ class _SparseEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _refit(self, problem: _Problem) -> None:
         """Fit the pruned network again, without the penalty."""
-        options = {"max_iter": 100, "history_size": 20, "tolerance_grad": 1e-10, "tolerance_change": 1e-14}
-        optimizer = partial(LBFGS, line_search_fn="strong_wolfe", **options)
+        optimizer = partial(
+            LBFGS,
+            max_iter=100,
+            history_size=20,
+            tolerance_grad=1e-10,
+            tolerance_change=1e-14,
+            line_search_fn="strong_wolfe",
+        )
         module = Supervised(self.network_, problem.loss, optimizer)
         self._trainer([], max_epochs=5, verbose=False).fit(module, problem.loader())
 
@@ -413,7 +427,7 @@ class _SparseEstimator(BaseEstimator):  # type: ignore[misc]
             raise AttributeError(
                 "a network has no coefficients: see selected_features_ and feature_importances_, or fit with hidden=()"
             )
-        linear = self.network_[-1]
+        linear = _last(self.network_)
         coefficients = np.zeros((linear.out_features, self.n_features_in_))
         coefficients[:, self.selected_features_] = linear.weight.detach().numpy()
         coefficients /= self.scale_
@@ -557,6 +571,18 @@ def _own_random_numbers(random_state: Any) -> Iterator[torch.Generator]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield torch.Generator().manual_seed(seed)
+
+
+def _selector(network: nn.Sequential) -> SelectFeatures:
+    selector = network[0]
+    assert isinstance(selector, SelectFeatures)
+    return selector
+
+
+def _last(network: nn.Sequential) -> nn.Linear:
+    layer = network[-1]
+    assert isinstance(layer, nn.Linear)
+    return layer
 
 
 def _importances(module: _Selection) -> NDArray[np.float64]:
