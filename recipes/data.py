@@ -32,7 +32,7 @@ class Data:
     Attributes:
         train: Batches of (inputs, targets), or of whatever the module takes: a loader.
         val: The same for validation; None for no validation.
-        test: The same for the test at the end, which nothing before looks at; None for no test.
+        test: Held out from both, for `findings` at the end of a run and for ``proxtrain-test``; None for nothing.
         input_shape: Of one input, for which a network is made; None if the module makes its own.
         num_outputs: How many numbers the network gives for it; None as above.
         num_classes: The number of classes, None for regression.

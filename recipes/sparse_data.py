@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from framework.data import TensorLoader, sparse_linear, sparse_mlp
-from framework.recipes.module import SupervisedModule
 from framework.recipes.sparse_report import SparseData
-from framework.recipes.table_report import table_report
+from framework.recipes.table_data import Standardization, TableData
 from framework.recipes.tables import Table, listed, read_table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SIMULATIONS = {"linear": sparse_linear, "mlp": sparse_mlp}
 
@@ -88,44 +84,6 @@ def _train_loader(X: Tensor, y: Tensor, batch_size: int | None) -> TensorLoader:
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
-
-
-@dataclass
-class Standardization:
-    """Columns with their missing entries filled, less their mean, by their deviation; float64.
-
-    Attributes:
-        mean: Of each column.
-        std: Of each column, without Bessel's correction.
-        fill: What stands for a missing entry of each column; None where none may miss.
-    """
-
-    mean: Tensor
-    std: Tensor
-    fill: Tensor | None = None
-
-    @classmethod
-    def of(cls, columns: Tensor, impute: str | None = None) -> Self:
-        """Compute it from the training rows, shape (rows, columns)."""
-        fill = None if impute is None else torch.stack([_middle(column, impute) for column in columns.T])
-        filled = _filled(columns, fill)
-        return cls(filled.mean(dim=0), filled.std(dim=0, correction=0), fill)
-
-    def __call__(self, columns: Tensor) -> Tensor:
-        """Fill and standardize."""
-        return (_filled(columns, self.fill) - self.mean) / self.std
-
-    def inverse(self, columns: Tensor) -> Tensor:
-        """Return columns in their own units."""
-        return columns * self.std + self.mean
-
-
-def _middle(column: Tensor, impute: str) -> Tensor:
-    return column.nanmean() if impute == "mean" else column.nanquantile(0.5)
-
-
-def _filled(columns: Tensor, fill: Tensor | None) -> Tensor:
-    return columns if fill is None else torch.where(columns.isnan(), fill, columns)
 
 
 @dataclass
@@ -232,17 +190,17 @@ def make_table(
     if not Path(path).is_file():
         raise FileNotFoundError(f"data.csv={path}: there is no such file")
     table = read_table(Path(path))
-    if target not in table.names:
-        raise ValueError(f"data.target={target} is no column of {path}; its columns are {listed(table.names)}")
-    if unknown := [name for name in drop if name not in table.names or name == target]:
+    if target not in table.columns:
+        raise ValueError(f"data.target={target} is no column of {path}; its columns are {listed(list(table.columns))}")
+    if unknown := [name for name in drop if name not in table.columns or name == target]:
         raise ValueError(
-            f"data.drop: {listed(unknown)} is no feature of {path}; its columns are {listed(table.names)}, the target "
-            f"is {target}"
+            f"data.drop: {listed(unknown)} is no feature of {path} beside the target {target}; its columns "
+            f"are {listed(list(table.columns))}"
         )
-    names = [name for name in table.names if name != target and name not in drop]
-    if not names or len(table.rows) < 4:
+    names = [name for name in table.columns if name != target and name not in drop]
+    if not names or table.num_rows < 4:
         raise ValueError(
-            f"{path} has the features {listed(names)} and {len(table.rows)} rows; at least one feature and four rows "
+            f"{path} has the features {listed(names)} and {table.num_rows} rows; at least one feature and four rows "
             "are needed"
         )
     X = table.numbers(names)
@@ -263,7 +221,7 @@ def _read_target(table: Table, name: str, classes: bool | None) -> tuple[Tensor,
     Labels are in the order of their numbers, or of the alphabet.
     """
     numbers = table.numbers([name])
-    entries = list(zip(table.column(name), numbers[:, 0].tolist(), strict=True))
+    entries = list(zip(table.columns[name], numbers[:, 0].tolist(), strict=True))
     # A number has one name however it is written: 1 and 1.0 are the same class.
     names = [f"{value:.15g}" if math.isfinite(value) else text for text, value in entries]
     words = sorted({text for text, value in entries if value == math.inf})
@@ -292,46 +250,3 @@ def _read_target(table: Table, name: str, classes: bool | None) -> tuple[Tensor,
             "rows, or join classes"
         )
     return torch.tensor([labels.index(label) for label in names]), labels
-
-
-@dataclass
-class TableData(SparseData):
-    """A table that a user brought.
-
-    Attributes:
-        target: The name of the column to predict.
-        labels: What the classes are called; none for numbers.
-        standard: Of the features.
-        scale: Of the target, None for classes.
-    """
-
-    target: str = ""
-    labels: list[str] = field(default_factory=list)
-    standard: Standardization | None = None
-    scale: Standardization | None = None
-
-    def read_inputs(self, path: Path) -> tuple[list[str], Tensor]:
-        """Read a table with the features' columns, in any order, and perhaps others; prepare it as in training."""
-        assert self.standard is not None
-        table = read_table(path)
-        if missing := [name for name in self.feature_names if name not in table.names]:
-            raise ValueError(f"{path} lacks the columns {listed(missing)}, which the model was trained on")
-        features = table.numbers(self.feature_names)
-        bad = features.isinf() if self.standard.fill is not None else ~features.isfinite()
-        table.refuse(self.feature_names, bad, "entries that are missing or no numbers")
-        return [str(index) for index in range(len(features))], self.standard(features)
-
-    def columns(self, outputs: Tensor) -> dict[str, list[Any]]:
-        """Return the target in its own units; or its label, and the probability of that."""
-        if self.scale is not None:
-            return {self.target: self.scale.inverse(outputs.double())[:, 0].tolist()}
-        probability, index = outputs.softmax(1).max(1)
-        return {self.target: self.class_names(index), "probability": probability.tolist()}
-
-    def class_names(self, indices: Tensor) -> list[Any]:
-        return [self.labels[index] for index in indices.tolist()]
-
-    def describe(
-        self, module: SupervisedModule, refit: SupervisedModule, folder: Path
-    ) -> tuple[dict[str, float], dict[str, Any], dict[str, Figure]]:
-        return table_report(module, refit, self, folder)

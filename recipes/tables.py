@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,20 +24,18 @@ class Table:
 
     Attributes:
         path: The file, for messages.
-        names: Of the columns, all different.
-        rows: Of each line the entries, as many as there are names.
+        columns: The entries of each, by its name.
         decimal_commas: Whether numbers may have them: not where commas separate the columns.
     """
 
     path: Path
-    names: list[str]
-    rows: list[list[str]]
+    columns: dict[str, list[str]]
     decimal_commas: bool
 
-    def column(self, name: str) -> list[str]:
-        """Return the entries of a column."""
-        index = self.names.index(name)
-        return [row[index] for row in self.rows]
+    @property
+    def num_rows(self) -> int:
+        """The number of entries of each column."""
+        return len(next(iter(self.columns.values()), []))
 
     def numbers(self, names: Sequence[str]) -> Tensor:
         """Return columns as numbers, shape (rows, names), float64: NaN where one is missing, infinity for a word.
@@ -44,8 +43,8 @@ class Table:
         Raises:
             ValueError: If the numbers of a column have decimal points here and decimal commas there.
         """
-        columns = [self._numbers(name, self.column(name)) for name in names]
-        return torch.tensor(columns, dtype=torch.float64).reshape(len(names), len(self.rows)).T
+        columns = [self._numbers(name, self.columns[name]) for name in names]
+        return torch.tensor(columns, dtype=torch.float64).reshape(len(names), self.num_rows).T
 
     def _numbers(self, name: str, entries: list[str]) -> list[float]:
         if self.decimal_commas and any("," in entry for entry in entries):
@@ -90,9 +89,9 @@ def read_table(path: Path) -> Table:
             f"{path}: the columns {listed(unnamed)} have no name; give them one, or write the table without them (an "
             "index is left out by pandas' to_csv(index=False))"
         )
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{path} has several columns of the name {listed(twice)}; the names must be different")
-    return Table(path, names, rows, decimal_commas)
+    return _table(path, names, rows, decimal_commas)
 
 
 def read_samples(path: Path) -> Tensor:
@@ -110,13 +109,13 @@ def read_samples(path: Path) -> Tensor:
     if not rows:
         raise ValueError(f"{path} holds no samples")
     names = [f"{index + 1}" for index in range(len(rows[0]))]
-    first = Table(path, names, rows[:1], decimal_commas).numbers(names)[0]
+    first = _table(path, names, rows[:1], decimal_commas).numbers(names)[0]
     if len(first) > 2 and bool((first.diff() == 1).all()):
         raise ValueError(
             f"{path}: its first line, {', '.join(rows[0][:3])}, ..., counts up: does it name the columns, or is it a "
             "sample? Let it be names that are no numbers, such as x0, x1, x2, or put a line of such names above it"
         )
-    table = Table(path, names, rows if bool(first.isfinite().any()) else rows[1:], decimal_commas)
+    table = _table(path, names, rows if bool(first.isfinite().any()) else rows[1:], decimal_commas)
     samples = table.numbers(names)
     table.refuse(names, ~samples.isfinite(), "entries that are missing or no numbers")
     if not len(samples):
@@ -137,6 +136,11 @@ def number(entry: str) -> float:
 def listed(values: Sequence[str] | Sequence[int]) -> str:
     """Return values for a message, the first ten of them."""
     return ", ".join(map(str, values[:10])) + (f", ... ({len(values)} in all)" if len(values) > 10 else "")
+
+
+def _table(path: Path, names: list[str], rows: list[list[str]], decimal_commas: bool) -> Table:
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in names]
+    return Table(path, dict(zip(names, columns, strict=True)), decimal_commas)
 
 
 class Line(NamedTuple):

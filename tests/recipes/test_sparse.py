@@ -17,7 +17,8 @@ from framework.optim import SpaRSA
 from framework.penalties import L1
 from framework.recipes.build import build, universal_threshold
 from framework.recipes.module import SupervisedModule
-from framework.recipes.sparse_data import TableData, make_table, sparse_regression
+from framework.recipes.sparse_data import make_table, sparse_regression
+from framework.recipes.table_data import TableData
 from framework.recipes.train import run
 from framework.recipes.trained import run_predict, run_test
 from tests.recipes.conftest import Proxtrain

@@ -8,7 +8,8 @@ import torch
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import StandardScaler
 
-from framework.recipes.sparse_data import TableData, make_table, sparse_regression
+from framework.recipes.sparse_data import make_table, sparse_regression
+from framework.recipes.table_data import TableData
 from framework.recipes.tables import read_samples, read_table
 
 PLAIN = "a,b,y\n1,2.5,3\n4,5,6.25\n-1,0,1e2\n7,8,9\n"
@@ -45,7 +46,7 @@ def table_of(path: Path, target: str = "y", **options) -> TableData:
 )
 def test_every_common_way_to_write_a_table_is_read_alike(text: str, tmp_path: Path) -> None:
     table = read_table(write(tmp_path / "table.csv", text))
-    assert table.names == ["a", "b", "y"]
+    assert list(table.columns) == ["a", "b", "y"]
     assert table.numbers(["y", "a", "b"]).tolist() == [[3, 1, 2.5], [6.25, 4, 5], [100, -1, 0], [9, 7, 8]]
 
 
@@ -77,7 +78,7 @@ def test_a_first_line_of_numbers_that_may_be_names_is_not_taken_for_a_sample(fir
     write(path, f"x0,x1,x2\n{first}\n0.5,1,7\n")
     assert len(read_samples(path)) == 2
     with_names = write(tmp_path / "table.csv", f"{first}\n1,2,3\n4,5,7\n")  # of a table it is always the names
-    assert read_table(with_names).names == first.split(",")
+    assert list(read_table(with_names).columns) == first.split(",")
 
 
 # ------------------------------------------------------------------------------------------------------------- classes
@@ -144,7 +145,7 @@ def test_the_test_part_has_of_every_class_its_share_and_no_row_of_another_part(t
         (["u", "u", "u", "v", "v"], {"val_share": 1.0}, "data.val_share=1.0; pass a share of the rows"),
         (["u", "u", "u", "v", "v"], {"impute": "zero"}, "data.impute=zero; pass mean, median, or null"),
         (["u", "u", "u", "v", "v"], {"drop": ["c", "a"]}, "data.drop: c is no feature of .*; its columns are a, b, y"),
-        (["u", "u", "u", "v", "v"], {"drop": ["y"]}, "data.drop: y is no feature of .*, the target is y"),
+        (["u", "u", "u", "v", "v"], {"drop": ["y"]}, "data.drop: y is no feature of .* beside the target y"),
         (["u", "u", "u", "v", "v"], {"drop": ["a", "b"]}, "at least one feature and four rows are needed"),
     ],
 )
@@ -190,7 +191,7 @@ def test_missing_entries_are_filled_by_the_training_rows_alone(impute: str, tmp_
 
 
 def test_columns_are_left_out_and_what_cannot_be_standardized_says_how(tmp_path: Path) -> None:
-    path = write(tmp_path / "table.csv", "\n".join(["id,a,b,c,y", *(f"n{i},{i},7,,{i * i}" for i in range(10))]))
+    path = write(tmp_path / "table.csv", "\n".join(["id,a,b,c,y", *(f"n{i},{i},0.1,,{i * i}" for i in range(10))]))
     with pytest.raises(ValueError, match="the columns id have entries that are no finite numbers: encode"):
         table_of(path)
     with pytest.raises(ValueError, match=r"without an entry over the training rows: c; .*'data\.drop=\[c\]'"):

@@ -1,10 +1,11 @@
-"""How well a sparse run predicts the rows of a table that it has not seen, and by which coefficients."""
+"""A table that a user brought, as data of a sparse recipe: how new rows are prepared, and what a run reports of it."""
 
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,96 @@ from framework.pruning import SelectFeatures
 from framework.recipes import figures
 from framework.recipes.dashboard import outputs
 from framework.recipes.module import SupervisedModule
+from framework.recipes.sparse_report import SparseData
+from framework.recipes.tables import listed, read_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from framework.recipes.sparse_data import TableData
-
 INTERCEPT = "(intercept)"
+
+
+@dataclass
+class Standardization:
+    """Columns with their missing entries filled, less their mean, by their deviation; float64.
+
+    Attributes:
+        mean: Of each column.
+        std: Of each column, without Bessel's correction.
+        fill: What stands for a missing entry of each column; None where none may miss.
+    """
+
+    mean: Tensor
+    std: Tensor
+    fill: Tensor | None = None
+
+    @classmethod
+    def of(cls, columns: Tensor, impute: str | None = None) -> Self:
+        """Compute it from the training rows, shape (rows, columns)."""
+        fill = None if impute is None else torch.stack([_middle(column, impute) for column in columns.T])
+        filled = _filled(columns, fill)
+        # The mean of equal numbers may be rounded, and their deviation not be 0.
+        std = torch.where(filled.amax(dim=0) == filled.amin(dim=0), 0.0, filled.std(dim=0, correction=0))
+        return cls(filled.mean(dim=0), std, fill)
+
+    def __call__(self, columns: Tensor) -> Tensor:
+        """Fill and standardize."""
+        return (_filled(columns, self.fill) - self.mean) / self.std
+
+    def inverse(self, columns: Tensor) -> Tensor:
+        """Return columns in their own units."""
+        return columns * self.std + self.mean
+
+
+def _middle(column: Tensor, impute: str) -> Tensor:
+    return column.nanmean() if impute == "mean" else column.nanquantile(0.5)
+
+
+def _filled(columns: Tensor, fill: Tensor | None) -> Tensor:
+    return columns if fill is None else torch.where(columns.isnan(), fill, columns)
+
+
+@dataclass
+class TableData(SparseData):
+    """A table that a user brought.
+
+    Attributes:
+        target: The name of the column to predict.
+        labels: What the classes are called; none for numbers.
+        standard: Of the features.
+        scale: Of the target, None for classes.
+    """
+
+    target: str = ""
+    labels: list[str] = field(default_factory=list)
+    standard: Standardization | None = None
+    scale: Standardization | None = None
+
+    def read_inputs(self, path: Path) -> tuple[list[str], Tensor]:
+        """Read a table with the features' columns, in any order, and perhaps others; prepare it as in training."""
+        assert self.standard is not None
+        table = read_table(path)
+        if missing := [name for name in self.feature_names if name not in table.columns]:
+            raise ValueError(f"{path} lacks the columns {listed(missing)}, which the model was trained on")
+        features = table.numbers(self.feature_names)
+        bad = features.isinf() if self.standard.fill is not None else ~features.isfinite()
+        table.refuse(self.feature_names, bad, "entries that are missing or no numbers")
+        return [str(index) for index in range(len(features))], self.standard(features)
+
+    def columns(self, outputs: Tensor) -> dict[str, list[Any]]:
+        """Return the target in its own units; or its label, and the probability of that."""
+        if self.scale is not None:
+            return {self.target: self.scale.inverse(outputs.double())[:, 0].tolist()}
+        probability, index = outputs.softmax(1).max(1)
+        return {self.target: self.class_names(index), "probability": probability.tolist()}
+
+    def class_names(self, indices: Tensor) -> list[Any]:
+        return [self.labels[index] for index in indices.tolist()]
+
+    def describe(
+        self, module: SupervisedModule, refit: SupervisedModule, folder: Path
+    ) -> tuple[dict[str, float], dict[str, Any], dict[str, Figure]]:
+        return table_report(module, refit, self, folder)
 
 
 def table_report(
