@@ -53,7 +53,9 @@ def test_every_recipe_trains_for_two_epochs_and_leaves_a_whole_run_folder(recipe
     metrics = run(config, tmp_path)
 
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert {"config.yaml", "summary.json", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"} <= files
+    assert {"config.yaml", "summary.json", "metrics.csv", "checkpoints/last.ckpt"} <= files
+    # Which state on a path of penalties is the best, no validation says.
+    assert ("checkpoints/best.ckpt" in files) == (not recipe.startswith("sparse"))
     pictures = [Path(file) for file in files if file.startswith("plots/")]
     assert len(pictures) >= 2
     assert all((tmp_path / picture).stat().st_size > 5000 for picture in pictures)
