@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from framework.cox import CoxLoss, HappyLambdaCox
 from framework.happy_lambda import (
     HappyLambda,
     HappyLambdaBinary,
@@ -45,10 +46,11 @@ def auto_happy_lambda(
         network: One linear layer; or a linear layer, then `NormalizedLinear` layers with one activation between them.
         groups: Its parameter groups; the weight of the first layer must be penalized, and nothing else. The bias of the
             last layer, the intercept, must be trained, or no layer may have a bias: then the null model is 0.
-        loss: `L2Loss`, on all the data at once, `nn.CrossEntropyLoss` or `nn.BCEWithLogitsLoss`.
-        penalty: `L1`, `Harder`, `ElasticNet`, or `GroupL1` by columns.
+        loss: `L2Loss` or (linear) `CoxLoss`, on all the data at once, `nn.CrossEntropyLoss` or `nn.BCEWithLogitsLoss`.
+        penalty: `L1`, `Harder`, `SCAD`, `MCP`, `ElasticNet`, or `GroupL1` by columns.
         inputs: X, shape (N, ...), flattened to (N, P).
-        targets: y: shape (N, K), labels 0 and 1 for logistic outputs; or class indices, shape (N,).
+        targets: y: shape (N, K), labels 0 and 1 for logistic outputs, times and events for Cox; or class indices, shape
+            (N,).
         distribution_count: The number of draws.
         generator: As in `HappyLambdaLinear`.
 
@@ -85,6 +87,8 @@ def auto_happy_lambda(
             threshold = HappyLambdaBinary(X, targets, draws, **options)
         else:
             threshold = HappyLambdaClassifier(X, targets, draws, num_classes=num_outputs, **options)
+    elif isinstance(loss, CoxLoss) and not network_options:
+        threshold = HappyLambdaCox(X, targets, draws, generator)
     else:
         raise ValueError(
             f"happy_lambda=auto: no threshold is known for {_why_unknown(loss)}. Use loss=l2 (the unsquared norm) for "
@@ -146,8 +150,8 @@ def _slope_at_zero(penalty: Penalty) -> float:
     if isinstance(penalty, ElasticNet) and penalty.l1_ratio > 0:
         return penalty.l1_ratio
     raise ValueError(
-        f"happy_lambda=auto: no threshold is known for {penalty}. Use L1, Harder, ElasticNet with l1_ratio > 0, or "
-        f"GroupL1 by columns, or {REMEDY}"
+        f"happy_lambda=auto: no threshold is known for {penalty}. Use L1, Harder, SCAD, MCP, ElasticNet with l1_ratio > "
+        f"0, or GroupL1 by columns, or {REMEDY}"
     )
 
 
@@ -187,4 +191,6 @@ def _why_unknown(loss: Callable[[Tensor, Tensor], Tensor]) -> str:
     """Return the name of a loss for which no threshold is known, and the reason where there is one."""
     if isinstance(loss, nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss | nn.HuberLoss):
         return f"{type(loss).__name__}, under which the right weight depends on the unknown noise level"
+    if isinstance(loss, CoxLoss):
+        return "CoxLoss with hidden layers, only with model=linear"
     return str(getattr(loss, "__name__", type(loss).__name__))

@@ -364,7 +364,7 @@ class _SparseEstimator(BaseEstimator):
     ) -> int:
         """Train to a stationary point; return the number of steps. The stages of the path go into ``history``."""
         if self.hidden:
-            path = PenaltyPath(partial(ProxAdam, lr=0.01), final_window=10, final_tol=1e-9)
+            path = PenaltyPath(partial(ProxAdam, lr=0.05), final_window=10, final_tol=1e-9)
         else:
             stages = HARDER_LASSO[1:] if follow_path and isinstance(module.penalty, Harder) else []
             path = PenaltyPath(SpaRSA, stages, window=2, tol=1e-3, final_window=5)

@@ -166,30 +166,39 @@ def confidently_wrong(
 
 
 def phase_transition(
-    points: Sequence[tuple[str, int, float]], published: Sequence[tuple[str, int, float]], replicates: int
+    curves: Mapping[str, Sequence[tuple[int, float, float, float]]],
+    published: Mapping[str, Sequence[tuple[int, float, float, float]]],
+    ceilings: Mapping[str, Sequence[tuple[int, float, float, float]]],
+    replicates: int,
 ) -> Figure:
-    """Draw the share of exactly recovered supports against their size, with the published one on the same draws.
+    """Draw the share of exactly recovered supports against their size, between what was published and what is possible.
 
     Args:
-        points: Each (penalty, size, share).
-        published: Likewise; none where there is nothing to compare with.
-        replicates: How many fits a share was counted over: sets the 95 % interval that is shaded (Wilson 1927).
+        curves: For each penalty its points: the size, the share, and the ends of its interval, which is shaded.
+        published: Likewise, on the same draws; empty where there is nothing to compare with.
+        ceilings: Likewise, of fits that start at the truth; empty if there are none.
+        replicates: How many fits a share was counted over.
     """
     figure, ((axis,),) = _axes()
     colors = {"l1": BLUE, "harder": ORANGE}
-    for name in dict.fromkeys(penalty for penalty, _, _ in points):
+    for name, points in curves.items():
         color = colors.get(name, GRAY)
-        s, share = np.array([point[1:] for point in points if point[0] == name]).T
-        center = (share + 1.92 / replicates) / (1 + 3.84 / replicates)
-        width = 1.96 * np.sqrt(share * (1 - share) / replicates + 0.96 / replicates**2) / (1 + 3.84 / replicates)
-        axis.fill_between(s, center - width, center + width, color=color, alpha=0.15, lw=0)
+        s, share, low, high = np.array(points).T
+        axis.fill_between(s, low, high, color=color, alpha=0.15, lw=0)
         axis.plot(s, share, color=color, lw=2, marker="o", ms=4, label=name)
-        crosses = [point[1:] for point in published if point[0] == name]
-        axis.plot(*np.array(crosses).reshape(-1, 2).T, color=color, ls="", marker="x", ms=8, mew=1.5)
+        if name in published:
+            s, share, low, high = np.array(published[name]).T
+            bars = (share - low, high - share)
+            axis.errorbar(s, share, bars, color=color, ls="", marker="x", ms=7, mew=1.5, elinewidth=0.8)
+        if name in ceilings:
+            s, share, _, _ = np.array(ceilings[name]).T
+            axis.plot(s, share, color=color, lw=1, ls="--")
     if published:
-        axis.plot([], [], color="black", ls="", marker="x", ms=8, label="published, on the same draws")
+        axis.plot([], [], color="black", ls="", marker="x", ms=7, label="published, on the same draws")
+    if ceilings:
+        axis.plot([], [], color="black", lw=1, ls="--", label="started at the truth")
     axis.set(xlabel="number of true features s", ylabel="exact recovery", ylim=(-0.03, 1.03))
-    axis.set_title(f"Share of {replicates} fits with exactly the true features")
+    axis.set_title(f"Share of {replicates} fits with exactly the true features, 95 % intervals")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.25)
     _legend(figure)

@@ -20,6 +20,7 @@ SHORTHANDS = {
     "mlp.dropout": "model.dropout",
 }
 TRAINING = "framework.recipes.train.train"
+LINEAR_RECOVERY = "framework.data.linear_recovery"
 # Of a simulation, and of a table that a user brings instead.
 SIMULATION = ("simulation", "num_samples", "num_features", "num_active", "noise", "num_val")
 TABLE = ("target", "classes", "drop", "impute", "test_share", "val_share")
@@ -72,6 +73,9 @@ def _why_unread(config: DictConfig, key: str, choices: Mapping[str, str]) -> str
         return f"the task {config.task} does not read it; drop it"
     if key == "penalty.happy_lambda" and config.penalty.get("function") is None:
         return "there is no penalty to weigh; choose one, such as penalty=l1"
+    is_linear_recovery = part in ("paths", "ceiling") and config.data.get("_target_") == LINEAR_RECOVERY
+    if is_linear_recovery and list(config.penalties) == ["l1"]:
+        return "the lasso is convex, and its minimum does not depend on the start; drop it"
     if part == "data" and "csv" in config.data:
         if config.data.csv is not None and name in SIMULATION:
             return "data.csv is a table, and nothing is simulated; drop one of the two"

@@ -13,7 +13,7 @@ ROOMS = (
     "framework.penalties framework.losses framework.layers framework.data",
     "framework.hyperparameters framework.module_hooks framework.manual_optimization framework.module "
     "framework.callback framework.lightning framework.profiler framework.dashboard framework.loggers",
-    "framework.happy_lambda framework.pruning framework.auto_lambda",
+    "framework.happy_lambda framework.cox framework.pruning framework.auto_lambda",
     "framework.objective",
     "framework.optim",
     "framework.loop",

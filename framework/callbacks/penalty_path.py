@@ -42,7 +42,9 @@ def _sigmoid(k: int) -> float:
     return math.exp(k) / (1 + math.exp(k))
 
 
-# Sardy et al. 2022: no penalty, then e^k / (1 + e^k) of the full weight, k = -1..4.
+# Our own: no penalty, then e^k / (1 + e^k) of the full weight, k = -4..3, by the penalty itself.
+GROWING = (Stage(0.0), *(Stage(_sigmoid(k)) for k in range(-4, 4)))
+# Sardy et al. 2022: the same with k = -1..4.
 LASSO_ANN = (Stage(0.0), *(Stage(_sigmoid(k)) for k in range(-1, 5)))
 # arXiv 2411.17180: weight and shape together, k = -1..3, then the full weight.
 HARDER_LASSO = (
@@ -50,6 +52,17 @@ HARDER_LASSO = (
     *(Stage(_sigmoid(k), nu) for k, nu in zip(range(-1, 4), (0.9, 0.7, 0.5, 0.3, 0.2), strict=True)),
     Stage(1.0, 0.1),
 )
+SCHEDULES = {"growing": GROWING, "lasso_ann": LASSO_ANN, "harder_lasso": HARDER_LASSO}
+
+
+def _read_stages(stages: str | Iterable[Stage | Mapping[str, Any]]) -> Sequence[Stage]:
+    if not isinstance(stages, str):
+        return [stage if isinstance(stage, Stage) else Stage(**stage) for stage in stages]
+    if stages not in SCHEDULES:
+        raise ValueError(
+            f"PenaltyPath: stages={stages!r} is unknown; name one of {', '.join(SCHEDULES)}, or pass a list of stages"
+        )
+    return SCHEDULES[stages]
 
 
 class _Full(NamedTuple):
@@ -73,8 +86,9 @@ class PenaltyPath(Callback):
 
     Args:
         optimizer: Called with the parameter groups: a class or a `functools.partial` of one.
-        stages: Each a `Stage` or a mapping of its attributes. Default: the published schedule for the module's penalty,
-            `HARDER_LASSO` for `Harder`, otherwise `LASSO_ANN`.
+        stages: Each a `Stage` or a mapping of its attributes, or the name of a schedule: "growing" (`GROWING`), or one
+            of the published ones, "lasso_ann" (`LASSO_ANN`) and "harder_lasso" (`HARDER_LASSO`). Default: "growing" for
+            `Harder`, otherwise "lasso_ann".
         window: Number of epochs per window.
         tol: A stage continues only while the relative decrease from window to window exceeds this.
         max_epochs: Maximum number of epochs per stage.
@@ -103,7 +117,7 @@ class PenaltyPath(Callback):
     def __init__(
         self,
         optimizer: Callable[..., Optimizer],
-        stages: Iterable[Stage | Mapping[str, Any]] | None = None,
+        stages: str | Iterable[Stage | Mapping[str, Any]] | None = None,
         *,
         window: int = 50,
         tol: float = 0.01,
@@ -121,7 +135,7 @@ class PenaltyPath(Callback):
                 "needs for a comparison; raise max_epochs or lower window"
             )
         self.make_optimizer = optimizer
-        self.given_stages = None if stages is None else [s if isinstance(s, Stage) else Stage(**s) for s in stages]
+        self.given_stages = None if stages is None else _read_stages(stages)
         self.window = window
         self.tol = tol
         self.max_epochs = max_epochs
@@ -153,7 +167,7 @@ class PenaltyPath(Callback):
             return
         if module.penalty is None:
             raise ValueError("PenaltyPath needs a penalty to follow: set module.penalty, or drop the callback")
-        default = HARDER_LASSO if isinstance(module.penalty, Harder) else LASSO_ANN
+        default = GROWING if isinstance(module.penalty, Harder) else LASSO_ANN
         self.stages = default if self.given_stages is None else self.given_stages
         if not isinstance(module.penalty, Harder) and any(s.nu is not None for s in self.stages):
             raise ValueError(

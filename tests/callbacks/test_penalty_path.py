@@ -11,10 +11,9 @@ from torch.optim import SGD, Adam
 
 from framework import Trainer
 from framework.callbacks import PenaltyPath, Stage, Stationarity
-from framework.callbacks.penalty_path import HARDER_LASSO, LASSO_ANN
 from framework.losses import L2Loss
 from framework.optim import FISTA, ProxAdam, SpaRSA
-from framework.penalties import L1, Harder, Penalty
+from framework.penalties import L1, Harder
 from framework.recipes.module import SupervisedModule
 from tests.callbacks.lasso import data, fit, make_module
 from tests.modules import assert_same, callback_of, make_trainer, watch
@@ -108,18 +107,28 @@ def test_groups_with_their_own_weights_are_scaled_alike(tmp_path):
     assert list(dict.fromkeys(weights.seen)) == [(0.0, 0.0), (0.3, 0.15), (0.6, 0.3), (1.0, 0.5)]
 
 
-def test_the_schedule_follows_the_penalty_and_the_module_gets_its_own_back(tmp_path):
-    def penalties(penalty: Penalty) -> list[Penalty]:
-        module, followed = make_module(penalty=penalty), watch("on_train_epoch_start", lambda _, module: module.penalty)
-        fit(tmp_path, module, make_path(stages=None, window=1, max_epochs=2), followed)
-        assert (module.penalty, module.happy_lambda) == (penalty, 2.0)
-        return list(dict.fromkeys(followed.seen))
-
-    assert penalties(L1()) == [L1()]
-    assert penalties(Harder(0.1)) == [Harder(nu) for nu in (0.9, 0.7, 0.5, 0.3, 0.2, 0.1)]
-    shares = torch.tensor([stage.share for stage in LASSO_ANN[1:]])
-    torch.testing.assert_close(shares, torch.arange(-1.0, 5.0).sigmoid())
-    assert [stage.nu for stage in HARDER_LASSO] == [0.9, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1]
+@pytest.mark.parametrize(
+    ("penalty", "stages", "steps", "shapes"),
+    [
+        (L1(), None, range(-1, 5), None),
+        (L1(), "growing", range(-4, 4), None),
+        (Harder(0.2), None, range(-4, 4), [0.2] * 9),
+        (Harder(0.1), "harder_lasso", range(-1, 4), [0.9, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1]),
+        (Harder(0.1), "lasso_ann", range(-1, 5), [0.1] * 7),
+    ],
+)
+def test_a_schedule_follows_the_penalty_or_its_name_and_the_module_gets_its_own_back(
+    tmp_path, penalty, stages, steps, shapes
+):
+    module, seen = make_module(penalty=penalty), watch("on_train_epoch_start", lambda _, m: (m.penalty, m.happy_lambda))
+    path = make_path(stages=stages, window=1, max_epochs=2)
+    fit(tmp_path, module, path, seen, max_epochs=2 * 9)
+    assert (module.penalty, module.happy_lambda) == (penalty, 2.0)
+    followed = seen.seen[::2][: len(path.stages)]
+    shares = torch.cat([torch.zeros(1), torch.tensor([*steps]).sigmoid(), torch.ones(1)])[: len(followed)]
+    torch.testing.assert_close(torch.tensor([weight for _, weight in followed]), 2 * shares)
+    expected = [penalty] * len(followed) if shapes is None else [Harder(nu) for nu in shapes]
+    assert [shape for shape, _ in followed] == expected
 
 
 # ------------------------------------------------------------------------------------------------------------ resume
@@ -169,6 +178,10 @@ def test_a_checkpoint_of_another_path_is_refused(tmp_path):
     [
         ({"window": 0}, "window=0; it must be at least 1"),
         ({"max_epochs": 7}, "max_epochs=7 is less than two windows of 4 epochs"),
+        (
+            {"stages": "harder"},
+            "stages='harder' is unknown; name one of growing, lasso_ann, harder_lasso, or pass a list",
+        ),
         ({"stages": [{"share": -0.1}]}, r"share=-0\.1 of the full weight; it must be a finite"),
         ({"stages": [Stage(0.5, nu=0.3)]}, r"a stage sets nu, which L1\(\) does not have"),
     ],

@@ -15,6 +15,7 @@ from tests.recipes.conftest import Proxtrain
         ("optimizer.lr=0.1 lr=0.5", "lr=0.5 has no effect: optimizer.lr is 0.1 whatever lr is; set optimizer.lr"),
         ("optimizer=scipy lr=0.5", "lr=0.5 has no effect: optimizer=scipy does not read it; drop it"),
         ("recipe=phase_transition lr=1", "lr=1 has no effect: this recipe does not read it; drop it"),
+        ("recipe=phase_transition penalties=[l1] paths=[fine]", "paths=[fine] has no effect: the lasso is convex"),
         ("recipe=phase_transition ckpt_path=a.ckpt", "ckpt_path=a.ckpt has no effect: the task"),
         ("optimizer=scipy epochs=7", "epochs=7 has no effect: trainer.max_epochs is 1 whatever epochs is"),
         ("optimizer=scipy val_every=7", "val_every=7 has no effect: trainer.check_val_every_n_epoch is 1"),
