@@ -8,10 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from framework.happy_lambda import HappyLambdaClassifier, HappyLambdaLinear, HappyLambdaMLP
+from framework.cox import CoxLoss, HappyLambdaCox
+from framework.happy_lambda import (
+    HappyLambda,
+    HappyLambdaBinary,
+    HappyLambdaClassifier,
+    HappyLambdaLinear,
+    HappyLambdaMLP,
+)
 from framework.layers import NormalizedLinear
 from framework.losses import L2Loss
-from framework.penalties import L1, ElasticNet, GroupL1, Harder, Penalty
+from framework.penalties import L1, MCP, SCAD, ElasticNet, GroupL1, Harder, Penalty
 from framework.pruning import split_layers
 
 REMEDY = "give happy_lambda as a number instead"
@@ -31,18 +38,19 @@ def auto_happy_lambda(
     """Compute happy_lambda by the quantile universal threshold, on the scale of the loss and of the penalty.
 
     This is the weight at which 95 of 100 fits to pure noise select nothing: `HappyLambdaLinear` and `HappyLambdaMLP`
-    under `L2Loss`, `HappyLambdaClassifier` for a linear network under the cross-entropy (divided by N for its mean).
-    The threshold applies to the slope of the penalty at 0, so it is divided by that slope, such as the `l1_ratio` of
-    `ElasticNet`.
+    under `L2Loss`, `HappyLambdaClassifier` under the cross-entropy of softmax outputs and `HappyLambdaBinary` under
+    that of logistic ones (divided by the number of terms for their means). The threshold applies to the slope of the
+    penalty at 0, so it is divided by that slope, such as the `l1_ratio` of `ElasticNet`.
 
     Args:
         network: One linear layer; or a linear layer, then `NormalizedLinear` layers with one activation between them.
         groups: Its parameter groups; the weight of the first layer must be penalized, and nothing else. The bias of the
             last layer, the intercept, must be trained, or no layer may have a bias: then the null model is 0.
-        loss: `L2Loss`, on all the data at once, or `nn.CrossEntropyLoss`.
-        penalty: `L1`, `Harder`, `ElasticNet`, or `GroupL1` by columns.
+        loss: `L2Loss` or (linear) `CoxLoss`, on all the data at once, `nn.CrossEntropyLoss` or `nn.BCEWithLogitsLoss`.
+        penalty: `L1`, `Harder`, `SCAD`, `MCP`, `ElasticNet`, or `GroupL1` by columns.
         inputs: X, shape (N, ...), flattened to (N, P).
-        targets: y: shape (N, K), or class indices, shape (N,).
+        targets: y: shape (N, K), labels 0 and 1 for logistic outputs, times and events for Cox; or class indices, shape
+            (N,).
         distribution_count: The number of draws.
         generator: As in `HappyLambdaLinear`.
 
@@ -53,34 +61,40 @@ def auto_happy_lambda(
         linears, between, _ = split_layers(network)
     except TypeError as error:
         raise ValueError(
-            f"happy_lambda=auto: no threshold is known for this network: {error}. Use model=linear or "
-            f"model=sparse_mlp, or {REMEDY}"
+            "happy_lambda=auto: a threshold is known only where each weight of the first layer belongs to one feature, "
+            f"in fully connected networks: {error}. Use model=linear or model=sparse_mlp, or {REMEDY}"
         ) from error
     groups = [{**group, "params": _listed(group["params"])} for group in groups]
     _check_penalized(linears, groups)
     intercept = _has_intercept(linears, groups)
-    slope = _slope_at_zero(penalty, single=len(linears) == 2 or (len(linears) == 1 and linears[0].out_features == 1))
-    X, draws = inputs.flatten(1), distribution_count
-    if isinstance(loss, L2Loss):
-        options: dict[str, Any] = {
-            "generator": generator,
-            "num_responses": linears[-1].out_features,
-            "intercept": intercept,
-        }
-        if len(linears) == 1:
-            return HappyLambdaLinear(X, draws, **options).run() / slope
+    slope, by_feature = _slope_at_zero(penalty), isinstance(penalty, GroupL1)
+    X, draws, num_outputs = inputs.flatten(1), distribution_count, linears[-1].out_features
+    network_options: dict[str, Any] = {}
+    if len(linears) > 1:
         widths = [linear.out_features for linear in linears]
-        return HappyLambdaMLP(X, draws, widths, _activation(between), **options).run() / slope
-    if isinstance(loss, nn.CrossEntropyLoss):
-        reduction = _check_cross_entropy(loss, linears)
-        options = {"intercept": intercept, "num_classes": linears[-1].out_features}
-        return (
-            HappyLambdaClassifier(X, targets, draws, generator=generator, reduction=reduction, **options).run() / slope
+        network_options = {"neuron_count": widths, "activation_fn": _activation(between)}
+    options: dict[str, Any] = {"generator": generator, "intercept": intercept}
+    threshold: HappyLambda
+    if isinstance(loss, L2Loss):
+        options["num_responses"] = num_outputs
+        if network_options:
+            threshold = HappyLambdaMLP(X, draws, **network_options, **options)
+        else:
+            threshold = HappyLambdaLinear(X, draws, by_feature=by_feature, **options)
+    elif isinstance(loss, nn.CrossEntropyLoss | nn.BCEWithLogitsLoss):
+        options |= {"reduction": _reduction(loss), "by_feature": by_feature, **network_options}
+        if isinstance(loss, nn.BCEWithLogitsLoss):
+            threshold = HappyLambdaBinary(X, targets, draws, **options)
+        else:
+            threshold = HappyLambdaClassifier(X, targets, draws, num_classes=num_outputs, **options)
+    elif isinstance(loss, CoxLoss) and not network_options:
+        threshold = HappyLambdaCox(X, targets, draws, generator)
+    else:
+        raise ValueError(
+            f"happy_lambda=auto: no threshold is known for {_why_unknown(loss)}. Use loss=l2 (the unsquared norm) for "
+            f"numbers, loss=cross_entropy or nn.BCEWithLogitsLoss for classes, or {REMEDY}"
         )
-    raise ValueError(
-        f"happy_lambda=auto: no threshold is known for {type(loss).__name__}, under which the right weight depends on "
-        f"the unknown noise level. Use loss=l2 (the unsquared norm), or cross_entropy with model=linear, or {REMEDY}"
-    )
+    return threshold.run() / slope
 
 
 def _check_penalized(linears: list[nn.Linear], groups: Iterable[Mapping[str, Any]]) -> None:
@@ -121,26 +135,23 @@ def _listed(params: Any) -> list[Tensor]:
     return [params] if isinstance(params, Tensor) else list(params)
 
 
-def _slope_at_zero(penalty: Penalty, *, single: bool) -> float:
+def _slope_at_zero(penalty: Penalty) -> float:
     """Return the slope g'(0+) / lam, for groups that of their norm.
-
-    Args:
-        penalty: g.
-        single: Whether the threshold for groups by columns is that of `L1`.
 
     Raises:
         ValueError: If no threshold is known for the penalty.
     """
-    if isinstance(penalty, L1) or (isinstance(penalty, GroupL1) and penalty.groups == "columns" and single):
+    if isinstance(penalty, L1) or (isinstance(penalty, GroupL1) and penalty.groups == "columns"):
         return 1.0
     if isinstance(penalty, Harder):
         return 1.0 if penalty.nu < 1 else 0.5
+    if isinstance(penalty, SCAD | MCP):
+        return 1.0
     if isinstance(penalty, ElasticNet) and penalty.l1_ratio > 0:
         return penalty.l1_ratio
     raise ValueError(
-        f"happy_lambda=auto: no threshold is known for {penalty} with this network. Use L1, Harder, ElasticNet with "
-        "l1_ratio > 0, or GroupL1 by columns with one output or one hidden layer, "
-        f"or {REMEDY}"
+        f"happy_lambda=auto: no threshold is known for {penalty}. Use L1, Harder, SCAD, MCP, ElasticNet with l1_ratio > "
+        f"0, or GroupL1 by columns, or {REMEDY}"
     )
 
 
@@ -154,17 +165,32 @@ def _activation(between: list[list[nn.Module]]) -> nn.Module:
     return layers[0]
 
 
-def _check_cross_entropy(loss: nn.CrossEntropyLoss, linears: list[nn.Linear]) -> Any:
-    if len(linears) > 1:
+def _reduction(loss: nn.CrossEntropyLoss | nn.BCEWithLogitsLoss) -> str:
+    """Return "mean" or "sum".
+
+    Raises:
+        ValueError: If the loss has options under which no threshold is known.
+    """
+    allowed: dict[str, Callable[[Any], bool]] = {
+        "weight": lambda weight: weight is None,
+        "pos_weight": lambda weight: weight is None,
+        "label_smoothing": lambda share: share == 0,
+        "ignore_index": lambda index: index < 0,
+        "reduction": lambda reduction: reduction in ("mean", "sum"),
+    }
+    given = {name: getattr(loss, name) for name in allowed if hasattr(loss, name)}
+    if wrong := [f"{name}={value!r}" for name, value in given.items() if not allowed[name](value)]:
         raise ValueError(
-            "happy_lambda=auto: with cross-entropy the threshold is known only for a linear network. Use model=linear, "
-            f"or {REMEDY}"
-        )
-    plain = loss.weight is None and not loss.label_smoothing and loss.ignore_index < 0
-    if not plain or loss.reduction not in ("mean", "sum"):
-        raise ValueError(
-            f"happy_lambda=auto: the threshold is known for the plain cross-entropy, not with weight={loss.weight}, "
-            f"label_smoothing={loss.label_smoothing}, ignore_index={loss.ignore_index}, reduction={loss.reduction!r}. "
-            f"Drop these, or {REMEDY}"
+            f"happy_lambda=auto: the threshold is known for the plain cross-entropy, not with {', '.join(wrong)}. Drop "
+            f"these, or {REMEDY}"
         )
     return loss.reduction
+
+
+def _why_unknown(loss: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """Return the name of a loss for which no threshold is known, and the reason where there is one."""
+    if isinstance(loss, nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss | nn.HuberLoss):
+        return f"{type(loss).__name__}, under which the right weight depends on the unknown noise level"
+    if isinstance(loss, CoxLoss):
+        return "CoxLoss with hidden layers, only with model=linear"
+    return str(getattr(loss, "__name__", type(loss).__name__))

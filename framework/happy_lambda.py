@@ -5,7 +5,15 @@ The smallest weight at which the null model (all penalized weights zero) is a st
 nothing. An unpenalized intercept belongs to the null model and removes the mean from the noise; without one the mean
 stays. Sources: Giacobino et al. 2017 (QUT); Sardy et al. 2022 (LASSO ANN) for networks.
 
-The loss is that of `framework.losses`, ||y - f(x)||_2, unsquared; for classification, the cross-entropy.
+The loss is that of `framework.losses`, ||y - f(x)||_2, unsquared; for classes, the cross-entropy of softmax or of
+logistic outputs. A threshold is a factor times the 0.95 quantile of
+
+    max_j ||c_j||,   c_j = X_j^T R,
+
+with R the negative derivative of the loss in the outputs of the null model, shape (N, K). The norm over the K outputs
+is dual to what may be penalized: the largest entry for `L1` on a linear model, the 2-norm for `GroupL1` by columns on
+one, and for networks, under either, the sum of absolute values: their last layer is free to align its K rows. The
+factor is that of the network's depth and widths (see `HappyLambdaMLP`), and 1 / N for a loss that is a mean.
 
 Shape legend: N samples, P features, K responses or classes, D draws in one chunk.
 """
@@ -33,7 +41,16 @@ class HappyLambda(ABC):
     `torch.initial_seed()`: the same under the same `torch.manual_seed`, different under another, and never the numbers
     that simulated the data. The global stream is not touched. Without a generator, `run` repeats its value; with one,
     each call takes another integer.
+
+    Attributes:
+        by_feature: Whether the penalty takes all the weights of a feature together.
+        neuron_count: The widths of the network's layers; of a linear model none or one.
+        activation_fn: The activation between them.
     """
+
+    by_feature = False
+    neuron_count: Sequence[int] = ()
+    activation_fn: Callable[[Tensor], Tensor] = staticmethod(sigma)
 
     def __init__(
         self,
@@ -71,6 +88,15 @@ class HappyLambda(ABC):
         self.quantile = quantile
         self.intercept = intercept
 
+    def _set_network(self, neuron_count: Sequence[int], activation_fn: Callable[[Tensor], Tensor]) -> None:
+        if min(neuron_count, default=0) < 1:
+            raise ValueError(
+                f"{type(self).__name__}: neuron_count={list(neuron_count)}; pass the widths of the layers after the "
+                "input, each >= 1, for instance [20, 1]"
+            )
+        self.neuron_count = list(neuron_count)
+        self.activation_fn = activation_fn
+
     def run(self) -> float:
         """Compute happy_lambda; waits for the device."""
         generator = self._private_generator()
@@ -79,12 +105,26 @@ class HappyLambda(ABC):
         statistics_D = torch.cat([self._statistics(count, generator) for count in counts])
         return self._factor() * torch.quantile(statistics_D.double(), self.quantile).item()
 
-    @abstractmethod
     def _statistics(self, count: int, generator: torch.Generator) -> Tensor:
         """Simulate `count` draws of the smallest weight that makes the null model stationary, shape (count,)."""
+        return self._dual_norm(self._residuals(count, generator) @ self.dataset)
+
+    @abstractmethod
+    def _residuals(self, count: int, generator: torch.Generator) -> Tensor:
+        """Simulate R, the negative derivative of the loss in the outputs of the null model, shape (count, K, N)."""
+
+    def _dual_norm(self, C_DKP: Tensor) -> Tensor:
+        """Compute the largest gradient at the null model, in the norm dual to the penalty, shape (D,), from X^T R."""
+        order = 1 if len(self.neuron_count) > 1 else 2 if self.by_feature else math.inf
+        return torch.linalg.vector_norm(C_DKP, ord=order, dim=1).amax(dim=1)
 
     def _factor(self) -> float:
-        return 1.0
+        """Return by how much the layers after the first can enlarge a gradient."""
+        num_layers = len(self.neuron_count)
+        if num_layers <= 1:
+            return 1.0
+        slope_of = _sup_derivative if self.intercept else _slope_at_zero
+        return math.sqrt(math.prod(self.neuron_count[1:-1])) * slope_of(self.activation_fn) ** (num_layers - 1)
 
     @abstractmethod
     def _num_responses(self) -> int:
@@ -119,6 +159,8 @@ class HappyLambdaLinear(HappyLambda):
         quantile: The probability of finding nothing when there is nothing to find.
         num_responses: Number of columns of the target. With several, the loss is the norm over all of them (Frobenius).
         intercept: Whether the model has an intercept, trained and not penalized.
+        by_feature: Whether the penalty is `GroupL1` by columns, which takes the weights of a feature for all responses
+            together.
 
     Raises:
         ValueError: If the dataset is empty, not a matrix, constant or not finite, or an argument is out of range.
@@ -136,10 +178,12 @@ class HappyLambdaLinear(HappyLambda):
         quantile: float = 0.95,
         num_responses: int = 1,
         intercept: bool = True,
+        by_feature: bool = False,
     ) -> None:
         super().__init__(
             dataset, distribution_count, device=device, generator=generator, quantile=quantile, intercept=intercept
         )
+        self.by_feature = by_feature
         name = type(self).__name__
         if not (math.isfinite(std) and std > 0):
             raise ValueError(
@@ -158,18 +202,14 @@ class HappyLambdaLinear(HappyLambda):
             raise ValueError(f"{name}: num_responses={num_responses}; it must be >= 1: the columns of the target")
         self.num_responses = num_responses
 
-    def _statistics(self, count: int, generator: torch.Generator) -> Tensor:
+    def _residuals(self, count: int, generator: torch.Generator) -> Tensor:
         X_NP = self.dataset
         num_samples = len(X_NP)
         shape = (count, self.num_responses, num_samples)
         G_DKN = torch.randn(shape, generator=generator, dtype=X_NP.dtype, device=X_NP.device)
         if self.intercept and num_samples > 1:
             G_DKN -= G_DKN.mean(dim=2, keepdim=True)
-        return self._dual_norm(G_DKN @ X_NP) / torch.linalg.vector_norm(G_DKN, dim=(1, 2))
-
-    def _dual_norm(self, C_DKP: Tensor) -> Tensor:
-        """Compute the largest |gradient| over the penalized weights, shape (D,), from X^T g."""
-        return torch.linalg.vector_norm(C_DKP, ord=math.inf, dim=(1, 2))
+        return G_DKN / torch.linalg.vector_norm(G_DKN, dim=(1, 2), keepdim=True)
 
     def _num_responses(self) -> int:
         return self.num_responses
@@ -232,50 +272,14 @@ class HappyLambdaMLP(HappyLambdaLinear):
             num_responses=num_responses,
             intercept=intercept,
         )
-        if len(neuron_count) == 0 or min(neuron_count) < 1:
-            raise ValueError(
-                f"HappyLambdaMLP: neuron_count={list(neuron_count)}; pass the widths of the layers after the input, "
-                "each >= 1, for instance [20, 1]"
-            )
-        self.neuron_count = list(neuron_count)
-        self.activation_fn = activation_fn
-
-    def _factor(self) -> float:
-        pi = math.sqrt(math.prod(self.neuron_count[1:-1]))
-        num_layers = len(self.neuron_count)
-        if num_layers == 1:
-            return 1.0
-        slope = _sup_derivative(self.activation_fn)
-        if not self.intercept:
-            slope = _slope_at_zero(self.activation_fn)
-        return pi * slope ** (num_layers - 1)
-
-    def _dual_norm(self, C_DKP: Tensor) -> Tensor:
-        # The K rows of the last layer are free to align, each with its own sign: the responses add up.
-        return torch.linalg.vector_norm(C_DKP, ord=1, dim=1).amax(dim=1)
+        self._set_network(neuron_count, activation_fn)
 
 
-class HappyLambdaClassifier(HappyLambda):
-    """The weight of the L1 penalty for softmax regression, under the cross-entropy.
+class _HappyLambdaLabels(HappyLambda):
+    """The base class of thresholds under a cross-entropy, for labels drawn from the null model.
 
-    It is the 0.95 quantile of max over features j and classes k of |sum_i x_ij (y_ik - p_k)|, with y one-hot labels
-    drawn from the null model. With an unpenalized intercept the null model has the class frequencies of `targets`, and
-    p_k is the average of y_ik, which the intercept fits. Without one all K classes are equally likely, and p_k = 1 / K.
-
-    Args:
-        dataset: X, shape (N, P), finite.
-        targets: Class indices, shape (N,), integers from 0; at least two classes.
-        distribution_count: The number of draws.
-        device: Where to compute; the dataset's device by default.
-        generator: As in `HappyLambdaLinear`.
-        reduction: "mean" if the loss averages over samples (torch's default), "sum" if it adds them: N times larger.
-        quantile: The probability of finding nothing when there is nothing to find.
-        intercept: Whether the model has an intercept, trained and not penalized.
-        num_classes: K, the number of the model's outputs; by default the largest class in `targets` plus 1.
-
-    Raises:
-        ValueError: As for `HappyLambdaLinear`; or if the targets are not class indices of at least two classes, all
-            below `num_classes`, or the reduction is unknown.
+    Attributes:
+        frequencies: The probability of each label under the null model, shape (K,).
     """
 
     def __init__(
@@ -289,46 +293,172 @@ class HappyLambdaClassifier(HappyLambda):
         reduction: Literal["sum", "mean"] = "mean",
         quantile: float = 0.95,
         intercept: bool = True,
-        num_classes: int | None = None,
+        by_feature: bool = False,
+        neuron_count: Sequence[int] = (),
+        activation_fn: Callable[[Tensor], Tensor] = sigma,
     ) -> None:
         super().__init__(
             dataset, distribution_count, device=device, generator=generator, quantile=quantile, intercept=intercept
         )
-        if targets.shape != dataset.shape[:1] or targets.is_floating_point() or targets.is_complex():
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f'{type(self).__name__}: reduction={reduction!r} is unknown; pass "sum" or "mean"')
+        self.reduction = reduction
+        self.by_feature = by_feature
+        if len(neuron_count):
+            self._set_network(neuron_count, activation_fn)
+        self.frequencies = self._frequencies(targets).to(self.dataset)
+
+    def _residuals(self, count: int, generator: torch.Generator) -> Tensor:
+        Y_DKN = self._labels(count, generator)
+        return Y_DKN - (Y_DKN.mean(dim=2, keepdim=True) if self.intercept else self.frequencies[:, None])
+
+    @abstractmethod
+    def _frequencies(self, targets: Tensor) -> Tensor:
+        """Check the targets, and return the probability of each label under the null model, shape (K,)."""
+
+    @abstractmethod
+    def _labels(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw labels from the null model, zeros and ones, shape (count, K, N)."""
+
+    @abstractmethod
+    def _num_terms(self) -> int:
+        """Return the number of terms that the loss adds up, or averages."""
+
+    def _factor(self) -> float:
+        return super()._factor() / (self._num_terms() if self.reduction == "mean" else 1)
+
+    def _num_responses(self) -> int:
+        return len(self.frequencies)
+
+
+class HappyLambdaClassifier(_HappyLambdaLabels):
+    """The weight of the L1 penalty under the cross-entropy of softmax outputs, for a linear model or a network.
+
+    It is the 0.95 quantile of max over features j and classes k of |sum_i x_ij (y_ik - p_k)|, with y one-hot labels
+    drawn from the null model. With an unpenalized intercept the null model has the class frequencies of `targets`, and
+    p_k is the average of y_ik, which the intercept fits. Without one all K classes are equally likely, and p_k = 1 / K.
+    For a network it is the quantile of max_j sum_k |sum_i x_ij (y_ik - p_k)|, times the factor of `HappyLambdaMLP`.
+
+    Args:
+        dataset: X, shape (N, P), finite.
+        targets: Class indices, shape (N,), integers from 0; at least two classes.
+        distribution_count: The number of draws.
+        device: Where to compute; the dataset's device by default.
+        generator: As in `HappyLambdaLinear`.
+        num_classes: K, the number of the model's outputs; by default the largest class in `targets` plus 1.
+        reduction: "mean" if the loss averages over samples (torch's default), "sum" if it adds them: N times larger.
+        quantile: The probability of finding nothing when there is nothing to find.
+        intercept: Whether the model has an intercept, trained and not penalized.
+        by_feature: As in `HappyLambdaLinear`.
+        neuron_count: The widths of a network's layers, as in `HappyLambdaMLP`, the last of them K; none for a linear
+            model.
+        activation_fn: As in `HappyLambdaMLP`.
+
+    Raises:
+        ValueError: As for `HappyLambdaMLP`; or if the targets are not class indices of at least two classes, all
+            below `num_classes`, or the reduction is unknown.
+    """
+
+    def __init__(
+        self,
+        dataset: Tensor,
+        targets: Tensor,
+        distribution_count: int,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        num_classes: int | None = None,
+        reduction: Literal["sum", "mean"] = "mean",
+        quantile: float = 0.95,
+        intercept: bool = True,
+        by_feature: bool = False,
+        neuron_count: Sequence[int] = (),
+        activation_fn: Callable[[Tensor], Tensor] = sigma,
+    ) -> None:
+        self.num_classes = num_classes
+        super().__init__(
+            dataset,
+            targets,
+            distribution_count,
+            device,
+            generator,
+            reduction=reduction,
+            quantile=quantile,
+            intercept=intercept,
+            by_feature=by_feature,
+            neuron_count=neuron_count,
+            activation_fn=activation_fn,
+        )
+
+    def _frequencies(self, targets: Tensor) -> Tensor:
+        num_samples = len(self.dataset)
+        if targets.shape != (num_samples,) or targets.is_floating_point() or targets.is_complex():
             raise ValueError(
                 f"HappyLambdaClassifier: the targets have shape {tuple(targets.shape)} and type {targets.dtype}; pass "
-                f"one integer class index per sample, shape ({len(dataset)},)"
+                f"one integer class index per sample, shape ({num_samples},)"
             )
         if targets.min() < 0 or targets.min() == targets.max():
             raise ValueError(
                 f"HappyLambdaClassifier: the targets lie between {targets.min()} and {targets.max()}; pass class "
                 "indices from 0, with at least two classes present"
             )
-        if num_classes is not None and targets.max() >= num_classes:
+        if self.num_classes is not None and targets.max() >= self.num_classes:
             raise ValueError(
-                f"HappyLambdaClassifier: num_classes={num_classes}, but the largest target is {targets.max()}; pass "
-                "the number of the model's outputs, at least one for every class"
+                f"HappyLambdaClassifier: num_classes={self.num_classes}, but the largest target is {targets.max()}; "
+                "pass the number of the model's outputs, at least one for every class"
             )
-        if reduction not in ("sum", "mean"):
-            raise ValueError(f'HappyLambdaClassifier: reduction={reduction!r} is unknown; pass "sum" or "mean"')
-        counts_K = torch.bincount(targets.to(self.dataset.device).long(), minlength=num_classes or 0)
-        frequencies_K = counts_K.to(self.dataset.dtype) / len(dataset)
-        self.frequencies = frequencies_K if intercept else torch.full_like(frequencies_K, 1 / len(frequencies_K))
-        self.reduction = reduction
+        frequencies_K = torch.bincount(targets.long(), minlength=self.num_classes or 0).double() / num_samples
+        return frequencies_K if self.intercept else torch.full_like(frequencies_K, 1 / len(frequencies_K))
 
-    def _statistics(self, count: int, generator: torch.Generator) -> Tensor:
-        X_NP, num_samples = self.dataset, len(self.dataset)
+    def _labels(self, count: int, generator: torch.Generator) -> Tensor:
+        num_samples, num_classes = len(self.dataset), len(self.frequencies)
         labels = torch.multinomial(self.frequencies, count * num_samples, replacement=True, generator=generator)
-        classes_K1 = torch.arange(self._num_responses(), device=X_NP.device)[:, None]
-        Y_DKN = (labels.view(count, 1, num_samples) == classes_K1).to(X_NP.dtype)
-        Y_DKN -= Y_DKN.mean(dim=2, keepdim=True) if self.intercept else 1 / self._num_responses()
-        return torch.linalg.vector_norm(Y_DKN @ X_NP, ord=math.inf, dim=(1, 2))
+        classes_K1 = torch.arange(num_classes, device=labels.device)[:, None]
+        return (labels.view(count, 1, num_samples) == classes_K1).to(self.dataset.dtype)
 
-    def _factor(self) -> float:
-        return 1 / len(self.dataset) if self.reduction == "mean" else 1.0
+    def _num_terms(self) -> int:
+        return len(self.dataset)
 
-    def _num_responses(self) -> int:
-        return len(self.frequencies)
+
+class HappyLambdaBinary(_HappyLambdaLabels):
+    """The weight of the L1 penalty under the cross-entropy of logistic outputs (`torch.nn.BCEWithLogitsLoss`).
+
+    It is the 0.95 quantile of max over features j and outputs k of |sum_i x_ij (y_ik - p_k)|, with y_ik independent
+    labels 0 and 1, as this loss takes them to be. With an unpenalized intercept they have the frequencies of `targets`,
+    and p_k is the average of y_ik, which the intercept fits. Without one both labels are equally likely, and p_k = 1/2.
+    For a network it is the quantile of max_j sum_k |sum_i x_ij (y_ik - p_k)|, times the factor of `HappyLambdaMLP`.
+
+    The arguments are those of `HappyLambdaClassifier`, but:
+
+    Args:
+        targets: Labels 0 and 1, shape (N, K), of any type; both present in each column.
+        reduction: "mean" if the loss averages over samples and outputs (torch's default), "sum" if it adds them: N K
+            times larger.
+
+    Raises:
+        ValueError: As for `HappyLambdaMLP`; or if the targets are not such labels, or the reduction is unknown.
+    """
+
+    def _frequencies(self, targets: Tensor) -> Tensor:
+        if targets.ndim != 2 or len(targets) != len(self.dataset):
+            raise ValueError(
+                f"HappyLambdaBinary: the targets have shape {tuple(targets.shape)}; pass one row of labels per sample, "
+                f"shape ({len(self.dataset)}, outputs)"
+            )
+        if not ((targets == 0) | (targets == 1)).all() or (targets == targets[0]).all(dim=0).any():
+            raise ValueError(
+                "HappyLambdaBinary: the targets have a column that is not of zeros and ones, or only of one of them; "
+                "pass labels 0 and 1, with both present"
+            )
+        frequencies_K = targets.double().mean(dim=0)
+        return frequencies_K if self.intercept else torch.full_like(frequencies_K, 0.5)
+
+    def _labels(self, count: int, generator: torch.Generator) -> Tensor:
+        shape = (count, len(self.frequencies), len(self.dataset))
+        return torch.bernoulli(self.frequencies[:, None].expand(shape), generator=generator)
+
+    def _num_terms(self) -> int:
+        return len(self.dataset) * len(self.frequencies)
 
 
 def _sup_derivative(activation_fn: Callable[[Tensor], Tensor]) -> float:
@@ -344,7 +474,7 @@ def _sup_derivative(activation_fn: Callable[[Tensor], Tensor]) -> float:
     sup, inner = slope.max().item(), slope[x.detach().abs() <= 30].max().item()
     if not (math.isfinite(sup) and sup <= inner * (1 + 1e-6)):
         raise ValueError(
-            f"HappyLambdaMLP: the derivative of {activation_fn!r} is not bounded, so no threshold exists; use an "
+            f"happy_lambda: the derivative of {activation_fn!r} is not bounded, so no threshold exists; use an "
             "activation such as sigma, torch.relu or torch.tanh"
         )
     return sup
@@ -360,7 +490,7 @@ def _slope_at_zero(activation_fn: Callable[[Tensor], Tensor]) -> float:
     slope = max(abs(left - at_zero), abs(right - at_zero)) * 1e6
     if abs(at_zero) > 1e-8 or slope < 1e-4:
         raise ValueError(
-            f"HappyLambdaMLP: intercept=False with {activation_fn!r}, which has value {at_zero:.3g} and slope "
+            f"happy_lambda: intercept=False with {activation_fn!r}, which has value {at_zero:.3g} and slope "
             f"{slope:.3g} at 0: without biases no threshold is known for it. Use sigma, torch.relu or torch.tanh, or "
             "give the last layer a bias"
         )

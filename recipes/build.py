@@ -158,7 +158,7 @@ def make_module(config: DictConfig, data: Data) -> Any:
     taken = inspect.signature(make.func).parameters
     parts: dict[str, Callable[[], Any]] = {
         "network": lambda: _make_network(config, data),
-        "loss": lambda: instantiate(config.loss),
+        "loss": lambda: _make_loss(config, data),
         "optimizer": lambda: instantiate(config.optimizer, _convert_="all"),
         "scheduler": lambda: instantiate(config.scheduler, _convert_="all"),
         "penalty": lambda: instantiate(config.penalty.function),
@@ -212,6 +212,12 @@ def _make_network(config: DictConfig, data: Data) -> Any:
             f"{config.model._target_} is made: give them to Data(...)"
         )
     return instantiate(config.model, input_shape=data.input_shape, num_outputs=data.num_outputs)
+
+
+def _make_loss(config: DictConfig, data: Data) -> Any:
+    if "num_classes" in config.loss and config.loss.num_classes is None:
+        return instantiate(config.loss, num_classes=data.num_classes)
+    return instantiate(config.loss)
 
 
 def universal_threshold(module: Any, loader: Any) -> float:

@@ -51,7 +51,8 @@ class Dashboard(Callback):
 
     def on_fit_start(self, trainer: Trainer, module: Any) -> None:
         self._stage, self._has_begun = _stage(trainer), True
-        metrics = [*(["val/accuracy"] if self.data.num_classes else []), "val/loss", "train/loss_epoch"]
+        validated = ["val/accuracy", "val/loss"] if self.data.num_classes else ["val/loss"]
+        metrics = [*(validated if self.data.val is not None else []), "train/loss_epoch"]
         log_row(trainer.loggers, self.config, self.folder, [*metrics, *self.data.found, "closure_evaluations", "epoch"])
         configuration = OmegaConf.to_yaml(_without(self.config, "resume"), resolve=True)
         before, self._shown = self._shown, zlib.crc32(configuration.encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from framework.data import fashion_mnist as load_fashion_mnist
 from framework.data.fashion_mnist import CLASSES, MEAN, STD
 from framework.recipes import figures
 from framework.recipes.module import SupervisedModule
+from framework.recipes.tables import read_samples
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +32,7 @@ class Data:
     Attributes:
         train: Batches of (inputs, targets), or of whatever the module takes: a loader.
         val: The same for validation; None for no validation.
+        test: Held out from both, for `findings` at the end of a run and for ``proxtrain-test``; None for nothing.
         input_shape: Of one input, for which a network is made; None if the module makes its own.
         num_outputs: How many numbers the network gives for it; None as above.
         num_classes: The number of classes, None for regression.
@@ -45,6 +46,7 @@ class Data:
     num_outputs: int | None = None
     num_classes: int | None = None
     callbacks: list[Callback] = field(default_factory=list)
+    test: Any = None
     found: ClassVar[tuple[str, ...]] = ()
 
     def figures(self, predict: Predict) -> dict[str, Figure]:
@@ -119,17 +121,7 @@ def read_tensor(path: Path) -> Tensor:
         return tensor
     if path.suffix != ".csv":
         raise ValueError(f"{path}: pass a .csv, a .pt, or, where the model takes images, a folder of them")
-    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a mark before the first entry
-        rows = [row for row in csv.reader(file) if row]
-    try:
-        # A line of samples may lack an entry, which is refused, and a line of names has no number.
-        first = 0 if rows and any(map(_is_number, rows[0])) else 1
-        table = torch.tensor([[float(entry) for entry in row] for row in rows[first:]], dtype=torch.float64)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no table of numbers: {error}") from error
-    if table.ndim != 2:
-        raise ValueError(f"{path} holds no samples")
-    return table
+    return read_samples(path)
 
 
 def as_taken_by(module: Any, inputs: Tensor) -> Tensor:
@@ -138,14 +130,6 @@ def as_taken_by(module: Any, inputs: Tensor) -> Tensor:
     if weight is None:
         return inputs
     return inputs.to(weight) if inputs.is_floating_point() else inputs.to(weight.device)
-
-
-def _is_number(entry: str) -> bool:
-    try:
-        float(entry)
-    except ValueError:
-        return False
-    return True
 
 
 @dataclass

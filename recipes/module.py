@@ -136,6 +136,11 @@ class SupervisedModule(Supervised):
         return int(number) if 0 < number < float("inf") else 1
 
 
+def loss_for(num_classes: int | None) -> nn.Module:
+    """Make the loss that the universal threshold is known for: the cross-entropy of classes, `L2Loss` of numbers."""
+    return L2Loss() if num_classes is None else nn.CrossEntropyLoss()
+
+
 def _made_by(make: Any) -> Any:
     """What a class or a ``functools.partial`` of one calls in the end."""
     return getattr(make, "func", make)

@@ -23,7 +23,7 @@ TRAINING = "framework.recipes.train.train"
 LINEAR_RECOVERY = "framework.data.linear_recovery"
 # Of a simulation, and of a table that a user brings instead.
 SIMULATION = ("simulation", "num_samples", "num_features", "num_active", "noise", "num_val")
-TABLE = ("target", "val_share")
+TABLE = ("target", "classes", "drop", "impute", "test_share", "val_share")
 
 
 def refuse_without_effect(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> None:

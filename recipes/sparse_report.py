@@ -33,7 +33,7 @@ class SparseData(Data):
 
     feature_names: list[str] = field(default_factory=list)
     support: list[int] | None = None
-    found = ("support/size", "support/exact", "refit/val_loss")
+    found = ("support/size", "support/exact", "test/accuracy", "test/r2", "refit/val_loss")
 
     def progress(self, trainer: Trainer, module: SupervisedModule, predict: Predict | None = None) -> dict[str, Figure]:
         """Draw how much each feature is used, and of several neurons the weights of each."""
@@ -47,6 +47,12 @@ class SparseData(Data):
         self, trainer: Trainer, module: SupervisedModule, folder: Path
     ) -> tuple[dict[str, float], dict[str, Any], dict[str, Figure]]:
         return sparse_report(trainer, module, self, folder)
+
+    def describe(
+        self, module: SupervisedModule, refit: SupervisedModule, folder: Path
+    ) -> tuple[dict[str, float], dict[str, Any], dict[str, Figure]]:
+        """Return what `findings` has to say besides, of the network of a run and the refitted one."""
+        return {}, {}, {}
 
 
 def sparse_report(
@@ -62,8 +68,11 @@ def sparse_report(
     assert isinstance(network, nn.Sequential)
     found = used_features(network).tolist()
     metrics, findings = compare_supports(found, data)
-    metrics |= prune_and_refit(trainer, module, data, folder)
-    pictures = data.progress(trainer, module)
+    more, refit = prune_and_refit(trainer, module, data, folder)
+    new, described, drawn = data.describe(module, refit, folder)
+    metrics |= more | new
+    findings |= described
+    pictures = {**data.progress(trainer, module), **drawn}
     for callback in trainer.callbacks:
         if isinstance(callback, PenaltyPath) and callback.history:
             weights = [stage["happy_lambda"] for stage in callback.history] + [module.happy_lambda]
@@ -96,15 +105,20 @@ def feature_weights(weight: Tensor) -> Tensor:
     return weight[0] if len(weight) == 1 else weight.norm(dim=0)
 
 
-def prune_and_refit(trainer: Trainer, module: SupervisedModule, data: SparseData, folder: Path) -> dict[str, float]:
-    """Prune the network, compare what both compute, and fit the pruned one without penalty."""
+def prune_and_refit(
+    trainer: Trainer, module: SupervisedModule, data: SparseData, folder: Path
+) -> tuple[dict[str, float], SupervisedModule]:
+    """Prune the network, compare what both compute, and fit the pruned one without penalty; return metrics and it."""
     pruned = prune(module.network)  # type: ignore[arg-type]
     parameter = next(module.parameters())
     X = data.train.tensors[0].to(parameter)
     with torch.no_grad():
         difference = (pruned(X) - module.network(X)).abs().max()
     refit = SupervisedModule(
-        pruned, module.loss, partial(LBFGS, max_iter=100, history_size=20, line_search_fn="strong_wolfe")
+        pruned,
+        module.loss,
+        partial(LBFGS, max_iter=100, history_size=20, line_search_fn="strong_wolfe"),
+        num_classes=data.num_classes,
     )
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     refitter = Trainer(
@@ -118,9 +132,11 @@ def prune_and_refit(trainer: Trainer, module: SupervisedModule, data: SparseData
     )
     refitter.fit(refit, data.train, data.val)
     torch.save(pruned.state_dict(), folder / "pruned.pt")
-    return {
+    metrics = {
         "pruned/max_difference": float(difference),
         "pruned/parameters": sum(p.numel() for p in pruned.parameters()),
         "refit/train_loss": refitter.callback_metrics["train/loss"],
-        "refit/val_loss": refitter.callback_metrics["val/loss"],
     }
+    if data.val is not None:
+        metrics["refit/val_loss"] = refitter.callback_metrics["val/loss"]
+    return metrics, refit

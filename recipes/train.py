@@ -58,7 +58,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, float]:
 
 def _say_what_came_out(trainer: Trainer, metrics: Mapping[str, float], folder: Path) -> None:
     """Print the metrics that one looks at first, where the best weights are, and how to see the rest."""
-    shown = {name: value for name, value in metrics.items() if name.startswith(("val/", "support/"))}
+    shown = {name: value for name, value in metrics.items() if name.startswith(("val/", "test/", "support/"))}
     shown |= {name: metrics[name] for name in ("train/objective",) if name in metrics}
     print(", ".join(f"{name} {value:.5g}" for name, value in shown.items()))
     best = next((writer.best_model_path for writer in trainer.checkpoint_callbacks if writer.best_model_path), None)

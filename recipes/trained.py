@@ -24,8 +24,11 @@ BATCH_SIZE = 1000
 
 
 def run_test(arguments: Sequence[str] | None = None) -> None:
-    """Run the command ``proxtrain-test``: evaluate a trained model on the validation data of its recipe."""
-    parser = _parser("Evaluate a trained model on the validation data of its recipe: test_step, or validation_step.")
+    """Run the command ``proxtrain-test``: evaluate a trained model on the data that its recipe holds out."""
+    parser = _parser(
+        "Evaluate a trained model on the test data of its recipe, or where it has none on those of validation: by "
+        "test_step, or validation_step."
+    )
     _run(parser, arguments, _test)
 
 
@@ -92,11 +95,12 @@ def _data(module: Any) -> Data:
 
 def _test(options: argparse.Namespace, module: Any, path: Path) -> None:
     data = _data(module)
-    if data.val is None:
-        raise ValueError(f"data={module.recipe.data._target_} has no validation data")
+    held_out = data.val if data.test is None else data.test
+    if held_out is None:
+        raise ValueError(f"data={module.recipe.data._target_} has no data for a test or a validation")
     trainer = _trainer(module)
     evaluate = trainer.test if overrides(module, "test_step") else trainer.validate
-    evaluate(module, data.val)
+    evaluate(module, held_out)
 
 
 def _predict(options: argparse.Namespace, module: Any, path: Path) -> None:

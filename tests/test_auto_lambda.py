@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from framework.auto_lambda import auto_happy_lambda
-from framework.happy_lambda import HappyLambdaClassifier, HappyLambdaLinear, HappyLambdaMLP
+from framework.happy_lambda import HappyLambdaBinary, HappyLambdaClassifier, HappyLambdaLinear, HappyLambdaMLP
 from framework.layers import NormalizedLinear, Sigma, sigma
 from framework.losses import L2Loss
 from framework.optim import square_root_lasso
@@ -83,6 +83,36 @@ def test_with_no_signal_95_fits_in_100_select_nothing(bias):
     assert 0.93 < (W == 0).all(1).double().mean() < 0.97
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_networks_have_a_threshold_for_classes_and_for_binary_labels(bias: bool) -> None:
+    options = {"intercept": bias, "neuron_count": [5, 4, 3], "activation_fn": nn.ReLU()}
+    layers = [nn.Linear(6, 5, bias=bias), NormalizedLinear(5, 4, bias=bias), NormalizedLinear(4, 3, bias=bias)]
+    network = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    given = {"targets": LABELS, "groups": first_only(network)}
+    expected = HappyLambdaClassifier(X, LABELS, DRAWS, generator=generator(), **options).run()
+    assert auto(network, nn.CrossEntropyLoss(), **given) == expected
+    assert auto(network, nn.CrossEntropyLoss(), Harder(1.0), **given) == pytest.approx(2 * expected, rel=1e-12)
+    binary = nn.functional.one_hot(LABELS, 3).float()
+    given["targets"] = binary
+    expected = HappyLambdaBinary(X, binary, DRAWS, generator=generator(), **options).run()
+    assert auto(network, nn.BCEWithLogitsLoss(), **given) == expected
+    total = auto(network, nn.BCEWithLogitsLoss(reduction="sum"), **given)
+    assert total == pytest.approx(3 * len(X) * expected, rel=1e-12)
+
+
+def test_groups_over_several_outputs_have_a_threshold_of_their_own_in_a_linear_model_only() -> None:
+    options = {"generator": generator(), "num_responses": 2, "by_feature": True}
+    linear = Linear((6,), 2)
+    assert auto(linear, L2Loss(), GroupL1("columns")) == HappyLambdaLinear(X, DRAWS, **options).run()
+    assert auto(linear, L2Loss(), GroupL1("columns")) > auto(linear, L2Loss())
+    binary = nn.functional.one_hot(LABELS, 3).float()
+    for loss, targets in ((nn.CrossEntropyLoss(), LABELS), (nn.BCEWithLogitsLoss(), binary)):
+        groups_of_three = auto(Linear((6,), 3), loss, GroupL1("columns"), targets=targets)
+        assert groups_of_three > auto(Linear((6,), 3), loss, targets=targets)
+        deep = SparseMLP((6,), 3, hidden=(5, 4))
+        assert auto(deep, loss, GroupL1("columns"), targets=targets) == auto(deep, loss, targets=targets)
+
+
 def test_an_intercept_that_is_frozen_or_penalized_is_refused():
     frozen, penalized, ungrouped = (Linear((6,), 1) for _ in range(3))
     frozen[1].bias.requires_grad_(False)
@@ -145,7 +175,12 @@ def first_only(network):
     ("network", "loss", "penalty", "message"),
     [
         (Linear((6,), 1), nn.MSELoss(), L1(), r"known for MSELoss, .*noise level\. Use loss=l2 .*number"),
-        (CNN((1, 8, 8), 3), L2Loss(), L1(), r"this network: layer 0 is Conv2d.*Use model=linear or model=sparse_mlp"),
+        (
+            CNN((1, 8, 8), 3),
+            L2Loss(),
+            L1(),
+            r"each weight of the first layer belongs to one feature, .*: layer 0 is Conv2d.*Use model=linear",
+        ),
         (
             MLP((6,), 1),
             L2Loss(),
@@ -153,16 +188,27 @@ def first_only(network):
             r"first layer followed by NormalizedLinear layers \(rows of norm 1\).*model=sparse_mlp",
         ),
         (
-            SparseMLP((6,), 3),
-            nn.CrossEntropyLoss(),
+            Linear((6,), 3),
+            nn.NLLLoss(),
             L1(),
-            "cross-entropy the threshold is known only for a linear",
+            r"no threshold is known for NLLLoss\. Use .*loss=cross_entropy or nn\.BCE",
         ),
-        (Linear((6,), 3), nn.CrossEntropyLoss(label_smoothing=0.1), L1(), r"label_smoothing=0\.1"),
-        (Linear((6,), 3), nn.CrossEntropyLoss(ignore_index=0), L1(), r"ignore_index=0"),
+        (Linear((6,), 3), nn.functional.cross_entropy, L1(), r"no threshold is known for cross_entropy\. Use"),
+        (
+            Linear((6,), 3),
+            nn.CrossEntropyLoss(label_smoothing=0.1),
+            L1(),
+            r"cross-entropy, not with label_smoothing=0\.1\.",
+        ),
+        (SparseMLP((6,), 3), nn.CrossEntropyLoss(ignore_index=0), L1(), r"not with ignore_index=0\."),
+        (
+            Linear((6,), 1),
+            nn.BCEWithLogitsLoss(pos_weight=torch.ones(1)),
+            L1(),
+            r"not with pos_weight=tensor\(\[1\.\]\)",
+        ),
+        (Linear((6,), 1), nn.BCEWithLogitsLoss(reduction="none"), L1(), r"not with reduction='none'"),
         (Linear((6,), 1), L2Loss(), ElasticNet(0.0), r"no threshold is known for ElasticNet\(l1_ratio=0\.0\)"),
-        (Linear((6,), 2), L2Loss(), GroupL1("columns"), "no threshold is known for GroupL1"),
-        (SparseMLP((6,), 1, hidden=(3, 3)), L2Loss(), GroupL1("columns"), "no threshold is known for GroupL1"),
         (SparseMLP((6,), 1), L2Loss(), GroupL1("rows"), "no threshold is known for GroupL1"),
         (DROPOUT, L2Loss(), L1(), r"between its layers the network has .*Dropout.*needs the same activation"),
         (MIXED, L2Loss(), L1(), "needs the same activation between every two layers"),

@@ -1,5 +1,6 @@
 """The universal threshold against loops, known distributions and autograd: the largest gradient at the null model."""
 
+import itertools
 import math
 
 import pytest
@@ -8,7 +9,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from framework import happy_lambda as module
-from framework.happy_lambda import HappyLambdaClassifier, HappyLambdaLinear, HappyLambdaMLP
+from framework.happy_lambda import (
+    HappyLambda,
+    HappyLambdaBinary,
+    HappyLambdaClassifier,
+    HappyLambdaLinear,
+    HappyLambdaMLP,
+)
 from framework.layers import NormalizedLinear, Sigma, sigma
 from framework.losses import L2Loss
 from framework.optim import square_root_lasso
@@ -142,11 +149,30 @@ def test_the_network_factor_is_depth_and_hidden_widths(activation: nn.Module, sl
         assert threshold == pytest.approx(linear * factor, rel=1e-5)
 
 
-def null_gradient(X: Tensor, y: Tensor, weights: list[Tensor], activation: nn.Module, bias: float) -> Tensor:
-    """Computes dL/dW_1 at W_1 = 0 of a network whose last bias fits the null model."""
-    layers: list[nn.Module] = [nn.Linear(X.shape[1], weights[0].shape[1], dtype=X.dtype)]
+def null_gradient(
+    X: Tensor,
+    y: Tensor,
+    weights: list[Tensor],
+    activation: nn.Module,
+    bias: float | None,
+    loss: nn.Module | None = None,
+    null: Tensor | float = 0.0,
+) -> Tensor:
+    """Computes dL/dW_1 at W_1 = 0 of a network.
+
+    Args:
+        X: The inputs.
+        y: The targets.
+        weights: Of the layers after the first.
+        activation: Between the layers.
+        bias: Of the layers before the last, where the activation is steepest; None for a network without any bias.
+        loss: By default the unsquared norm.
+        null: The outputs of the null model: its last bias fits them.
+    """
+    has_bias = bias is not None
+    layers: list[nn.Module] = [nn.Linear(X.shape[1], weights[0].shape[1], bias=has_bias, dtype=X.dtype)]
     for weight in weights:
-        layer = NormalizedLinear(weight.shape[1], weight.shape[0], dtype=X.dtype)
+        layer = NormalizedLinear(weight.shape[1], weight.shape[0], bias=has_bias, dtype=X.dtype)
         layer.weight.data = weight.clone()
         layers += [activation, layer]
     first, last = layers[0], layers[-1]
@@ -154,12 +180,12 @@ def null_gradient(X: Tensor, y: Tensor, weights: list[Tensor], activation: nn.Mo
     assert isinstance(last, nn.Linear)
     first.weight.data.zero_()
     for layer_ in layers[:-1]:
-        if isinstance(layer_, nn.Linear):
-            # Every pre-activation where the activation is steepest.
+        if has_bias and isinstance(layer_, nn.Linear):
             layer_.bias.data.fill_(bias)
     network = nn.Sequential(*layers)
-    last.bias.data += (y - network(X)).mean(0).detach()
-    L2Loss()(network(X), y).backward()
+    if has_bias:
+        last.bias.data += (null - network(X)).mean(0).detach()
+    (loss or L2Loss())(network(X), y).backward()
     assert first.weight.grad is not None
     return first.weight.grad
 
@@ -177,7 +203,7 @@ def test_the_factor_is_the_largest_gradient_over_networks_with_unit_rows(
     # It is attained: W_2 reads only one first-layer neuron, every later row is uniform.
     aligned = [torch.ones(shape, dtype=torch.float64) for shape in shapes]
     aligned[0][:, 1:] = 0
-    gradient = null_gradient(X, y, aligned, activation, bias=0.3)
+    gradient = null_gradient(X, y, aligned, activation, bias=0.3, null=y)
     torch.testing.assert_close(gradient.abs().max(), bound, rtol=1e-10, atol=0)
     # The columns' norm has the same maximum: one threshold for L1 and the column group lasso, no sqrt(group size).
     zero = torch.zeros_like(gradient)
@@ -187,7 +213,7 @@ def test_the_factor_is_the_largest_gradient_over_networks_with_unit_rows(
     # It is never exceeded, by an entry or by a column's norm.
     for _ in range(50):
         random = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
-        gradient = null_gradient(X, y, random, activation, bias=0.3)
+        gradient = null_gradient(X, y, random, activation, bias=0.3, null=y)
         assert gradient.norm(dim=0).max() <= bound * (1 + 1e-10)
 
 
@@ -198,7 +224,7 @@ def test_several_responses_add_up_when_their_rows_align() -> None:
     feature = correlations.abs().sum(1).argmax()
     W_2 = torch.zeros(3, 6, dtype=torch.float64)
     W_2[:, 0] = correlations[feature].sign()
-    gradient = null_gradient(X, Y, [W_2], Sigma(), bias=0.0)
+    gradient = null_gradient(X, Y, [W_2], Sigma(), bias=0.0, null=Y)
     torch.testing.assert_close(gradient.abs().max(), correlations.abs().sum(1).max())
 
     draws = torch.randn(3000, 40, 3, dtype=torch.float64)
@@ -224,6 +250,47 @@ def test_at_the_threshold_the_null_classifier_is_stationary_for_95_responses_in_
     assert 0.93 < stationary / 1000 < 0.97
 
 
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("widths", [[], [6], [6, 5, 4]])
+@pytest.mark.parametrize("softmax", [True, False])
+def test_for_classes_it_is_the_largest_gradient_over_networks_with_unit_rows(
+    softmax: bool, widths: list[int], intercept: bool
+) -> None:
+    X, labels, K = design(40, 12) + 1, torch.arange(40) % 7 % 3, 3
+    Y = nn.functional.one_hot(labels, K).double()
+    threshold: HappyLambda
+    options = {"intercept": intercept, "neuron_count": [*widths, K]}
+    if softmax:
+        loss: nn.Module = nn.CrossEntropyLoss()
+        threshold, y, null = HappyLambdaClassifier(X, labels, 1, **options), labels, Y.mean(0).log()  # type: ignore
+    else:
+        loss = nn.BCEWithLogitsLoss()
+        threshold, y, null = HappyLambdaBinary(X, Y, 1, **options), Y, Y.mean(0).logit()  # type: ignore
+    R = Y - (Y.mean(0) if intercept else 1 / K if softmax else 0.5)
+    C = X.T @ R
+    bound = threshold._factor() * threshold._dual_norm(C.T[None])
+    bias = 0.3 if intercept else None
+    if not widths:
+        W = torch.zeros(K, 12, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(loss(X @ W.T + null * intercept, y), W)
+        torch.testing.assert_close(gradient.abs().max(), bound[0], rtol=1e-12, atol=0)
+        threshold.by_feature = True
+        bound = threshold._factor() * threshold._dual_norm(C.T[None])
+        torch.testing.assert_close(gradient.norm(dim=0).max(), bound[0], rtol=1e-12, atol=0)
+        return
+
+    shapes = list(itertools.pairwise([*widths, K]))
+    aligned = [torch.ones(narrow, wide, dtype=torch.float64) for wide, narrow in shapes]
+    aligned[0][:, 1:] = 0
+    aligned[-1] *= C[C.abs().sum(1).argmax()].sign()[:, None]
+    gradient = null_gradient(X, y, aligned, Sigma(), bias, loss, null)
+    torch.testing.assert_close(gradient.abs().max(), bound[0], rtol=1e-12, atol=0)
+    for _ in range(20):
+        random = [torch.randn(narrow, wide, dtype=torch.float64) for wide, narrow in shapes]
+        gradient = null_gradient(X, y, random, Sigma(), bias, loss, null)
+        assert gradient.norm(dim=0).max() <= bound[0] * (1 + 1e-12)
+
+
 def shifted_design(num_samples: int, num_features: int) -> Tensor:
     """Columns with means far from 0, which an intercept would absorb."""
     return design(num_samples, num_features) + 1
@@ -241,30 +308,102 @@ def test_with_no_signal_95_linear_fits_in_100_select_nothing(intercept: bool) ->
     assert 0.93 < (W == 0).all(1).double().mean() < 0.97
 
 
-def fit_softmax(X: Tensor, Y_RNK: Tensor, lam: float, *, intercept: bool) -> Tensor:
-    """Minimize the mean cross-entropy plus lam ||W||_1 for every replicate of labels; its W, shape (R, K, P)."""
+def fit_labels(
+    X: Tensor, Y_RNK: Tensor, lam: float, *, softmax: bool, intercept: bool, by_feature: bool = False
+) -> Tensor:
+    """Minimize a mean cross-entropy plus a penalty for every replicate of labels; its W, shape (R, K, P)."""
     X_1 = torch.cat([X, torch.ones(len(X), 1, dtype=X.dtype)], 1) if intercept else X
-    step = 2 * len(X) / torch.linalg.matrix_norm(X_1, 2).square()
+    # The mean of logistic losses is also over the K outputs; each has half the curvature of a softmax.
+    terms = len(X) * (1 if softmax else 2 * Y_RNK.shape[2])
+    step = 2 * terms / torch.linalg.matrix_norm(X_1, 2).square()
     W = torch.full((len(Y_RNK), Y_RNK.shape[2], X_1.shape[1]), 0.01, dtype=X.dtype)
     W_old = W
     weights = torch.full((X_1.shape[1],), lam, dtype=X.dtype)
     weights[X.shape[1] :] = 0
-    for k in range(400):
+    for k in range(250):
         V = W + k / (k + 3) * (W - W_old)
-        U = V - step * ((V @ X_1.T).softmax(1) - Y_RNK.mT) @ X_1 / len(X)
-        W_old, W = W, U - U.clamp(-step * weights, step * weights)
+        outputs = V @ X_1.T
+        residuals = (outputs.softmax(1) if softmax else outputs.sigmoid()) - Y_RNK.mT
+        U = V - step * residuals @ X_1 / (len(X) * (1 if softmax else Y_RNK.shape[2]))
+        size = torch.linalg.vector_norm(U, dim=1, keepdim=True) if by_feature else U.abs()
+        W_old, W = W, torch.where(size > step * weights, U * (1 - step * weights / size), 0.0)
     return W[:, :, : X.shape[1]]
 
 
-@pytest.mark.parametrize("intercept", [True, False])
-def test_with_no_signal_95_softmax_fits_in_100_select_nothing(intercept: bool) -> None:
-    X = shifted_design(50, 20)
-    frequencies = torch.tensor([0.5, 0.3, 0.2]) if intercept else torch.ones(3) / 3
+def null_labels(softmax: bool, intercept: bool, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return targets of a null model's frequencies, and labels drawn from it, shape (*shape, 3)."""
+    frequencies = torch.tensor([0.5, 0.3, 0.2]) if intercept else torch.full((3,), 1 / 3 if softmax else 1 / 2)
     targets = torch.arange(3).repeat_interleave(torch.tensor([25, 15, 10]))
-    threshold = HappyLambdaClassifier(X, targets, 4000, intercept=intercept).run()
-    labels = torch.multinomial(frequencies, 600 * 50, replacement=True).view(600, 50)
-    W = fit_softmax(X, nn.functional.one_hot(labels, 3).double(), threshold, intercept=intercept)
-    assert 0.93 < (W == 0).all(2).all(1).double().mean() < 0.97
+    if softmax:
+        labels = torch.multinomial(frequencies, math.prod(shape), replacement=True).view(shape)
+        return targets, nn.functional.one_hot(labels, 3).double()
+    return nn.functional.one_hot(targets, 3), torch.bernoulli(frequencies.expand(*shape, 3)).double()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_feature", [False, True], ids=["l1", "groups"])
+@pytest.mark.parametrize("intercept", [True, False], ids=["intercept", "none"])
+@pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "logistic"])
+def test_with_no_signal_95_classifiers_in_100_select_nothing(softmax: bool, intercept: bool, by_feature: bool) -> None:
+    X = shifted_design(50, 20)
+    targets, Y_RNK = null_labels(softmax, intercept, (1000, 50))
+    threshold = (HappyLambdaClassifier if softmax else HappyLambdaBinary)(
+        X, targets, 4000, intercept=intercept, by_feature=by_feature
+    ).run()
+    W = fit_labels(X, Y_RNK, threshold, softmax=softmax, intercept=intercept, by_feature=by_feature)
+    assert 0.93 < (W == 0).flatten(1).all(1).double().mean() < 0.97
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_with_no_signal_95_fits_of_several_responses_in_100_select_no_group(intercept: bool) -> None:
+    """The objective is convex: a fit selects nothing if and only if zero is stationary."""
+    X, Y = shifted_design(40, 30), torch.randn(1000, 40, 3, dtype=torch.float64)
+    threshold = HappyLambdaLinear(X, 4000, num_responses=3, intercept=intercept, by_feature=True).run()
+    if intercept:
+        Y = Y + 5
+        Y = Y - Y.mean(1, keepdim=True)
+    gaps = [
+        GroupL1("columns").subgradient_gap(torch.zeros_like(gradient), gradient, threshold)
+        for gradient in -(Y.mT @ X) / Y.flatten(1).norm(dim=1)[:, None, None]
+    ]
+    assert 0.93 < (torch.stack(gaps) == 0).double().mean() < 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("intercept", [True, False], ids=["intercept", "none"])
+@pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "logistic"])
+def test_with_no_signal_95_networks_in_100_select_nothing(softmax: bool, intercept: bool) -> None:
+    """200 networks are trained at once, by proximal gradient steps from small weights and an aligned last layer."""
+    X = shifted_design(50, 20)
+    targets, Y_RNK = null_labels(softmax, intercept, (200, 50))
+    threshold = (HappyLambdaClassifier if softmax else HappyLambdaBinary)(
+        X, targets, 4000, intercept=intercept, neuron_count=[4, 3]
+    ).run()
+    null = Y_RNK.mean(1, keepdim=True) if intercept else 1 / 3 if softmax else 1 / 2
+    C_RPK = X.T @ (Y_RNK - null)
+    best = C_RPK.abs().sum(2).argmax(1)
+    W = 1e-3 * torch.randn(200, 4, 20, dtype=torch.float64)
+    V = C_RPK[torch.arange(200), best].sign()[:, :, None] * torch.tensor([1.0, 0.1, 0.1, 0.1], dtype=torch.float64)
+    b, c = torch.zeros(200, 1, 4, dtype=torch.float64), torch.zeros(200, 1, 3, dtype=torch.float64)
+    if intercept:
+        c += null.clamp(0.01, 0.99).log() if softmax else null.clamp(0.01, 0.99).logit()
+    parameters = [W, V, b, c] if intercept else [W, V]
+    step = 0.5 * len(X) / torch.linalg.matrix_norm(X, 2).square()
+    for _ in range(400):
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        outputs = sigma(X @ W.mT + b) @ (V / V.norm(dim=2, keepdim=True)).mT + c
+        if softmax:
+            loss = -(outputs.log_softmax(2) * Y_RNK).sum(2).mean(1).sum()
+        else:
+            loss = nn.functional.binary_cross_entropy_with_logits(outputs, Y_RNK, reduction="none").mean((1, 2)).sum()
+        gradients = torch.autograd.grad(loss, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.detach_().sub_(step * gradient)
+        W = L1().prox(W, step, threshold)
+        parameters[0] = W
+    share = (W == 0).flatten(1).all(1).double().mean()
+    assert 0.91 < share < 0.99
 
 
 def test_without_biases_the_null_network_is_stationary_for_95_responses_in_100() -> None:

@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from framework.penalties import L1, ElasticNet, GroupL1, Harder, Penalty
+from framework.penalties import L1, MCP, SCAD, ElasticNet, GroupL1, Harder, Penalty, Weighted
 
 NUS = [0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0]
-SEPARABLE = [L1(), ElasticNet(0.5), ElasticNet(0.0), *(Harder(nu) for nu in (0.1, 0.5, 0.9, 1.0))]
-ALL = [*SEPARABLE, GroupL1("columns"), GroupL1("rows")]
+SEPARABLE = [
+    *(L1(), ElasticNet(0.5), ElasticNet(0.0), SCAD(), SCAD(2.1), MCP(), MCP(0.5)),
+    *(Harder(nu) for nu in (0.1, 0.5, 0.9, 1.0)),
+]
+ALL = [*SEPARABLE, GroupL1("columns"), GroupL1("rows"), GroupL1([[1, 2]]), GroupL1([[2, 1], [0]], sqrt_size=True)]
 
 
 def randn(*shape: int, scale: float = 1.0) -> Tensor:
@@ -53,6 +56,40 @@ def test_harder_prox_satisfies_its_equation_above_the_jump_and_is_zero_below(nu:
     # At the threshold, keeping and dropping cost the same.
     u_first, x_first = u[kept][0], x[kept][0]
     assert objective(penalty, x_first, u_first, t, 1.0) <= u_first**2 / (2 * t) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("penalty", [SCAD(), SCAD(2.1), SCAD(10.0), MCP(), MCP(0.5), MCP(30.0)], ids=repr)
+@pytest.mark.parametrize("step", [0.3, 1.05, 2.9, 5.0, 40.0])
+def test_the_prox_is_the_global_minimum_also_for_steps_for_which_its_problem_is_not_convex(penalty, step) -> None:
+    lam = 0.8
+    u = lam * torch.cat([torch.linspace(0, 12, 300), torch.logspace(1.1, 3, 50)]).double()
+    grid = u[:, None] * torch.linspace(-0.1, 1.1, 2401, dtype=torch.float64)
+    of_each = torch.func.vmap(lambda w: penalty.value(w, lam))
+    cost = (grid - u[:, None]).square() / (2 * step) + of_each(grid.flatten()).view(grid.shape)
+    x = penalty.prox(u, step, lam)
+    of_x = (x - u).square() / (2 * step) + of_each(x)
+    assert (of_x <= cost.amin(1) * (1 + 1e-13) + 1e-13).all()
+    assert (x.diff() >= 0).all()
+    assert torch.equal(x[-1], u[-1])  # what is large does not shrink
+    steps, lams = torch.full_like(u, step), torch.full_like(u, lam)
+    assert all(torch.equal(penalty.prox(-u, *weights), -x + 0.0) for weights in ((steps, lam), (step, lams)))
+
+
+def test_scad_and_mcp_are_the_published_ones() -> None:
+    lam, w = 0.5, torch.tensor([0.2, 0.5, 1.0, 1.85, 9.0], dtype=torch.float64, requires_grad=True)
+    # Fan & Li 2001, eq. 2.7, and its integral; Zhang 2010, eq. 2.1 and 2.2; both at lam = 0.5, a = 3.7, gamma = 3.
+    scad_slope, mcp_slope = [0.5, 0.5, 0.85 / 2.7, 0.0, 0.0], [0.5 - 0.2 / 3, 1 / 3, 0.5 - 1 / 3, 0.0, 0.0]
+    scad = [0.1, 0.25, (2 * 3.7 * 0.5 * 1.0 - 1.0 - 0.25) / 5.4, 0.25 * 4.7 / 2, 0.25 * 4.7 / 2]
+    mcp = [0.1 - 0.04 / 6, 0.25 - 0.25 / 6, 0.5 - 1 / 6, 0.375, 0.375]
+    for penalty, values, slopes in ((SCAD(), scad, scad_slope), (MCP(), mcp, mcp_slope)):
+        assert [penalty.value(entry, lam).item() for entry in w] == pytest.approx(values)
+        (gradient,) = torch.autograd.grad(penalty.value(w, lam), w)
+        assert gradient.tolist() == pytest.approx(slopes, abs=1e-15)
+        assert penalty.subgradient_gap(w.detach(), -gradient, lam) < 1e-15
+    u = torch.tensor([0.4, 0.8, 1.2, 3.0], dtype=torch.float64)
+    # Their thresholds for a step of 1: Fan & Li, eq. 2.8; the firm one, (|u| - lam) / (1 - 1 / gamma).
+    assert SCAD().prox(u, 1.0, lam).tolist() == pytest.approx([0, 0.3, (2.7 * 1.2 - 3.7 * 0.5) / 1.7, 3.0])
+    assert MCP().prox(u, 1.0, lam).tolist() == pytest.approx([0, 0.45, 1.05, 3.0])
 
 
 def test_harder_with_nu_one_is_half_the_lasso() -> None:
@@ -236,6 +273,68 @@ def test_group_prox_in_a_metric_works_in_float32() -> None:
     torch.testing.assert_close(x32.double(), x64, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("sqrt_size", [False, True])
+def test_listed_groups_are_those_of_the_matrices_that_they_form(sqrt_size: bool) -> None:
+    """The inputs (4, 1) and (0, 5, 2), and 3 alone, against groups by columns of what each flattens to."""
+    W, step, mask = randn(3, 6), randn(3, 6).exp(), (torch.rand(3, 6) < 0.7).double()
+    listed, lam = GroupL1([[4, 1], [0, 5, 2]], sqrt_size), 0.9
+    for steps, weight in ((0.7, lam), (step, lam), (0.7, lam * mask), (step, lam * mask)):
+        x, value, gap = listed.prox(W, steps, weight), 0.0, 0.0
+        for group in ([4, 1], [0, 5, 2], [3]):
+            factor = len(group) ** 0.5 if sqrt_size else 1.0
+            part = [v[:, group].reshape(-1, 1) if isinstance(v, Tensor) else v for v in (W, steps, weight, x)]
+            expected = GroupL1("columns").prox(part[0], part[1], factor * part[2])
+            torch.testing.assert_close(part[3], expected, rtol=1e-12, atol=1e-14)
+            value += GroupL1("columns").value(part[0], factor * part[2])
+            moved = (expected - part[0]) / part[1] + 0.1
+            gap = max(gap, GroupL1("columns").subgradient_gap(expected, moved, factor * part[2]).item())
+        torch.testing.assert_close(listed.value(W, weight), value)
+        assert listed.subgradient_gap(x, (x - W) / steps + 0.1, weight).item() == pytest.approx(gap)
+
+
+def test_listed_groups_of_a_vector_and_of_a_convolution() -> None:
+    w, kernel = randn(5), randn(4, 3, 2, 2)
+    groups = GroupL1([(0, 3)])
+    expected = w[[0, 3]].norm() + w[[1, 2, 4]].abs().sum()
+    torch.testing.assert_close(groups.value(w, 1.0), expected)
+    x = groups.prox(w, 1.0, 0.5)
+    torch.testing.assert_close(x[[0, 3]].norm(), (w[[0, 3]].norm() - 0.5).clamp_min(0))
+    torch.testing.assert_close(x[[1, 2, 4]], L1().prox(w[[1, 2, 4]], 1.0, 0.5))
+    torch.testing.assert_close(
+        GroupL1([[0, 2]]).value(kernel, 2.0), 2 * (kernel[:, [0, 2]].norm() + kernel[:, 1].norm())
+    )
+    torch.testing.assert_close(GroupL1([[0], [1], [2]]).prox(kernel, 1.0, 2.0), GroupL1().prox(kernel, 1.0, 2.0))
+
+
+@pytest.mark.parametrize("groups", ["columns", [[0, 1]], [[0], [1], [2]]])
+def test_group_prox_of_very_large_and_very_small_entries(groups) -> None:
+    W = torch.full((4, 3), 1e30, dtype=torch.float64)
+    assert torch.equal(GroupL1(groups).prox(W, 1.0, 1.0), W)
+    assert (GroupL1(groups).prox(1 / W, 1.0, 1.0) == 0).all()
+    x = GroupL1(groups).prox(1 / W, 1.0, 1e-30)
+    assert ((x > 0) & (x < 1e-30)).all()
+
+
+def test_groups_compare_by_value_however_they_were_given() -> None:
+    assert GroupL1([[0, 1], [4]]) == GroupL1(((0, 1), (4,)))
+    assert hash(Weighted(GroupL1([[0, 1]]), [1, 2])) == hash(Weighted(GroupL1(((0, 1),)), (1.0, 2.0)))
+    assert repr(GroupL1([[0, 1]])) == "GroupL1(groups=((0, 1),), sqrt_size=False)"
+
+
+@pytest.mark.parametrize("penalty", ALL, ids=repr)
+def test_weights_per_feature_are_the_penalty_with_an_elementwise_weight(penalty: Penalty) -> None:
+    W, grad, weights = randn(4, 3), randn(4, 3), [2.0, 0.0, 0.5]
+    weighted, lam = Weighted(penalty, weights), 0.7 * torch.tensor(weights).double().expand(4, 3)
+    assert torch.equal(weighted.value(W, 0.7), penalty.value(W, lam))
+    assert torch.equal(weighted.prox(W, 0.3, 0.7), penalty.prox(W, 0.3, lam))
+    assert torch.equal(weighted.subgradient_gap(W, grad, 0.7), penalty.subgradient_gap(W, grad, lam))
+    mask = (torch.rand(4, 3) < 0.5).double()
+    torch.testing.assert_close(weighted.prox(W, 0.3, 0.7 * mask), penalty.prox(W, 0.3, lam * mask), rtol=1e-13, atol=0)
+    if penalty == L1():
+        assert torch.equal(weighted.prox(W, 0.3, 0.7)[:, 1], W[:, 1])
+        torch.testing.assert_close(Weighted(penalty, weights).prox(W[0], 1.0, 0.7), penalty.prox(W[0], 1.0, lam[0]))
+
+
 def test_group_gap_is_the_distance_to_a_ball_at_a_zero_group() -> None:
     grad = torch.tensor([[3.0, 0.3], [4.0, 0.4]])
     assert GroupL1().subgradient_gap(torch.zeros(2, 2), grad, 1.5).item() == pytest.approx(3.5)
@@ -264,3 +363,21 @@ def test_settings_out_of_range_are_refused_by_name() -> None:
         Harder(0)
     with pytest.raises(ValueError, match="groups='cols' is unknown"):
         GroupL1("cols")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"groups=\[\[0, 1\], \[1\]\] is unknown; pass .* none of them twice"):
+        GroupL1([[0, 1], [1]])
+    for groups in ([], [[]], [0, 1], [[-1]], 3):
+        with pytest.raises(ValueError, match="is unknown; pass"):
+            GroupL1(groups)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sqrt_size=True with groups='rows'"):
+        GroupL1("rows", sqrt_size=True)
+    with pytest.raises(ValueError, match=r"groups=\(\(0, 7\),\) names inputs beyond the 3 of a penalized parameter"):
+        GroupL1([[0, 7]]).value(torch.ones(2, 3), 1.0)
+    with pytest.raises(ValueError, match=r"a=2\.0; it must be finite and above 2"):
+        SCAD(2.0)
+    with pytest.raises(ValueError, match="gamma=0; it must be finite and above 0"):
+        MCP(0)
+    for weights in ([], [0.0, 0.0], [1.0, -1.0], [float("inf")]):
+        with pytest.raises(ValueError, match="pass one finite number >= 0 for each feature"):
+            Weighted(L1(), weights)
+    with pytest.raises(ValueError, match=r"Weighted has 2 weights, but a penalized parameter has shape \(2, 3\)"):
+        Weighted(L1(), [1.0, 2.0]).prox(torch.ones(2, 3), 1.0, 1.0)

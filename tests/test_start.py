@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-IN_USE_ONLY = {"lightning", "torchmetrics", "torchvision", "scipy", "matplotlib", "tensorboard"}
+IN_USE_ONLY = {"lightning", "torchmetrics", "torchvision", "scipy", "sklearn", "matplotlib", "tensorboard"}
 PRINT_NAMES = "\nimport json, sys; print(json.dumps(sorted(sys.modules)))\n"
 TOY = """
 import sys

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from framework.optim.arguments import check_positive
-from framework.penalties import L1, GroupL1, Penalty
+from framework.penalties import L1, GroupL1, Penalty, Weighted
 
 
 class SquareRootLassoFits(NamedTuple):
@@ -67,9 +67,9 @@ def square_root_lasso(
     start = X.new_zeros(len(Y), X.shape[1]) if start is None else start
     _check_data(X, Y, start)
     check_positive(happy_lambda=happy_lambda, tolerance=tolerance, max_iterations=max_iterations)
-    if isinstance(penalty, GroupL1):
+    if isinstance(penalty.penalty if isinstance(penalty, Weighted) else penalty, GroupL1):
         raise ValueError(
-            f"square_root_lasso: {penalty} would group entries of different rows; use L1, ElasticNet or Harder"
+            f"square_root_lasso: {penalty} would group entries of different rows; use one like L1 or Harder"
         )
     L = torch.linalg.matrix_norm(X, 2).square()
     weights, rows = start.clone(), torch.arange(len(Y), device=X.device)

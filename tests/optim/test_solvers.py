@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import Lasso
 
 from framework.optim import FISTA, ISTA, SpaRSA, stationarity_gap
-from framework.penalties import ElasticNet, GroupL1, Harder
+from framework.penalties import L1, MCP, SCAD, ElasticNet, GroupL1, Harder, Weighted
 from tests.modules import plain_closure
 
 SOLVERS = [ISTA, FISTA, SpaRSA]
@@ -104,7 +104,9 @@ def test_each_group_has_its_own_weight(solver, linear):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("penalty", [ElasticNet(0.5), GroupL1("columns")])
+@pytest.mark.parametrize(
+    "penalty", [ElasticNet(0.5), GroupL1("columns"), GroupL1([[0, 1, 2], [5, 6]], sqrt_size=True)], ids=repr
+)
 def test_other_convex_penalties_reach_a_stationary_point(solver, penalty, linear):
     problem = linear()
     W = torch.zeros(3, 60, dtype=torch.float64, requires_grad=True)
@@ -116,6 +118,32 @@ def test_other_convex_penalties_reach_a_stationary_point(solver, penalty, linear
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("penalty", [SCAD(), MCP()], ids=repr)
+def test_scad_and_mcp_agree_with_coordinate_descent(solver, penalty):
+    """As in Breheny & Huang 2011, sec. 2; so many samples make the objective convex, and its minimum unique."""
+    X = torch.randn(100, 10, dtype=torch.float64)
+    X = (X - X.mean(0)) / X.std(0, correction=0)
+    y, lam = X[:, :3] @ torch.tensor([2.0, -1.0, 0.6]).double() + torch.randn(100, dtype=torch.float64), 0.3
+    expected = torch.zeros(10, dtype=torch.float64)
+    for _ in range(200):
+        for j in range(10):
+            z = X[:, j] @ (y - X @ expected) / 100 + expected[j]
+            soft = z.sign() * (z.abs() - lam).clamp_min(0)
+            if isinstance(penalty, MCP):
+                expected[j] = soft / (1 - 1 / 3) if z.abs() <= 3 * lam else z
+            else:
+                middle = z.sign() * (z.abs() - 3.7 * lam / 2.7).clamp_min(0) / (1 - 1 / 2.7)
+                expected[j] = soft if z.abs() <= 2 * lam else middle if z.abs() <= 3.7 * lam else z
+    w = torch.zeros(10, dtype=torch.float64, requires_grad=True)
+    optimizer = solver([w], lam, penalty)
+    minimize(optimizer, plain_closure(optimizer, lambda: (y - X @ w).square().mean() / 2), gap=1e-9)
+    torch.testing.assert_close(w.detach(), expected, atol=1e-7, rtol=0)
+    assert torch.equal(w == 0, expected == 0)
+    assert 3 * lam < w.abs().max()  # some do not shrink
+    assert 3 <= (w != 0).sum() < 10
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_the_harder_penalty_reaches_a_stationary_point_below_the_start(solver, linear):
     problem = linear()
     problem.b.requires_grad_(False)
@@ -124,6 +152,16 @@ def test_the_harder_penalty_reaches_a_stationary_point_below_the_start(solver, l
     minimize(optimizer, problem, gap=1e-7)
     assert optimizer.step(problem) < start
     assert 0 < (problem.w != 0).sum() < 40
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_weights_per_feature_are_the_lasso_on_scaled_features(solver, linear):
+    problem = linear()
+    problem.b.requires_grad_(False)
+    lam, weights = 0.05 * problem.lambda_max, torch.linspace(0.5, 2, 60, dtype=torch.float64)
+    minimize(solver([problem.w], lam, Weighted(L1(), weights.tolist())), problem)
+    expected = sklearn_lasso(problem.X / weights, problem.y, lam, intercept=False).coef_ / weights.numpy()
+    np.testing.assert_allclose(problem.w.detach().numpy(), expected, atol=1e-6)
 
 
 def test_unpenalized_ista_is_gradient_descent(linear):

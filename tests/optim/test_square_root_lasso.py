@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from framework.optim import SpaRSA, square_root_lasso, stationarity_gap
-from framework.penalties import L1, ElasticNet, GroupL1, Harder, Penalty
+from framework.penalties import L1, ElasticNet, GroupL1, Harder, Penalty, Weighted
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -108,6 +108,7 @@ def test_the_result_has_the_type_of_the_data(dtype: torch.dtype) -> None:
         ({"tolerance": 0.0}, "tolerance=0.0 must be positive"),
         ({"max_iterations": 0}, "max_iterations=0 must be positive"),
         ({"penalty": GroupL1()}, "GroupL1.* would group entries of different rows"),
+        ({"penalty": Weighted(GroupL1(), [1.0] * 60)}, "GroupL1.* would group entries of different rows"),
     ],
 )
 def test_invalid_problems_are_refused(change: dict[str, object], message: str) -> None:

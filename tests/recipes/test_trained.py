@@ -180,7 +180,7 @@ def test_an_exported_network_gives_the_same_outputs_for_any_number_of_samples(
     ("run", "arguments", "message"),
     [
         (run_predict, ["nowhere.csv"], "nowhere.csv: there is no such file"),
-        (run_predict, ["words.csv"], "words.csv is no table of numbers"),
+        (run_predict, ["words.csv"], "words.csv: the columns 1 have entries that are missing or no numbers"),
         (run_predict, ["wide.csv"], r"wide.csv has samples of shape (2,); the model takes (1,)"),
         (run_predict, ["inputs.xls"], "inputs.xls: pass a .csv, a .pt"),
         (run_predict, ["inputs.csv", "-o", "out.xls"], "--output out.xls: pass a .csv"),
@@ -243,12 +243,12 @@ def test_images_are_read_from_a_folder(tmp_path: Path) -> None:
     [
         ("\ufeff1,2\n\n3,4\n", [[1, 2], [3, 4]]),  # as Excel saves it
         ("\ufeffa,b\n1,2\n", [[1, 2]]),
-        ("1,\n3,4\n", "could not convert string to float: ''"),  # an entry is missing: that is no line of names
-        ("1;2\n3;4\n", "is no table of numbers"),
+        ("1,\n3,4\n", "the columns 2 have entries that are missing"),  # so that is no line of names
+        ("1;2,5\n3;4\n", [[1, 2.5], [3, 4]]),
         ("a,b\n", "holds no samples"),
     ],
 )
-def test_no_line_of_a_table_is_dropped(text: str, expected: list[list[int]] | str, tmp_path: Path) -> None:
+def test_no_line_of_a_table_is_dropped(text: str, expected: list[list[float]] | str, tmp_path: Path) -> None:
     (path := tmp_path / "table.csv").write_text(text, encoding="utf-8")
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=expected):
