@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from framework.recipes.compare import AfterSweep
 from framework.recipes.mistakes import explain, innermost
 from framework.recipes.overrides import refuse_without_effect
-from framework.recipes.resume import expand
+from framework.recipes.resume import ONE_RUN, expand
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 TRACEBACKS = "HYDRA_FULL_ERROR"
@@ -42,7 +42,7 @@ def run_job(config: DictConfig) -> float | None:
     """Do the task of one composed configuration; return the metric for a sweeper to optimize."""
     settings = HydraConfig.get()
     # Processes that a trainer starts are to do this job, not a whole sweep.
-    arguments, sys.argv = sys.argv, [sys.argv[0], *settings.overrides.task]
+    arguments, sys.argv = sys.argv, [sys.argv[0], *settings.overrides.task, ONE_RUN]
     with read_write(settings):  # type: ignore[arg-type]
         settings.run.dir = settings.runtime.output_dir  # asked for once more, it would be another unused folder
     try:
