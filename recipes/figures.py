@@ -156,7 +156,11 @@ def against_setting(points: Mapping[str, Sequence[tuple[str, float, float]]], se
         axis.plot([], [], style, color="black", label=metric)
     for label in filter(None, colors):
         axis.plot([], [], color=colors[label], lw=1.8, label=label)
-    _scale(axis, "x", [x for of_metric in points.values() for _, x, _ in of_metric])
+    values = sorted({x for of_metric in points.values() for _, x, _ in of_metric})
+    _scale(axis, "x", values)
+    if len(values) <= 12:
+        axis.set_xticks(values, [f"{x:g}" for x in values])
+        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     _scale(axis, "y", [y for of_metric in points.values() for _, _, y in of_metric])
     axis.set(xlabel=setting, ylabel="at the end of the run")
     axis.grid(alpha=0.25)
