@@ -301,8 +301,8 @@ def figure(runs: Sequence[Run], metric: str) -> Figure | None:
     is_penalized = any("train/penalty" in run.history for run in runs)
     logged = ("train/objective", "train/loss_epoch") if is_penalized else ("train/loss_epoch", "train/objective")
     counts = {run.folder: _evaluations(run) for run in runs}
-    if all(count is None or count[0] == count[1] for count in counts.values()):
-        counts = {}  # one in every step
+    if all(0 <= n - step <= 1 for count in counts.values() if count for step, n in zip(*count, strict=True)):
+        counts = {}  # one in every step, of which the last is counted before it ends
     panels: dict[tuple[str, str], list[Curve]] = defaultdict(list)
     for run, label in zip(runs, _labels(runs), strict=True):
         objective = next((tag for tag in ("iteration/objective", *logged, "train/loss") if tag in run.history), None)
