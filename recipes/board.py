@@ -7,12 +7,13 @@ import json
 import sys
 import time
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from omegaconf import OmegaConf
 
+from framework.recipes.compare import run_folders
 from framework.recipes.overrides import run_name
 from framework.recipes.resume import OVERRIDES
 
@@ -65,12 +66,9 @@ def link(folders: Iterable[Path], shelf: Path) -> None:
                 name.symlink_to(logs, target_is_directory=True)
 
 
-def runs(folders: Iterable[Path]) -> Iterator[Path]:
-    """Yield the folders of runs that have logged to TensorBoard."""
-    for folder in folders:
-        for logs in sorted({*folder.rglob("tensorboard"), folder / "tensorboard"}):
-            if logs.is_dir() and (logs.parent / "config.yaml").exists():
-                yield logs.parent
+def runs(folders: Iterable[Path]) -> list[Path]:
+    """Return the folders of runs that have logged to TensorBoard."""
+    return [folder for folder in run_folders(folders) if (folder / "tensorboard").is_dir()]
 
 
 if __name__ == "__main__":

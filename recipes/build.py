@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from framework import Callback, Module, Trainer, seed_everything
 from framework.auto_lambda import auto_happy_lambda
-from framework.callbacks import Histograms
+from framework.callbacks import Histograms, Timer
 from framework.losses import L2Loss
 from framework.objective.replay import rng_state, set_rng_state
 from framework.recipes.data import Data
@@ -56,6 +56,7 @@ def build(config: DictConfig, folder: Path) -> tuple[Trainer, Any, Data]:
             *(instantiate(callback) for callback in config.callbacks.values() if callback),
             *([Histograms(every)] if (every := config.logger.get("histograms")) else []),
             *data.callbacks,
+            Timer(),  # over all fits of a run that is continued
         ],
         default_root_dir=folder,
     )

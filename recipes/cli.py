@@ -16,7 +16,7 @@ from framework.recipes.compare import AfterSweep
 from framework.recipes.mistakes import explain, innermost
 from framework.recipes.overrides import refuse_without_effect
 from framework.recipes.own_modules import look_in_current_folder
-from framework.recipes.resume import expand
+from framework.recipes.resume import ONE_RUN, expand
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 TRACEBACKS = "HYDRA_FULL_ERROR"
@@ -43,7 +43,7 @@ def run_job(config: DictConfig) -> float | None:
     """Do the task of one composed configuration; return the metric for a sweeper to optimize."""
     settings = HydraConfig.get()
     # Processes that a trainer starts are to do this job, not a whole sweep.
-    arguments, sys.argv = sys.argv, [sys.argv[0], *settings.overrides.task]
+    arguments, sys.argv = sys.argv, [sys.argv[0], *settings.overrides.task, ONE_RUN]
     with read_write(settings):  # type: ignore[arg-type]
         settings.run.dir = settings.runtime.output_dir  # asked for once more, it would be another unused folder
     try:

@@ -7,8 +7,10 @@ import csv
 import itertools
 import json
 import os
+import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,10 +36,15 @@ ASIDE = (
     "trainer.enable_model_summary",
     "rebuild",
 )
+# Runs that differ in these alone are repetitions of one.
+SEEDS = ("seed", "data.seed")
+# Of the losses: the others that a table shows beside the metric.
+OTHERS = ("val/loss", "val/accuracy", "train/objective", "train/loss_epoch")
 ERROR = "error.txt"
 RUNNING = "no summary: still running, or killed"
 
 History = Mapping[str, tuple[list[float], list[float]]]
+Curve = tuple[str, Sequence[float], Sequence[float]]
 
 
 @dataclass
@@ -50,6 +57,7 @@ class Run:
         overrides: The keys that its command line set; None where that is not known.
         summary: What it wrote at its end; empty if it did not.
         history: Steps and values of each metric.
+        direction: "min" or "max", if a sweeper optimized a metric; None otherwise.
         error: Why it failed; None if it did not.
     """
 
@@ -58,6 +66,7 @@ class Run:
     overrides: set[str] | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     history: History = field(default_factory=dict)
+    direction: str | None = None
     error: str | None = None
 
     @property
@@ -76,7 +85,17 @@ class Run:
         reason = None if found else (error.read_text().strip() if error.exists() else RUNNING)
         given = folder / OVERRIDES
         keys = {split(str(override))[0] for override in OmegaConf.load(given)} if given.exists() else None
-        return cls(folder, settings, keys, found, read_history(folder / "metrics.csv"), reason)
+        direction = _direction(folder) if settings.get("optimized_metric") is not None else None
+        return cls(folder, settings, keys, found, read_history(folder / "metrics.csv"), direction, reason)
+
+
+def _direction(folder: Path) -> str | None:
+    """Return which way a sweeper that optimizes took for better, as the run folder has recorded it."""
+    recorded = folder / ".hydra" / "hydra.yaml"
+    if not recorded.exists():
+        return None
+    direction = OmegaConf.select(OmegaConf.load(recorded), "hydra.sweeper.direction")
+    return {"minimize": "min", "maximize": "max"}.get(str(direction))
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
@@ -87,20 +106,25 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     Raises:
         ValueError: If a folder holds no run.
     """
+    for folder in folders:
+        if not run_folders([folder]):
+            raise ValueError(f"{folder} is no run folder and holds none: pass folders that proxtrain printed")
+    return [Run.read(folder) for folder in run_folders(folders)]
+
+
+def run_folders(folders: Iterable[Path]) -> list[Path]:
+    """Return the run folders among some folders and in them, each once; job 2 of a sweep before job 10."""
     found: dict[Path, Path] = {}
     for folder in folders:
         inside = [folder] if (folder / "config.yaml").is_file() else sorted(
             (path.parent for path in folder.glob("**/config.yaml") if path.parent.name != ".hydra"), key=_natural
         )  # fmt: skip
-        if not inside:
-            raise ValueError(f"{folder} is no run folder and holds none: pass folders that proxtrain printed")
         for path in inside:
             found.setdefault(path.resolve(), path)
-    return [Run.read(path) for path in found.values()]
+    return list(found.values())
 
 
 def _natural(path: Path) -> list[Any]:
-    """Sort 2 before 10."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.parts]
 
 
@@ -147,7 +171,7 @@ def choose_metric(runs: Sequence[Run], name: str | None = None, mode: str | None
     """Return by what runs are compared, and whether "min" or "max" is best.
 
     Default: what a sweeper optimized or else the runs' checkpoint callback looked at, else the first of `METRICS` that
-    they have. What is best of a metric is, where it is the checkpoint callback's, as there.
+    they have. What is best of a metric is, where it is the sweeper's or the checkpoint callback's, as there.
 
     Raises:
         ValueError: If no run has the metric.
@@ -160,6 +184,7 @@ def choose_metric(runs: Sequence[Run], name: str | None = None, mode: str | None
         run.settings.get(f"{checkpoint}.monitor"): run.settings.get(f"{checkpoint}.mode", "min")
         for run in reversed(runs)
     }
+    modes |= {run.settings["optimized_metric"]: run.direction for run in runs if run.direction is not None}
     optimized = (run.settings.get("optimized_metric") for run in runs)
     name = name or next((metric for metric in (*optimized, *reversed(modes)) if metric in known), None)
     if name is not None:
@@ -174,11 +199,7 @@ def choose_metric(runs: Sequence[Run], name: str | None = None, mode: str | None
 def table(runs: Sequence[Run], metric: str, mode: str) -> list[dict[str, Any]]:
     """Return a row for each run: its folder, what differs, final metrics and costs; the best first, failed last."""
     differing = differences(runs)
-    others = [
-        name
-        for name in sorted({name for run in runs for name in run.metrics})
-        if name != metric and name in ("val/loss", "val/accuracy", "train/objective", "train/loss_epoch")
-    ]
+    others = [name for name in sorted({name for run in runs for name in run.metrics} & {*OTHERS}) if name != metric]
     rows = []
     for index, run in enumerate(runs):
         rows.append(
@@ -193,13 +214,60 @@ def table(runs: Sequence[Run], metric: str, mode: str) -> list[dict[str, Any]]:
                 "failed": run.error,
             }
         )
-    sign = -1 if mode == "max" else 1
+    rows.sort(key=lambda row: (row["failed"] is not None, *_rank(row[metric], mode)))
+    return _without_empty_columns(rows, metric)
 
-    def rank(row: Mapping[str, Any]) -> tuple[bool, bool, float]:
-        value = row[metric]
-        return row["failed"] is not None, value is None or value != value, sign * value if value is not None else 0.0
 
-    rows.sort(key=rank)
+def over_seeds(runs: Sequence[Run], metric: str, mode: str) -> list[dict[str, Any]]:
+    """Return a row for all runs that differ in their seeds alone, the best first; no row where there are no such runs.
+
+    It has the means of the runs that ended, how many these are, and of the metric the standard deviation (of n - 1).
+    """
+    settings = _settings(runs)
+    if settings.keys() == differences(runs).keys():
+        return []
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in table(runs, metric, mode):
+        groups[tuple(str(row[key]) for key in settings)].append(row)
+    rows = []
+    for group in groups.values():
+        ended = [row for row in group if not row.get("failed")]
+        rows.append(
+            {
+                **{key: group[0][key] for key in settings},
+                "runs": len(ended),
+                "failed runs": len(group) - len(ended) or None,
+                metric: _mean(ended, metric),
+                "std": _mean(ended, metric, statistics.stdev) if len(ended) > 1 else None,
+                **{name: _mean(ended, name) for name in (*OTHERS, "seconds", "evaluations", "steps") if name != metric},
+            }
+        )
+    rows.sort(key=lambda row: _rank(row[metric], mode))
+    return _without_empty_columns(rows, metric)
+
+
+def _settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Return the settings that differ; those that are no seeds, where some runs differ in their seeds alone."""
+    differing = differences(runs)
+    settings = {key: values for key, values in differing.items() if key not in SEEDS}
+    kinds = {tuple(str(values[index]) for values in settings.values()) for index in range(len(runs))}
+    return settings if len(kinds) < len(runs) else differing
+
+
+def _mean(
+    rows: Sequence[Mapping[str, Any]], name: str, of: Callable[[list[float]], float] = statistics.fmean
+) -> float | None:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return of(values) if values else None
+
+
+def _rank(value: float | None, mode: str) -> tuple[bool, float]:
+    """Sort the best value first, and behind all values what is none."""
+    is_none = value is None or value != value
+    return is_none, 0.0 if value is None or is_none else -value if mode == "max" else value
+
+
+def _without_empty_columns(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
     empty = {key for key in rows[0] if key != metric and all(row[key] is None for row in rows)} if rows else set()
     return [{key: value for key, value in row.items() if key not in empty} for row in rows]
 
@@ -224,29 +292,60 @@ def _cell(value: Any) -> str:
 
 
 def figure(runs: Sequence[Run], metric: str) -> Figure | None:
-    """Draw the training objective and the metric against steps, evaluations and, where TensorBoard knows, seconds."""
+    """Draw the training loss and the metric against steps, evaluations and, where TensorBoard knows, seconds.
+
+    Runs that differ in their seeds alone have one color. With a penalty, the training loss is the whole objective.
+    """
     from framework.recipes.figures import comparison
 
-    objectives = ("iteration/objective", "train/objective", "train/loss_epoch", "train/loss")
-    labels = _labels(runs)
-    panels: dict[tuple[str, str], dict[str, tuple[list[float], list[float]]]] = {}
-    for run, label in zip(runs, labels, strict=True):
-        objective = next((tag for tag in objectives if tag in run.history), None)
-        axes = {
-            "optimizer steps": None,
-            "evaluations": _evaluations(run),
-            "seconds": _seconds(run.folder),
-        }
-        for row, tag in (("training objective", objective), (metric, metric)):
+    is_penalized = any("train/penalty" in run.history for run in runs)
+    logged = ("train/objective", "train/loss_epoch") if is_penalized else ("train/loss_epoch", "train/objective")
+    counts = {run.folder: _evaluations(run) for run in runs}
+    if all(0 <= n - step <= 1 for count in counts.values() if count for step, n in zip(*count, strict=True)):
+        counts = {}  # one in every step, of which the last is counted before it ends
+    panels: dict[tuple[str, str], list[Curve]] = defaultdict(list)
+    for run, label in zip(runs, _labels(runs), strict=True):
+        objective = next((tag for tag in ("iteration/objective", *logged, "train/loss") if tag in run.history), None)
+        axes = {"optimizer steps": None, "evaluations": counts.get(run.folder), "seconds": _seconds(run.folder)}
+        for row, tag in ((f"training {'objective' if is_penalized else 'loss'}", objective), (metric, metric)):
             if tag is None or tag not in run.history:
                 continue
             steps, values = run.history[tag]
             for name, along in axes.items():
                 if name == "optimizer steps":
-                    panels.setdefault((row, name), {})[label] = steps, values
+                    panels[row, name].append((label, steps, values))
                 elif along:
-                    panels.setdefault((row, name), {})[label] = np.interp(steps, *along).tolist(), values
+                    panels[row, name].append((label, np.interp(steps, *along).tolist(), values))
     return comparison(panels) if panels else None
+
+
+def figure_of_a_setting(runs: Sequence[Run], metric: str) -> Figure | None:
+    """Draw the final metric against the setting with the most numbers; None where none has three.
+
+    Of a validation loss the training loss is drawn too.
+    """
+    from framework.recipes.figures import against_setting
+
+    settings = {key: values for key, values in differences(runs).items() if key not in SEEDS}
+    numbers = {key: set(values) for key, values in settings.items() if all(map(_is_number, values))}
+    setting = max(numbers, key=lambda key: len(numbers[key]), default=None)
+    if setting is None or len(numbers[setting]) < 3:
+        return None
+    labels = _named({key: values for key, values in settings.items() if key != setting}, len(runs))
+    drawn = {metric: metric} | ({"train/loss_epoch": "train/loss_epoch"} if metric == "val/loss" else {})
+    points = {
+        name: [
+            (label, float(value), run.metrics[name])
+            for run, value, label in zip(runs, settings[setting], labels, strict=True)
+            if name in run.metrics
+        ]
+        for name in drawn
+    }
+    return against_setting(points, setting)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _evaluations(run: Run) -> tuple[list[float], list[float]] | None:
@@ -258,18 +357,24 @@ def _evaluations(run: Run) -> tuple[list[float], list[float]] | None:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    differing = differences(runs)
+    """Return what each run is called in a picture: by the settings that differ, or else by its folder."""
+    differing, settings = differences(runs), _settings(runs)
+    if settings and settings.keys() != differing.keys():
+        return _named(settings, len(runs))
+    labels = _named(differing, len(runs))
+    return labels if len(set(labels)) == len(labels) and all(labels) else [os.path.relpath(r.folder) for r in runs]
+
+
+def _named(settings: Mapping[str, Sequence[Any]], count: int) -> list[str]:
     labels = [
         ", ".join(
             f"{values[index]}" if isinstance(values[index], str) else f"{key.rpartition('.')[2]} {values[index]}"
-            for key, values in differing.items()
+            for key, values in settings.items()
             if values[index] is not None
         )
-        for index in range(len(runs))
+        for index in range(count)
     ]
-    if len(set(labels)) == len(labels) and all(labels):
-        return [label if len(label) <= 60 else f"{label[:57]}..." for label in labels]
-    return [os.path.relpath(run.folder) for run in runs]
+    return [label if len(label) <= 60 else f"{label[:57]}..." for label in labels]
 
 
 def _seconds(folder: Path) -> tuple[list[float], list[float]] | None:
@@ -290,45 +395,48 @@ def _seconds(folder: Path) -> tuple[list[float], list[float]] | None:
 def compare(folders: Sequence[Path], output: Path, *, metric: str | None = None, mode: str | None = None) -> str:
     """Write comparison.md, .csv and .png into a folder; return the table.
 
+    Of runs for several seeds it is the table of their means; that of the runs is in comparison.md. Where a setting has
+    three numbers or more, its picture is setting.png.
+
     Raises:
         ValueError: If there are no runs, or none has the metric.
     """
     runs = find_runs(folders)
     metric, mode = choose_metric(runs, metric, mode)
-    rows = table(runs, metric, mode)
-    text = markdown(rows)
+    rows, means = table(runs, metric, mode), over_seeds(runs, metric, mode)
+    tables = [markdown(some) for some in (means, rows) if some]
     output.mkdir(parents=True, exist_ok=True)
-    (output / "comparison.md").write_text(text + "\n")
+    (output / "comparison.md").write_text("\n\n".join(tables) + "\n")
     with (output / "comparison.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    if (picture := figure([run for run in runs if run.history], metric)) is not None:
-        picture.savefig(output / "comparison.png")
+    pictures = {"comparison": figure([run for run in runs if run.history], metric)}
+    pictures["setting"] = figure_of_a_setting(runs, metric)
+    drawn = {name: picture for name, picture in pictures.items() if picture is not None}
+    for name, picture in drawn.items():
+        picture.savefig(output / f"{name}.png")
     failed = sum(run.error is not None for run in runs)
     failures = f", {failed} without a result" if failed else ""
     best = "highest" if mode == "max" else "lowest"
-    return f"{text}\n\n{len(runs)} runs{failures}, {best} {metric} first: {output}/comparison.md, .csv and .png"
+    files = ", ".join(["comparison.md", "comparison.csv", *(f"{name}.png" for name in drawn)])
+    return f"{tables[0]}\n\n{len(runs)} runs{failures}, {best} {metric} first; in {output}: {files}"
 
 
 class AfterSweep(Callback):
     """Hydra's callback that knows where the jobs of a sweep are, for the table when all of them have ended."""
 
     folder: Path | None = None
-    mode: str | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         AfterSweep.folder = Path(config.hydra.sweep.dir)
-        # A sweeper that optimizes says which way.
-        directions = {"minimize": "min", "maximize": "max"}
-        AfterSweep.mode = directions.get(str(config.hydra.sweeper.get("direction")))
 
     @classmethod
     def report(cls) -> None:
         """Compare the jobs of the sweep that has just ended, if one has; print the table."""
         folder, cls.folder = cls.folder, None
         if folder is not None and len(list(itertools.islice(folder.glob("*/config.yaml"), 2))) == 2:
-            print(f"\n{compare([folder], folder, mode=cls.mode)}", flush=True)
+            print(f"\n{compare([folder], folder)}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from framework.loggers import Logger, TensorBoardLogger
 from framework.objective.replay import rng_state, set_rng_state
 from framework.recipes.data import Data, as_taken_by
 from framework.recipes.overrides import SHORTHANDS, run_name
-from framework.recipes.report import add_figures, final_metrics, log_final_metrics, read_history
+from framework.recipes.report import add_figures, caption, draw, final_metrics, log_final_metrics, read_history
 
 # Which hyperparameters the HParams tab shows before the others, after those of the command line: it has room for five.
 FIRST = ("optimizer", "lr", "penalty", "model", "recipe")
@@ -74,7 +74,10 @@ class Dashboard(Callback):
             return
         random, val = rng_state(), self.data.val
         position = val.state_dict() if hasattr(val, "state_dict") else None
-        pictures = self.data.progress(trainer, module, lambda loader: outputs(module, loader))
+        pictures = draw(
+            lambda predict: self.data.progress(trainer, module, predict), lambda loader: outputs(module, loader)
+        )
+        caption(pictures, self.config, trainer)
         add_figures(trainer.loggers, pictures, trainer.global_step)
         if position is not None:
             val.load_state_dict(position)
@@ -151,7 +154,7 @@ def hyperparameters(config: DictConfig) -> dict[str, Any]:
     found |= {name: trainer[name] for name in OF_TRAINER if trainer.get(name) is not None}
     if options.get("penalty") and "penalty" not in found:
         found |= {"penalty": "none"}
-        del found["penalty/happy_lambda"]
+        found.pop("penalty/happy_lambda", None)  # a module of its own may have none
     return {SHORT.get(name, name): value for name, value in found.items()}
 
 

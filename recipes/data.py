@@ -143,10 +143,10 @@ class CurveData(Data):
         return {"fit": figures.fitted_curve(x, predict(self.val), truth, self.samples)}
 
 
-def toy_regression(*, batch_size: int = 10) -> CurveData:
-    """Make a noisy cubic, 80 points; validated on the hidden function itself."""
+def toy_regression(*, batch_size: int = 10, num_samples: int = 80, noise: float = 1.0, seed: int = 42) -> CurveData:
+    """Make a noisy cubic; validated on the hidden function itself."""
     x = torch.linspace(-1, 3, 50)[:, None]
-    return _curve(cubic(), x, cubic_function(x), batch_size)
+    return _curve(cubic(num_samples=num_samples, noise=noise, seed=seed), x, cubic_function(x), batch_size)
 
 
 def sine_wave(*, batch_size: int = 20, num_samples: int = 200, noise: float = 0.1, seed: int = 0) -> CurveData:
@@ -221,7 +221,12 @@ class ImageData(Data):
 
 
 def fashion_mnist(
-    *, root: str | Path, batch_size: int = 64, val_batch_size: int = 1000, augment: bool = False
+    *,
+    root: str | Path,
+    batch_size: int = 64,
+    val_batch_size: int = 1000,
+    augment: bool = False,
+    num_samples: int | None = None,
 ) -> ImageData:
     """Read Fashion-MNIST: the 60,000 training images, validated on the 10,000 test images.
 
@@ -230,9 +235,17 @@ def fashion_mnist(
         batch_size: Images per training batch.
         val_batch_size: Images per validation batch.
         augment: Whether each training image is randomly cropped (padding 2) and mirrored.
+        num_samples: Train on the first so many images; None for all.
+
+    Raises:
+        ValueError: If there are not so many images.
     """
+    images, labels = load_fashion_mnist(root, train=True)
+    if num_samples is not None and not 0 < num_samples <= len(images):
+        raise ValueError(f"data.num_samples={num_samples}; pass a number from 1 to {len(images)}, or null for all")
     train = TensorLoader(
-        *load_fashion_mnist(root, train=True),
+        images[:num_samples],
+        labels[:num_samples],
         batch_size=batch_size,
         shuffle=True,
         transform=ImageTransform(MEAN, STD, augment=augment),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Two series that stay apart in print and for color-blind eyes, and a quiet gray for what is only context.
 BLUE, ORANGE, GRAY = "#3465a4", "#d9622b", "#8a8f98"
+# How much several neurons use a feature together.
+NORM = "norm over the neurons"
 
 
 def _axes(width: float = 6.4, height: float = 4.2, *, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
@@ -29,7 +32,16 @@ def _axes(width: float = 6.4, height: float = 4.2, *, rows: int = 1, columns: in
 
 def _legend(figure: Figure) -> None:
     """Say below what the curves are: the place where a legend hides nothing is also the one that takes no search."""
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    found = [axis.get_legend_handles_labels() for axis in figure.axes]
+    handles = {label: handle for of_axis in found for handle, label in zip(*of_axis, strict=True)}
+    columns = min(4, max(1, 100 // max(map(len, handles), default=100)))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def caption(pictures: Iterable[Figure], text: str) -> None:
+    """Write above each picture whose it is."""
+    for figure in pictures:
+        figure.suptitle(": ".join(filter(None, [text, figure.get_suptitle()])), fontsize=9, color=GRAY)
 
 
 def loss_curves(history: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
@@ -43,7 +55,7 @@ def loss_curves(history: Mapping[str, tuple[Sequence[float], Sequence[float]]]) 
     """
     figure, ((axis,),) = _axes()
     train = "train/loss_epoch" if "train/loss_epoch" in history else "train/loss"
-    colors = {train: BLUE, "train/objective": GRAY, "val/loss": ORANGE}
+    colors = {"train/objective": GRAY, train: BLUE, "val/loss": ORANGE}
     unit = "optimizer step"
     if "iteration/objective" in history:
         # A whole minimization is one step.
@@ -52,51 +64,123 @@ def loss_curves(history: Mapping[str, tuple[Sequence[float], Sequence[float]]]) 
     for tag, color in colors.items():
         if tag not in history or (tag == "train/objective" and history[tag] == history.get("train/loss")):
             continue
-        steps, values = history[tag]
-        axis.plot(steps, values, color=color, label=tag, lw=1.5, marker="o" if len(steps) < 30 else None, ms=3)
-        drawn += list(values)
+        drawn += _curve(axis, tag, history, color)
     if drawn and min(drawn) > 0:
         axis.set_yscale("log")
-    axis.set(xlabel=unit, ylabel="loss", title="Loss")
+    axis.set(xlabel=unit, ylabel="loss")
+    axis.set_title("Loss")
+    _mark_stages(axis, history)
+    _legend(figure)
+    return figure
+
+
+def sparsity_curves(history: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Draw the share of exact zeros of each group of parameters against optimizer steps.
+
+    Args:
+        history: The steps and values of each tag; those of the groups are ``sparsity/...``.
+    """
+    figure, ((axis,),) = _axes()
+    tags = [tag for tag in history if tag.startswith("sparsity/")]
+    for tag, color in zip(tags, _colors(tags).values(), strict=True):
+        _curve(axis, tag, history, color)
+    axis.set(xlabel="optimizer step", ylabel="share of exact zeros", ylim=(-0.03, 1.03))
+    axis.set_title("Sparsity")
+    _mark_stages(axis, history)
+    _legend(figure)
+    return figure
+
+
+def _curve(axis: Axes, tag: str, history: Mapping[str, tuple[Sequence[float], Sequence[float]]], color: Any) -> Any:
+    """Draw the values of a tag in the style of all curves, points marked where they are few; return the values."""
+    steps, values = history[tag]
+    axis.plot(steps, values, color=color, label=tag, lw=1.5, marker="o" if len(steps) < 30 else None, ms=3)
+    axis.grid(alpha=0.25)
+    return values
+
+
+def _mark_stages(axis: Axes, history: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+    """Mark where each stage of a `PenaltyPath` ended, by a thin line and, where there is room, its number from 1 on."""
+    steps, stages = history.get("path/stage", ((), ()))
+    low, high = axis.get_xlim()
+    free = low
+    for step, stage in zip(steps, stages, strict=True):
+        axis.axvline(step, color=GRAY, lw=0.7, ls=":")
+        if step >= free:
+            above = axis.get_xaxis_transform()
+            axis.text(step, 1.01, f"{stage + 1:.0f}", transform=above, ha="center", va="bottom", fontsize=7, color=GRAY)
+            free = step + 0.02 * (high - low)
+    if steps:
+        axis.set_title(f"{axis.get_title()}; numbers: where a stage of the path ended", pad=16)
+
+
+def comparison(panels: Mapping[tuple[str, str], Sequence[tuple[str, Sequence[float], Sequence[float]]]]) -> Figure:
+    """Draw curves of several runs: a row for each quantity, a column for each thing that it is drawn against.
+
+    Args:
+        panels: For the names of row and column, the curves: a label, which has a color of its own, x and y.
+    """
+    rows, columns = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
+    colors = _colors(label for curves in panels.values() for label, _, _ in curves)
+    figure, axes = _axes(4.2 * len(columns), 3.2 * len(rows) + 0.6, rows=len(rows), columns=len(columns))
+    for (row, column), curves in panels.items():
+        axis = axes[rows.index(row), columns.index(column)]
+        for label, x, y in curves:
+            axis.plot(x, y, color=colors[label], lw=1.5, marker="o" if len(x) < 15 else None, ms=3, label=label)
+        _scale(axis, "y", [value for _, _, y in curves for value in y])
+        axis.set(xlabel=column, ylabel=row)
+        axis.grid(alpha=0.25)
+    for axis in axes.flat:
+        axis.set_visible(bool(axis.lines))
+    _legend(figure)
+    return figure
+
+
+def against_setting(points: Mapping[str, Sequence[tuple[str, float, float]]], setting: str) -> Figure:
+    """Draw how runs ended against a setting: a point for each, and a line through their means.
+
+    Args:
+        points: For the name of a metric, (label, x, y) of each run. There are one or two metrics; of the second one,
+            which is for comparison, the lines are dashed and have no points.
+        setting: What x is.
+    """
+    figure, ((axis,),) = _axes()
+    colors = _colors(label for of_metric in points.values() for label, _, _ in of_metric)
+    for (metric, of_metric), style in zip(points.items(), ("-", "--"), strict=False):
+        for label in dict.fromkeys(label for label, _, _ in of_metric):
+            x, y = np.array([(x, y) for other, x, y in of_metric if other == label]).T
+            at = np.unique(x)
+            if style == "-":
+                axis.plot(x, y, "o", color=colors[label], ms=4, alpha=0.5, mew=0)
+            axis.plot(at, [y[x == value].mean() for value in at], style, color=colors[label], lw=1.8)
+        axis.plot([], [], style, color="black", label=metric)
+    for label in filter(None, colors):
+        axis.plot([], [], color=colors[label], lw=1.8, label=label)
+    values = sorted({x for of_metric in points.values() for _, x, _ in of_metric})
+    _scale(axis, "x", values)
+    if len(values) <= 12:
+        axis.set_xticks(values, [f"{x:g}" for x in values])
+        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    _scale(axis, "y", [y for of_metric in points.values() for _, _, y in of_metric])
+    axis.set(xlabel=setting, ylabel="at the end of the run")
     axis.grid(alpha=0.25)
     _legend(figure)
     return figure
 
 
-def comparison(panels: Mapping[tuple[str, str], Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Figure:
-    """Draw curves of several runs: a row for each quantity, a column for each thing that it is drawn against.
-
-    Args:
-        panels: For the names of row and column, the points (x, y) of each run by its label.
-    """
+def _colors(labels: Iterable[str]) -> dict[str, Any]:
+    """Return a color for each label, as different as there are room for."""
     from matplotlib import colormaps
 
-    rows, columns = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
-    labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
-    palette = colormaps["tab10" if len(labels) <= 10 else "viridis"]
-    colors = {label: palette(i if len(labels) <= 10 else i / (len(labels) - 1)) for i, label in enumerate(labels)}
-    figure, axes = _axes(4.2 * len(columns), 3.2 * len(rows) + 0.6, rows=len(rows), columns=len(columns))
-    for (row, column), curves in panels.items():
-        axis = axes[rows.index(row), columns.index(column)]
-        for label, (x, y) in curves.items():
-            axis.plot(x, y, color=colors[label], lw=1.5, marker="o" if len(x) < 15 else None, ms=3, label=label)
-        drawn = [value for _, y in curves.values() for value in y]
-        if drawn and min(drawn) > 0 and max(drawn) > 5 * min(drawn):
-            axis.set_yscale("log")
-        axis.set(xlabel=column, ylabel=row)
-        axis.grid(alpha=0.25)
-    for axis in axes.flat:
-        axis.set_visible(bool(axis.lines))
-    handles = {line.get_label(): line for axis in axes.flat for line in axis.lines}
-    figure.legend(
-        [handles[label] for label in labels if label in handles],
-        [label for label in labels if label in handles],
-        loc="outside lower center",
-        ncols=min(4, len(labels)),
-        frameon=False,
-        fontsize=8,
-    )
-    return figure
+    names = list(dict.fromkeys(labels))
+    palette = colormaps["tab10" if len(names) <= 10 else "viridis"]
+    return {name: palette(i if len(names) <= 10 else i / (len(names) - 1)) for i, name in enumerate(names)}
+
+
+def _scale(axis: Axes, name: str, values: Sequence[float]) -> None:
+    """Let an axis be logarithmic where its values are positive and of several magnitudes."""
+    if values and min(values) > 0 and max(values) > 5 * min(values):
+        axis.set(**{f"{name}scale": "log"})
 
 
 def fitted_curve(x: Tensor, prediction: Tensor, truth: Tensor, samples: tuple[Tensor, Tensor]) -> Figure:
@@ -205,8 +289,15 @@ def phase_transition(
     return figure
 
 
-def importances(values: Tensor, names: Sequence[str], support: Sequence[int] | None) -> Figure:
-    """Draw how much a network uses each feature (values: shape (features,)), those that matter in another color."""
+def importances(values: Tensor, names: Sequence[str], support: Sequence[int] | None, *, is_norm: bool = True) -> Figure:
+    """Draw how much a network uses each feature, those that matter in another color.
+
+    Args:
+        values: For each feature the norm of its weights over the neurons, or its one weight, shape (features,).
+        names: Of the features.
+        support: The features that matter; None where nobody knows.
+        is_norm: Which of the two it is.
+    """
     figure, ((axis,),) = _axes(8.0, 4.2)
     positions, heights = np.arange(len(values)), values.numpy()
     true = np.isin(positions, [] if support is None else list(support))
@@ -217,13 +308,23 @@ def importances(values: Tensor, names: Sequence[str], support: Sequence[int] | N
     axis.axhline(0, color=GRAY, lw=0.8)
     if len(names) <= 60:
         axis.set_xticks(positions, names, rotation=90, fontsize=7)
-    axis.set(xlabel="feature", ylabel="weight, norm over the neurons", title="What the network uses")
+    axis.set(xlabel="feature", ylabel=NORM if is_norm else "weight", title="What the network uses")
     _legend(figure)
     return figure
 
 
-def penalty_path(weights: Sequence[float], values: Tensor, support: Sequence[int] | None) -> Figure:
-    """Draw how much each feature is used (values: shape (stages, features)) at the end of each stage."""
+def penalty_path(
+    weights: Sequence[float], values: Tensor, support: Sequence[int] | None, *, is_norm: bool = True
+) -> Figure:
+    """Draw how much each feature is used at the end of each stage, those that matter in another color.
+
+    Args:
+        weights: Of the penalty, in each stage.
+        values: For each feature the norm of its weights over the neurons, or its one weight without the sign, shape
+            (stages, features).
+        support: The features that matter; None where nobody knows.
+        is_norm: Which of the two it is.
+    """
     figure, ((axis,),) = _axes(7.2, 4.2)
     stages = np.arange(len(weights))
     for feature, column in enumerate(values.T.numpy()):
@@ -231,9 +332,8 @@ def penalty_path(weights: Sequence[float], values: Tensor, support: Sequence[int
         axis.plot(stages, column, color=ORANGE if true else GRAY, lw=1.8 if true else 0.8, alpha=1 if true else 0.6)
     axis.set_xticks(stages, [f"{weight:.3g}" for weight in weights])
     note = "" if support is None else "; orange: those that truly matter"
-    axis.set(
-        xlabel="weight of the penalty, stage by stage", ylabel="weight, norm over the neurons", title="Path" + note
-    )
+    label = NORM if is_norm else "absolute weight"
+    axis.set(xlabel="weight of the penalty, stage by stage", ylabel=label, title="Path" + note)
     return figure
 
 

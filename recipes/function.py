@@ -26,9 +26,11 @@ class Function(nn.Module):
         function: One of `framework.data.FUNCTIONS`.
         start: The starting point, one number or a list of them; their count is the number of dimensions. Default: the
             function's usual point.
+        dimensions: The number of coordinates, which all start at one number. Default: as many as the start has.
 
     Raises:
-        ValueError: If there is no such function, its starting point is not finite or too short, or there are inputs.
+        ValueError: If there is no such function, its starting point is not finite, too short, or of another number of
+            dimensions, or there are inputs.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Function(nn.Module):
         *,
         function: str,
         start: Sequence[float] | float | None = None,
+        dimensions: int | None = None,
     ) -> None:
         super().__init__()
         if tuple(input_shape) or num_outputs != 1:
@@ -46,9 +49,14 @@ class Function(nn.Module):
             raise ValueError(f"model.function={function!r}: choose one of {', '.join(FUNCTIONS)}")
         self.name, self.function = function, FUNCTIONS[function]
         given = self.function.start if start is None else start
-        point = torch.tensor(
-            [given] if isinstance(given, int | float) else list(given), dtype=torch.get_default_dtype()
-        )
+        numbers = [given] if isinstance(given, int | float) else list(given)
+        if dimensions is not None and (dimensions < 1 or len(numbers) not in (1, dimensions)):
+            raise ValueError(
+                f"model.dimensions={dimensions}, and the start is {numbers}: pass 1 or more dimensions, and as "
+                "model.start one number for all of them"
+            )
+        point = torch.tensor(numbers * (dimensions or 1) if len(numbers) == 1 else numbers)
+        point = point.to(torch.get_default_dtype())
         least = 2 if function == "rosenbrock" else 1
         if len(point) < least or not point.isfinite().all():
             raise ValueError(f"model.start={start} for {function}: pass {least} or more finite numbers")
@@ -72,7 +80,7 @@ class PathRecorder(Callback):
     Attributes:
         points: The start, and the point after every step; of an optimizer that reports iterations, after each of them.
         evaluations: For an optimizer that evaluates more than once per step, every point where it took a gradient.
-        title: What was minimized by which optimizer, in how many steps and evaluations.
+        title: What was minimized, in how many steps and evaluations.
     """
 
     def __init__(self) -> None:
@@ -109,9 +117,8 @@ class PathRecorder(Callback):
 
     def note_title(self, trainer: Trainer) -> None:
         """Say in the title how far the path has come."""
-        optimizer = getattr(trainer.optimizer, "method", type(trainer.optimizer).__name__)
         counts = f"{len(self.points) - 1} steps, {trainer.closure_evaluations} evaluations"
-        self.title = f"{self.function.name.replace('_', ' ').capitalize()}, {optimizer}, {counts}"
+        self.title = f"{self.function.name.replace('_', ' ').capitalize()}, {counts}"
 
     def state_dict(self) -> dict[str, Any]:
         return {"points": self.points, "evaluations": self.evaluations}

@@ -116,7 +116,7 @@ def run_name(given: Sequence[str], recipe: str, folder: Path) -> str:
 
     There is room for the first words only, in which the runs of a sweep should differ.
     """
-    quiet = ("recipe=", "logger", "trainer.enable_")
+    quiet = ("recipe=", "sweep=", "logger", "trainer.enable_")
     given = [override for override in given if not override.startswith(quiet)]
     choices = [override for override in given if "." not in override.partition("=")[0]]
     settings = [override for override in given if override not in choices]

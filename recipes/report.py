@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from framework import Trainer
+from framework.callbacks import PenaltyPath, Timer
 from framework.data import TensorLoader
 from framework.loggers import Logger, TensorBoardLogger
+from framework.loop.overrides import overrides
 from framework.recipes import figures
-from framework.recipes.data import Data
+from framework.recipes.data import Data, Predict
 from framework.recipes.module import SupervisedModule
 
 if TYPE_CHECKING:
@@ -39,15 +42,16 @@ def write_report(
         "steps": trainer.global_step,
         "epochs": trainer.current_epoch,
         "closure_evaluations": trainer.closure_evaluations,
-        "seconds": round(trainer.fit_seconds, 3),
+        "seconds": round(training_seconds(trainer), 3),
         "stopped_because": trainer.stopped_because,
     }
     step = trainer.global_step
-    pictures = data.figures(lambda loader: predict(trainer, module, loader))
+    pictures = draw(data.figures, lambda loader: predict(trainer, module, loader))
     new, findings, more_pictures = data.findings(trainer, module, folder)
     metrics, pictures = dict(sorted({**metrics, **new}.items())), {**pictures, **more_pictures}
     if history := read_history(folder / "metrics.csv"):
-        pictures = {"loss": figures.loss_curves(history), **pictures}
+        pictures = {**curves(history), **pictures}
+    caption(pictures, config, trainer)
     save_figures(trainer.loggers, pictures, folder / "plots", step)
     log_final_metrics(trainer.loggers, metrics | epoch, history, step)
     for logger in trainer.loggers:
@@ -61,6 +65,41 @@ def write_report(
         **findings,
     )
     return metrics
+
+
+def training_seconds(trainer: Trainer) -> float:
+    """Return how long a run has trained, with validation, before it was continued and after."""
+    return next(timer for timer in reversed(trainer.callbacks) if isinstance(timer, Timer)).time_elapsed()
+
+
+def caption(pictures: Mapping[str, Figure], config: DictConfig, trainer: Trainer) -> None:
+    """Write above pictures of which recipe they are, and by which optimizer; by both of a path of penalties."""
+    makers = [callback.make_optimizer for callback in trainer.callbacks if isinstance(callback, PenaltyPath)]
+    names = [getattr(make, "func", make).__name__ for make in makers]
+    names.append(getattr(trainer.optimizer, "method", type(trainer.optimizer).__name__))
+    figures.caption(pictures.values(), f"{config.recipe_name}, {', then '.join(dict.fromkeys(names))}")
+
+
+def curves(history: Mapping[str, tuple[list[float], list[float]]]) -> dict[str, Figure]:
+    """Draw how the losses went, and the shares of exact zeros if there were any."""
+    pictures = {"loss": figures.loss_curves(history)}
+    if any(max(values) > 0 for tag, (_, values) in history.items() if tag.startswith("sparsity/")):
+        pictures["sparsity"] = figures.sparsity_curves(history)
+    return pictures
+
+
+def draw(pictures: Callable[[Predict], dict[str, Figure]], predict: Predict) -> dict[str, Figure]:
+    """Draw pictures; none, and a warning says why, if they are of outputs and the module does not say what these are.
+
+    Args:
+        pictures: Draws them by what the network gives for a loader.
+        predict: Computes that; raises `NotImplementedError` for a module without ``forward``.
+    """
+    try:
+        return pictures(predict)
+    except NotImplementedError as error:
+        warnings.warn(f"no pictures of what the model computes: {error}", stacklevel=2)
+        return {}
 
 
 def log_final_metrics(
@@ -96,7 +135,13 @@ def final_metrics(trainer: Trainer) -> dict[str, float]:
 
 
 def predict(trainer: Trainer, module: SupervisedModule, loader: TensorLoader) -> Tensor:
-    """Compute the network's outputs for a whole loader, in order, on the CPU."""
+    """Compute the network's outputs for a whole loader, in order, on the CPU.
+
+    Raises:
+        NotImplementedError: If the module does not say what its outputs are.
+    """
+    if not (overrides(module, "forward") or overrides(module, "predict_step")):
+        raise NotImplementedError(f"{type(module).__name__} defines neither forward nor predict_step")
     return torch.cat([output.float().cpu() for output in trainer.predict(module, loader)])
 
 

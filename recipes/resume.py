@@ -12,6 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 OVERRIDES = Path(".hydra") / "overrides.yaml"
+# What makes a run of the settings of a sweep's job, among which may be those that chose the sweep.
+ONE_RUN = "hydra.mode=RUN"
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
@@ -35,7 +37,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     kept = [override for override in then if split(override)[0] not in keys | {"resume"}]
     kept = [_with_absolute_path(override, _started_in(folder)) for override in kept]
     quoted = str(folder).replace("'", r"\'")
-    return [*kept, *given, f"resume='{quoted}'", f"hydra.run.dir='{quoted}'"]
+    return [*kept, *given, f"resume='{quoted}'", f"hydra.run.dir='{quoted}'", ONE_RUN]
 
 
 def _started_in(folder: Path) -> Path:

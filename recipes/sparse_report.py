@@ -38,7 +38,8 @@ class SparseData(Data):
     def progress(self, trainer: Trainer, module: SupervisedModule, predict: Predict | None = None) -> dict[str, Figure]:
         """Draw how much each feature is used, and of several neurons the weights of each."""
         weight = first_weight(module.network)
-        pictures = {"importance": figures.importances(feature_weights(weight), self.feature_names, self.support)}
+        uses = feature_weights(weight)
+        pictures = {"importance": figures.importances(uses, self.feature_names, self.support, is_norm=len(weight) > 1)}
         if len(weight) > 1:
             pictures["first_layer"] = figures.first_layer(weight, self.feature_names, self.support)
         return pictures
@@ -76,9 +77,10 @@ def sparse_report(
     for callback in trainer.callbacks:
         if isinstance(callback, PenaltyPath) and callback.history:
             weights = [stage["happy_lambda"] for stage in callback.history] + [module.happy_lambda]
-            importance = feature_weights(first_weight(network)).abs()
+            weight = first_weight(network)
+            importance = feature_weights(weight).abs()
             values = [*(stage["importance"].float() for stage in callback.history), importance]
-            pictures["path"] = figures.penalty_path(weights, torch.stack(values), data.support)
+            pictures["path"] = figures.penalty_path(weights, torch.stack(values), data.support, is_norm=len(weight) > 1)
     return metrics, findings, pictures
 
 

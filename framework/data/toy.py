@@ -15,18 +15,28 @@ def cubic_function(x: Array) -> Array:
     return 1.3 * x**3 - 3 * x**2 + 3.6 * x + 6.9
 
 
-def cubic() -> tuple[Tensor, Tensor]:
-    """Return noisy samples of `cubic_function`, always the same 80.
+def cubic(*, num_samples: int = 80, noise: float = 1.0, seed: int = 42) -> tuple[Tensor, Tensor]:
+    """Draw noisy samples of `cubic_function`; with the defaults, always the same 80.
 
-    x is uniform on [-1, 3) and y = cubic_function(x) + standard normal noise, drawn as numpy does after
-    `np.random.seed(42)` and rounded to float32.
+    x is uniform on [-1, 3) and y = cubic_function(x) + noise * standard normal, drawn as numpy does after
+    `np.random.seed(seed)` and rounded to float32.
+
+    Args:
+        num_samples: The number of samples, N.
+        noise: Standard deviation of the noise.
+        seed: Determines the draws.
 
     Returns:
-        x of shape (80, 1) and y of shape (80, 1), float32.
+        x of shape (N, 1) and y of shape (N, 1), float32.
+
+    Raises:
+        ValueError: If `num_samples` is less than 1 or `noise` is negative.
     """
-    rng = np.random.RandomState(42)
-    x = rng.uniform(-1, 3, 80)[:, None]
-    y = cubic_function(x) + rng.normal(size=(80, 1))
+    if num_samples < 1 or noise < 0:
+        raise ValueError(f"cubic(num_samples={num_samples}, noise={noise}): pass num_samples >= 1 and noise >= 0.")
+    rng = np.random.RandomState(seed)
+    x = rng.uniform(-1, 3, num_samples)[:, None]
+    y = cubic_function(x) + noise * rng.normal(size=(num_samples, 1))
     return torch.from_numpy(x).float(), torch.from_numpy(y).float()
 
 

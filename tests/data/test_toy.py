@@ -1,6 +1,7 @@
 """The toy data: exactly the seed's cubic, XOR's truth table, a sine within its noise."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -20,6 +21,16 @@ def test_cubic_equals_what_numpys_global_generator_draws_after_seed_42() -> None
     assert x.shape == y.shape == (80, 1)
     assert torch.equal(x, torch.from_numpy(xs).float())
     assert torch.equal(y, torch.from_numpy(ys).float())
+
+
+@pytest.mark.parametrize(("num_samples", "noise", "seed"), [(10, 3.0, 7), (200, 0.0, 1)])
+def test_cubic_draws_other_samples_as_numpy_does(num_samples: int, noise: float, seed: int) -> None:
+    generator = np.random.RandomState(seed)
+    xs = generator.uniform(-1, 3, num_samples)
+    ys = 1.3 * xs**3 - 3 * xs**2 + 3.6 * xs + 6.9 + noise * generator.normal(size=num_samples)
+    x, y = cubic(num_samples=num_samples, noise=noise, seed=seed)
+    np.testing.assert_allclose(x.numpy()[:, 0], xs, rtol=1e-6)
+    np.testing.assert_allclose(y.numpy()[:, 0], ys, rtol=1e-5)
 
 
 def test_cubic_leaves_numpys_global_generator_alone() -> None:
@@ -59,7 +70,8 @@ def test_sine_noise_has_the_requested_standard_deviation_and_follows_the_seed() 
     assert not torch.equal(y, sine(num_samples=10_000, noise=0.3, seed=2)[1])
 
 
+@pytest.mark.parametrize("draw", [cubic, sine])
 @pytest.mark.parametrize("options", [{"num_samples": 0}, {"noise": -0.1}])
-def test_impossible_sine_settings_are_refused(options: dict) -> None:
+def test_impossible_settings_are_refused(draw: Callable[..., object], options: dict) -> None:
     with pytest.raises(ValueError, match="num_samples >= 1 and noise >= 0"):
-        sine(**options)
+        draw(**options)

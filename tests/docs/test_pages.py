@@ -35,7 +35,7 @@ SHORT_OF = {
     "--cfg": [],
 }
 # These are composed and checked, not run: other tests do that, with less data.
-COMPOSED = ("recipe=fashion_mnist", "trainer=ddp", "hydra/launcher", "hydra/sweeper", "trainer.compile=")
+COMPOSED = ("recipe=fashion_mnist", "sweep=", "trainer=ddp", "hydra/launcher", "hydra/sweeper", "trainer.compile=")
 # What sets up a machine, starts servers or many processes, or is CI itself.
 LEFT_OUT = re.compile(
     r"(python -m )?pip install |uv (sync|export) |(--group docs |--isolated .*)?(pytest|ruff|mypy|mkdocs)"
@@ -96,7 +96,7 @@ def run(command: str, block: Block, proxtrain: Proxtrain, capsys: pytest.Capture
         check_output(block, done.stderr if refused else done.stdout)
         return
     arguments = first_of_a_sweep(arguments)
-    if any(word.startswith(COMPOSED) for word in arguments):
+    if any(word.startswith(COMPOSED) for word in arguments) and "--config-dir" not in arguments:
         compose_only(arguments, folder)
         return
     shorter = next((options for word, options in SHORT_OF.items() if word in arguments), SHORT)
@@ -127,7 +127,7 @@ def run_other(command: str, block: Block, capsys: pytest.CaptureFixture[str]) ->
 
 def first_of_a_sweep(arguments: list[str]) -> list[str]:
     """Return the arguments of its first run."""
-    if "-m" not in arguments:
+    if "-m" not in arguments and not any(word.startswith("sweep=") for word in arguments):
         return arguments
     return [
         re.sub(r"=([^\[{(,]+),[^\]})]+$", r"=\1", word)

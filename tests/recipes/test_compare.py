@@ -1,14 +1,28 @@
 """The table and the pictures at the end of a sweep, and ``proxtrain-compare``."""
 
 import csv
+import itertools
 import json
 from pathlib import Path
+from unittest.mock import ANY
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from framework import Callback, Module, Trainer
-from framework.recipes.compare import AfterSweep, Run, choose_metric, differences, figure, find_runs, main
+from framework.recipes.compare import (
+    ERROR,
+    AfterSweep,
+    Run,
+    choose_metric,
+    differences,
+    figure,
+    figure_of_a_setting,
+    find_runs,
+    main,
+    over_seeds,
+)
 from tests.recipes.conftest import Proxtrain
 
 QUIET = ("trainer.enable_progress_bar=false", "trainer.enable_model_summary=false")
@@ -118,16 +132,91 @@ def test_the_best_is_what_the_runs_took_for_it(tmp_path: Path) -> None:
     assert choose_metric(find_runs([tmp_path / "swept"])) == ("train/loss", "min")
 
 
-def test_the_table_of_a_sweep_has_first_what_the_sweeper_takes_for_best(
+def test_what_a_sweeper_takes_for_best_comes_first_in_the_table_of_its_sweep_and_in_later_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    recorded = OmegaConf.create({"hydra": {"sweeper": {"direction": "maximize"}}})
     for job, loss in enumerate((2.0, 3.0, 1.0)):
-        write_run(tmp_path / str(job), {"train/loss": loss}, optimized_metric="train/loss")
-    sweep = {"sweep": {"dir": str(tmp_path)}, "sweeper": {"direction": "maximize"}}
-    AfterSweep().on_multirun_start(OmegaConf.create({"hydra": sweep}))
+        folder = write_run(tmp_path / str(job), {"train/loss": loss, "val/loss": -loss}, optimized_metric="train/loss")
+        (folder / ".hydra").mkdir()
+        OmegaConf.save(recorded, folder / ".hydra" / "hydra.yaml")
+    AfterSweep().on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     AfterSweep.report()
     assert [float(row["train/loss"]) for row in read(tmp_path / "comparison.csv")] == [3, 2, 1]
     assert "highest train/loss first" in capsys.readouterr().out
+    some = [str(tmp_path / job) for job in ("2", "1")]
+    main([*some, "-o", str(tmp_path / "later")])
+    assert [float(row["train/loss"]) for row in read(tmp_path / "later" / "comparison.csv")] == [3, 1]
+    # Another metric has a direction of its own.
+    main([*some, "-o", str(tmp_path / "later"), "--metric", "val/loss"])
+    assert [float(row["val/loss"]) for row in read(tmp_path / "later" / "comparison.csv")] == [-3, -1]
+
+
+def write_sweep(folder: Path) -> dict[tuple[float, int], list[float]]:
+    """Write runs for three rates, two widths and three seeds, one of which failed; return the losses."""
+    generator = np.random.default_rng(0)
+    losses: dict[tuple[float, int], list[float]] = {}
+    for job, (seed, lr, width) in enumerate(itertools.product(range(3), (0.1, 0.2, 0.3), (10, 20))):
+        metrics = {"val/loss": generator.uniform(1, 2), "train/loss_epoch": generator.uniform(0, 1)}
+        run = write_run(folder / str(job), metrics, lr=lr, width=width, seed=seed)
+        if (seed, lr, width) == (2, 0.1, 20):
+            (run / "summary.json").unlink()
+            (run / ERROR).write_text("has diverged\n")
+        else:
+            losses.setdefault((lr, width), []).append(metrics["val/loss"])
+    return losses
+
+
+def test_runs_for_several_seeds_are_summed_up_by_their_means(tmp_path: Path) -> None:
+    losses = write_sweep(tmp_path)
+    runs = find_runs([tmp_path])
+    rows = over_seeds(runs, "val/loss", "min")
+    assert {(row["lr"], row["width"]) for row in rows} == losses.keys()
+    assert [row["val/loss"] for row in rows] == sorted(row["val/loss"] for row in rows)
+    assert over_seeds(runs, "val/loss", "max") == rows[::-1]
+    for row in rows:
+        values = losses[row["lr"], row["width"]]
+        assert row["val/loss"] == pytest.approx(np.mean(values))
+        assert row["std"] == pytest.approx(np.std(values, ddof=1))
+        assert (row["runs"], row["failed runs"]) == ((2, 1) if (row["lr"], row["width"]) == (0.1, 20) else (3, None))
+    # Nothing is repeated in the runs of one seed; in those that differ in nothing else, one thing is.
+    assert over_seeds(runs[:6], "val/loss", "min") == []
+    (row,) = over_seeds(runs[::6], "val/loss", "min")
+    assert row == {"runs": 3, "val/loss": row["val/loss"], "std": row["std"], "train/loss_epoch": ANY}
+
+
+def test_a_comparison_of_seeds_prints_the_means_and_writes_every_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sweep(tmp_path)
+    main([str(tmp_path)])
+    printed = capsys.readouterr().out
+    written = (tmp_path / "comparison.md").read_text()
+    means, runs, reasons = written.split("\n\n")[0], written.split("\n\n")[1], written.split("\n\n")[-1]
+    assert printed.startswith(means + "\n\n18 runs, 1 without a result, lowest val/loss first")
+    assert [len(means.splitlines()), len(runs.splitlines())] == [2 + 6, 2 + 18]
+    assert reasons.strip().endswith("13: has diverged")
+    assert len(read(tmp_path / "comparison.csv")) == 18
+    assert not (tmp_path / "comparison.png").exists()  # no run has logged its way
+    assert (tmp_path / "setting.png").exists()
+
+
+def test_a_setting_of_several_numbers_is_drawn_with_the_means_over_seeds(tmp_path: Path) -> None:
+    losses = write_sweep(tmp_path)
+    runs = find_runs([tmp_path])
+    picture = figure_of_a_setting(runs, "val/loss")
+    assert picture is not None
+    (axis,) = picture.axes
+    assert axis.get_xlabel() == "lr"
+    curves = [line for line in axis.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 3]
+    for width, curve in zip((10, 20), curves, strict=True):
+        assert list(curve.get_xdata()) == [0.1, 0.2, 0.3]
+        assert list(curve.get_ydata()) == pytest.approx([np.mean(losses[lr, width]) for lr in (0.1, 0.2, 0.3)])
+    drawn = [line for line in axis.lines if line.get_marker() == "o"]
+    assert sum(len(line.get_xdata()) for line in drawn) == 17
+    shown = {text.get_text() for text in picture.legends[0].get_texts()}
+    assert shown == {"val/loss", "train/loss_epoch", "width 10", "width 20"}
+    assert figure_of_a_setting([run for run in runs if run.settings["lr"] < 0.3], "val/loss") is None
 
 
 def test_a_continued_run_that_fails_is_no_longer_finished(proxtrain: Proxtrain) -> None:

@@ -50,6 +50,13 @@ def test_gradient_descent_on_the_squared_sum_goes_straight_to_the_nearest_minimu
     assert path.points[-1] == pytest.approx([-2, -1, 0, 1, 2], abs=1e-5)
 
 
+def test_all_coordinates_may_start_at_one_number(tmp_path: Path) -> None:
+    _, module, path = minimize(tmp_path, "model.dimensions=4", "optimizer=sgd", "trainer.max_epochs=3")
+    assert path.points[0] == [2.0] * 4
+    # Each step of the sum of squares takes the share 2 lr off every coordinate.
+    torch.testing.assert_close(module.network.point.detach(), torch.full((4,), 2 * (1 - 2 * 0.01) ** 3))
+
+
 def test_the_path_is_that_of_a_loop_by_hand(tmp_path: Path) -> None:
     _, _, path = minimize(tmp_path, "model.function=rosenbrock", "optimizer=adam", "lr=0.05", "trainer.max_epochs=20")
     point = torch.tensor([-1.2, 1.0], requires_grad=True)
@@ -107,6 +114,9 @@ def test_a_path_that_diverged_or_never_moved_is_drawn_all_the_same() -> None:
     [
         (["model.function=rosenbrok"], "choose one of square, squared_sum, rosenbrock, rastrigin"),
         (["model.function=rosenbrock", "model.start=[1.0]"], "pass 2 or more finite numbers"),
+        (["model.dimensions=0"], "pass 1 or more dimensions"),
+        (["model.dimensions=3", "model.start=[1,2]"], r"model\.dimensions=3, and the start is \[1, 2\]: pass"),
+        (["model.dimensions=3", "model.function=squared_sum"], "as model.start one number for all of them"),
         (["model.start=nan"], "pass 1 or more finite numbers"),
         (["model.start=[nan]"], "pass 1 or more finite numbers"),
         (["data=xor"], "goes with recipe=function alone"),

@@ -131,6 +131,34 @@ def test_data_need_no_validation(proxtrain: Proxtrain, project: Path) -> None:
         framework.load(done.folder)
 
 
+class WithoutForward(Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.net = network
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard"])  # which has pictures within the run too
+def test_a_module_that_does_not_say_what_it_computes_has_no_pictures_of_that(
+    logger: str, proxtrain: Proxtrain, tmp_path: Path
+) -> None:
+    own = ("recipe=sine", "module=custom", f"module._target_={__name__}.WithoutForward", f"logger={logger}")
+    with pytest.warns(UserWarning, match="no pictures of what the model computes: .*forward") as warned:
+        done = proxtrain(*own, "val_every=1", "epochs=3", "trainer.enable_progress_bar=false")
+    assert done.code == 0, done.stderr
+    assert any("WithoutForward" in str(warning.message) for warning in warned)
+    assert [path.name for path in (done.folder / "plots").iterdir()] == ["loss.png"]
+    assert (done.folder / "summary.json").exists()
+
+
 def shapeless() -> Data:
     return Data([])
 

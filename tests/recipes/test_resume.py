@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from framework.callbacks import Timer
 from tests.forked import CONTEXT, Forked
 from tests.recipes import tasks
 
@@ -45,6 +46,15 @@ def test_a_run_goes_on_in_its_own_folder(proxtrain):
     assert "nothing to resume" in proxtrain(f"resume={folder}").stdout
     assert proxtrain(f"resume={folder}", "epochs=7").code == 0
     assert rows(folder)[-1]["step"] == "56"
+
+
+def test_the_seconds_of_a_continued_run_are_those_of_all_its_parts(proxtrain, monkeypatch):
+    with monkeypatch.context() as long_ago:
+        long_ago.setattr(Timer, "state_dict", lambda self: {"time_elapsed": {"train": 1000.0}})
+        folder = proxtrain("epochs=2", *QUIET).folder
+    assert 0 < json.loads((folder / "summary.json").read_text())["seconds"] < 1000
+    proxtrain(f"resume={folder}", "epochs=3")
+    assert 1000 < json.loads((folder / "summary.json").read_text())["seconds"] < 2000
 
 
 def test_a_finished_run_says_so_and_stays_as_it_is(proxtrain):
