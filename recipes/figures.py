@@ -34,7 +34,8 @@ def _legend(figure: Figure) -> None:
     """Say below what the curves are: the place where a legend hides nothing is also the one that takes no search."""
     found = [axis.get_legend_handles_labels() for axis in figure.axes]
     handles = {label: handle for of_axis in found for handle, label in zip(*of_axis, strict=True)}
-    columns = min(4, max(1, 100 // max(map(len, handles), default=100)))
+    inches = 0.6 + 0.085 * max(map(len, handles), default=0)  # of a line, a label and the space beside them
+    columns = min(4, max(1, int(figure.get_figwidth() / inches)))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
 
 

@@ -5,11 +5,13 @@ import itertools
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from framework.recipes.cli import CONF
+from framework.recipes.data import fashion_mnist
 from tests.recipes.conftest import Proxtrain
-from tests.recipes.test_recipes import needs_images
+from tests.recipes.test_recipes import DATA_ROOT, needs_images
 
 SWEEPS = sorted(path.stem for path in Path(CONF, "sweep").glob("*.yaml"))
 QUIET = ("trainer.enable_model_summary=false", "trainer.enable_progress_bar=false", "logger=csv")
@@ -51,3 +53,13 @@ def test_a_ready_sweep_runs_and_ends_with_its_comparison(name: str, proxtrain: P
     assert len(rows) == 2
     assert all(row["val/loss"] for row in rows)
     assert "2 runs, " in done.stdout
+
+
+@needs_images
+def test_fewer_images_are_the_first_of_all() -> None:
+    every, some = (fashion_mnist(root=DATA_ROOT, num_samples=number).train.tensors for number in (None, 100))
+    assert [len(every[0]), len(some[0])] == [60_000, 100]
+    assert all(torch.equal(few, many[:100]) for few, many in zip(some, every, strict=True))
+    for number in (0, 60_001):
+        with pytest.raises(ValueError, match=f"data.num_samples={number}; pass a number from 1 to 60000, or null"):
+            fashion_mnist(root=DATA_ROOT, num_samples=number)
