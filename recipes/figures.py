@@ -237,8 +237,17 @@ def penalty_path(weights: Sequence[float], values: Tensor, support: Sequence[int
     return figure
 
 
-def first_layer(weight: Tensor, names: Sequence[str], support: Sequence[int] | None) -> Figure:
-    """Draw the weights of a layer (shape (neurons, features)), exact zeros in gray, and mark features that matter."""
+def first_layer(
+    weight: Tensor, names: Sequence[str], support: Sequence[int] | None, classes: Sequence[str] = ()
+) -> Figure:
+    """Draw the weights of a layer (shape (neurons, features)), exact zeros in gray, and mark features that matter.
+
+    Args:
+        weight: Of the layer.
+        names: Of the features.
+        support: The features that matter, if known.
+        classes: What the rows stand for in a linear model; none for neurons.
+    """
     figure, ((axis,),) = _axes(8.0, 4.2)
     values = np.ma.masked_equal(weight.numpy(), 0)
     axis.set_facecolor("#dcdde0")
@@ -253,5 +262,8 @@ def first_layer(weight: Tensor, names: Sequence[str], support: Sequence[int] | N
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axis.yaxis.get_major_locator().set_params(integer=True)
     zeros = float((weight == 0).float().mean())
-    axis.set(xlabel="feature", ylabel="neuron", title=f"First layer, {zeros:.0%} exact zeros (gray)")
+    if classes:
+        axis.set_yticks(range(len(classes)), classes)
+    layer, rows = ("Coefficients", "class") if classes else ("First layer", "neuron")
+    axis.set(xlabel="feature", ylabel=rows, title=f"{layer}, {zeros:.0%} exact zeros (gray)")
     return figure

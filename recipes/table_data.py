@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from framework import Trainer
 from framework.pruning import SelectFeatures
 from framework.recipes import figures
 from framework.recipes.dashboard import outputs
+from framework.recipes.data import Predict
 from framework.recipes.module import SupervisedModule
-from framework.recipes.sparse_report import SparseData
+from framework.recipes.sparse_report import SparseData, first_weight
 from framework.recipes.tables import listed, read_table
 
 if TYPE_CHECKING:
@@ -97,6 +99,14 @@ class TableData(SparseData):
         probability, index = outputs.softmax(1).max(1)
         return {self.target: self.class_names(index), "probability": probability.tolist()}
 
+    def progress(self, trainer: Trainer, module: SupervisedModule, predict: Predict | None = None) -> dict[str, Figure]:
+        """Draw what other sparse data do, the rows of a linear model by the classes that they stand for."""
+        pictures = super().progress(trainer, module, predict)
+        if self.labels and is_linear(module.network):
+            weight = first_weight(module.network)
+            pictures["first_layer"] = figures.first_layer(weight, self.feature_names, self.support, self.labels)
+        return pictures
+
     def class_names(self, indices: Tensor) -> list[Any]:
         return [self.labels[index] for index in indices.tolist()]
 
@@ -130,9 +140,14 @@ def table_report(
             rows = [[true, *counts.values()] for true, counts in table.items()]
             _write(folder / "confusion_matrix.csv", ["true \\ predicted", *data.labels], rows)
             pictures["confusion_matrix"] = figures.confusion_matrix(predictions.argmax(1), y, data.labels)
-    if sum(isinstance(layer, nn.Linear) for layer in module.network.modules()) == 1:
+    if is_linear(module.network):
         findings["coefficients"] = write_coefficients(module, refit, data, folder / "coefficients.csv")
     return metrics, findings, pictures
+
+
+def is_linear(network: nn.Module) -> bool:
+    """Return whether a network has one linear layer only."""
+    return sum(isinstance(layer, nn.Linear) for layer in network.modules()) == 1
 
 
 def _accuracy(outputs: Tensor, y: Tensor) -> float:
