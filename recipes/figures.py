@@ -194,9 +194,9 @@ def phase_transition(
             s, share, _, _ = np.array(ceilings[name]).T
             axis.plot(s, share, color=color, lw=1, ls="--")
     if published:
-        axis.plot([], [], color="black", ls="", marker="x", ms=7, label="published, on the same draws")
+        axis.plot([], [], color="black", ls="", marker="x", ms=7, label="published")
     if ceilings:
-        axis.plot([], [], color="black", lw=1, ls="--", label="started at the truth")
+        axis.plot([], [], color="black", lw=1, ls="--", label="from the truth")
     axis.set(xlabel="number of true features s", ylabel="exact recovery", ylim=(-0.03, 1.03))
     axis.set_title(f"Share of {replicates} fits with exactly the true features, 95 % intervals")
     axis.xaxis.get_major_locator().set_params(integer=True)

@@ -96,6 +96,6 @@ def test_the_picture_shows_curves_with_intervals_published_points_and_what_the_t
     ):
         assert (drawn.min(), drawn.max()) == pytest.approx(interval)
     labels = {line.get_label() for line in axis.lines if not line.get_label().startswith("_")}
-    assert labels == {"harder", "l1", "published, on the same draws", "started at the truth"}
+    assert labels == {"harder", "l1", "published", "from the truth"}
     (axis,) = phase_transition({"l1": [(2, 0.5, 0.4, 0.6)]}, {}, {}, 10).axes
     assert [line.get_label() for line in axis.lines] == ["l1"]
