@@ -150,8 +150,8 @@ def _slope_at_zero(penalty: Penalty) -> float:
     if isinstance(penalty, ElasticNet) and penalty.l1_ratio > 0:
         return penalty.l1_ratio
     raise ValueError(
-        f"happy_lambda=auto: no threshold is known for {penalty}. Use L1, Harder, SCAD, MCP, ElasticNet with l1_ratio > "
-        f"0, or GroupL1 by columns, or {REMEDY}"
+        f"happy_lambda=auto: no threshold is known for {penalty}. Use L1, Harder, SCAD, MCP, ElasticNet with l1_ratio "
+        f"> 0, or GroupL1 by columns, or {REMEDY}"
     )
 
 
