@@ -53,7 +53,7 @@ class _Model(NamedTuple):
     entries that must not move. Then come v and c: M = K + H + 1 coordinates.
     """
 
-    index: Tensor  # Where the entries of the first layer are in a row of parameters, (B, K).
+    entries: Tensor  # Where the entries of the first layer are in a row of parameters, (B, K).
     is_free: Tensor  # (B, M)
     is_penalized: Tensor  # (B, K)
     gradient: Tensor  # (B, M)
@@ -183,11 +183,11 @@ def _damped_step(model: _Model, damping_B: Tensor) -> Tensor:
 
 def _moved(networks: SparseNetworks, model: _Model, step_BM: Tensor) -> SparseNetworks:
     """Take a step; a weight that would change its sign becomes 0."""
-    count = model.index.shape[1]
+    count = model.entries.shape[1]
     there = networks.with_parameters(networks.parameters.clone())
-    w_BK = networks.parameters.gather(1, model.index)
+    w_BK = networks.parameters.gather(1, model.entries)
     moved_BK = w_BK + step_BM[:, :count]
     moved_BK = torch.where(model.is_penalized & (moved_BK * w_BK < 0), 0.0, moved_BK)
-    there.parameters.scatter_(1, model.index, moved_BK)
+    there.parameters.scatter_(1, model.entries, moved_BK)
     there.parameters[:, -there.hidden - 1 :].add_(step_BM[:, count:])
     return there
