@@ -95,7 +95,11 @@ class FeaturePath:
             label = self.feature_names[feature] if feature in strongest else None
             axis.plot(x, values[:, feature], lw=1.4 if label else 0.7, color=None if label else "#8a8f98", label=label)
         axis.axvline(self.lambda_, color="black", ls="--", lw=1, label="the weight of fit")
-        axis.set_xscale("symlog" if x[0] == 0 else "log", **({"linthresh": x[x > 0].min()} if x[0] == 0 else {}))
+        if x[0] == 0:  # of a network
+            axis.set_xscale("symlog", linthresh=x[x > 0].min(), linscale=0.5)
+            axis.set_xlim(left=0)
+        else:
+            axis.set_xscale("log")
         axis.set(xlabel="weight of the penalty", ylabel="importance of the feature", title="Path")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
