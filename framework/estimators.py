@@ -227,9 +227,7 @@ class _SparseEstimator(BaseEstimator):
                 the penalty selects no features.
         """
         if num_stages < 1 or not 0 < smallest < math.inf:
-            raise ValueError(
-                f"num_stages={num_stages}, smallest={smallest}; pass at least one stage and a share above 0"
-            )
+            raise ValueError(f"num_stages={num_stages}, smallest={smallest}; pass one stage or more, a share above 0")
         if self.happy_lambda == 0:
             raise ValueError("happy_lambda=0 has no path, which ends at a share of it; pass auto, or a number above 0")
         self = clone(self)
