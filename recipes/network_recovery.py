@@ -21,7 +21,14 @@ from framework.callbacks.progress_bar import make_bar
 from framework.data import NetworkRecovery
 from framework.happy_lambda import HappyLambdaMLP
 from framework.penalties import L1, Harder, Penalty
-from framework.recipes.recovery_report import Fits, Recovery, count_recovery, read_published, trace_curve
+from framework.recipes.recovery_report import (
+    Fits,
+    Recovery,
+    check_settings,
+    count_recovery,
+    read_published,
+    trace_curve,
+)
 from framework.recipes.resume import record
 from framework.stacks import AdamStage, SparseNetworks, gaps, levenberg_marquardt, network_path, prox_adam
 from framework.stacks.networks import ACTIVATIONS
@@ -251,9 +258,7 @@ def _in_threads(fit: Callable[..., list[Fit]], chunks: Sequence[tuple[Any, ...]]
 
 
 def _check(config: DictConfig, simulation: NetworkRecovery) -> None:
-    unused = ("trainer", "loss", "penalty", "optimizer", "scheduler", "callbacks")
-    if given := [name for name in unused if name in config]:
-        raise ValueError(f"this recipe makes all fits at once and has no use for {', '.join(given)}: drop the override")
+    check_settings(config, simulation, {"penalties": PENALTIES})
     if config.model.get("_target_") != SPARSE_MLP or len(config.model.hidden) != 1:
         raise ValueError(
             f"this recipe fits networks of model=sparse_mlp with one hidden layer, not {dict(config.model)}; pass "
@@ -261,17 +266,6 @@ def _check(config: DictConfig, simulation: NetworkRecovery) -> None:
         )
     if config.model.activation not in ACTIVATIONS:
         raise ValueError(f"model.activation={config.model.activation}; this recipe knows {', '.join(ACTIVATIONS)}")
-    if unknown := set(config.penalties) - set(PENALTIES):
-        raise ValueError(f"penalties has {sorted(unknown)}; choose from {sorted(PENALTIES)}")
-    for name in ("penalties", "sparsities"):
-        if len(set(config[name])) < max(1, len(config[name])):
-            raise ValueError(f"{name}={list(config[name])}; name at least one, and each only once")
-    if not 1 <= config.replicates <= len(simulation.noise):
-        raise ValueError(
-            f"replicates={config.replicates}; pass a number from 1 to data.num_replicates={len(simulation.noise)}"
-        )
-    for s in config.sparsities:
-        simulation.targets(s)  # Refuses an s that was not drawn.
     if config.ceiling and (largest := max(config.sparsities)) > config.model.hidden[0]:
         raise ValueError(
             f"ceiling=true starts at the truth, which takes {largest} hidden units for s={largest}, but model.hidden="

@@ -19,7 +19,15 @@ from framework.happy_lambda import HappyLambdaLinear
 from framework.optim import square_root_lasso
 from framework.penalties import L1, Harder, Penalty
 from framework.recipes.network_recovery import trace_network_recovery
-from framework.recipes.recovery_report import Fits, Recovery, count_recovery, keep_lowest, read_published, trace_curve
+from framework.recipes.recovery_report import (
+    Fits,
+    Recovery,
+    check_settings,
+    count_recovery,
+    keep_lowest,
+    read_published,
+    trace_curve,
+)
 
 PENALTIES: dict[str, Penalty] = {"l1": L1(), "harder": Harder()}
 # The lasso is convex, and its minimum can be had directly.
@@ -64,23 +72,9 @@ def phase_transition(config: DictConfig, folder: Path) -> dict[str, float]:
 
 
 def _check(config: DictConfig, simulation: LinearRecovery) -> None:
-    unused = ("trainer", "loss", "penalty", "optimizer", "scheduler", "callbacks")
-    if given := [name for name in unused if name in config]:
-        raise ValueError(f"this recipe trains no network and has no use for {', '.join(given)}: drop the override")
+    check_settings(config, simulation, {"penalties": PENALTIES, "paths": PATHS})
     if not config.model.bias:
         raise ValueError("model.bias=false has no effect: the fits have an intercept; drop it")
-    for name, choices in (("penalties", PENALTIES), ("paths", PATHS)):
-        if unknown := set(config[name]) - set(choices):
-            raise ValueError(f"{name} has {sorted(unknown)}; choose from {sorted(choices)}")
-    for name in ("penalties", "sparsities", "paths"):
-        if len(set(config[name])) < max(1, len(config[name])):
-            raise ValueError(f"{name}={list(config[name])}; name at least one, and each only once")
-    if not 1 <= config.replicates <= len(simulation.noise):
-        raise ValueError(
-            f"replicates={config.replicates}; pass a number from 1 to data.num_replicates={len(simulation.noise)}"
-        )
-    for s in config.sparsities:
-        simulation.targets(s)  # Refuses an s that was not drawn.
 
 
 def measure_recovery(

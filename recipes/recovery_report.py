@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from framework.recipes.report import log_final_metrics, make_loggers, save_figur
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from framework.data import LinearRecovery, NetworkRecovery
 
 PUBLISHED = Path(__file__).with_name("published_recovery.csv")
 # Two objectives that differ by less, as a share of them, are the same: fits end about so far from their minimum.
@@ -42,6 +44,36 @@ class Fits:
     objectives: Tensor
     gaps: Tensor
     evaluations: int
+
+
+def check_settings(
+    config: DictConfig, simulation: LinearRecovery | NetworkRecovery, choices: Mapping[str, Collection[str]]
+) -> None:
+    """Refuse what the recipe does not use, or does not know.
+
+    Args:
+        config: The composed configuration.
+        simulation: The draws.
+        choices: What each list of names in the configuration may hold.
+
+    Raises:
+        ValueError: If something is refused; the message says what to do.
+    """
+    unused = ("trainer", "loss", "penalty", "optimizer", "scheduler", "callbacks")
+    if given := [name for name in unused if name in config]:
+        raise ValueError(f"this recipe has a solver of its own and no use for {', '.join(given)}: drop the override")
+    for name, known in choices.items():
+        if unknown := set(config[name]) - set(known):
+            raise ValueError(f"{name} has {sorted(unknown)}; choose from {sorted(known)}")
+    for name in ("sparsities", *choices):
+        if len(set(config[name])) < max(1, len(config[name])):
+            raise ValueError(f"{name}={list(config[name])}; name at least one, and each only once")
+    if not 1 <= config.replicates <= len(simulation.noise):
+        raise ValueError(
+            f"replicates={config.replicates}; pass a number from 1 to data.num_replicates={len(simulation.noise)}"
+        )
+    for s in config.sparsities:
+        simulation.targets(s)  # Refuses an s that was not drawn.
 
 
 def keep_lowest(fits: Sequence[Fits]) -> Fits:

@@ -150,7 +150,7 @@ def test_the_published_fits_of_networks_are_those_of_the_published_table():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer=adam", "has no use for optimizer"),
+        ("optimizer=adam", "no use for optimizer"),
         ("model.hidden=[6,6]", r"model=sparse_mlp with one hidden layer.*pass model=sparse_mlp model.hidden=\[20\]"),
         ("model.activation=Tanh", "model.activation=Tanh; this recipe knows ReLU, Sigma"),
         ("penalties=[harder,lasso]", r"penalties has \['lasso'\]; choose from \['harder', 'l1'\]"),

@@ -161,7 +161,7 @@ def test_other_draws_are_not_compared_with_the_published_fits(other, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer=adam", "trains no network and has no use for optimizer"),
+        ("optimizer=adam", "has a solver of its own and no use for optimizer"),
         ("penalties=[l1,lasso]", r"penalties has \['lasso'\]; choose from \['harder', 'l1'\]"),
         ("penalties=[]", "name at least one"),
         ("paths=[coarse]", r"paths has \['coarse'\]; choose from \["),
