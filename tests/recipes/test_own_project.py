@@ -18,6 +18,7 @@ from framework import Module
 from framework.penalties import Penalty
 from framework.recipes.data import Data
 from framework.recipes.module import SupervisedModule
+from framework.recipes.own_modules import look_in_current_folder
 from tests.recipes.conftest import Proxtrain
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example"
@@ -188,3 +189,14 @@ def test_the_reason_why_a_target_cannot_be_imported_is_shown(proxtrain: Proxtrai
     (project / "broken_project.py").write_text("import nowhere_to_be_found\n")
     with pytest.raises(ImportError, match="No module named 'nowhere_to_be_found'"):
         proxtrain(*SPIKES, "data=custom", "data._target_=broken_project.data")
+
+
+@pytest.mark.parametrize("editable", [True, False])
+def test_the_current_folder_comes_after_all_but_an_editable_checkout(
+    editable: bool, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed, checkout = ["stdlib", "site-packages"], [str(Path(__file__).parents[2])] if editable else []
+    monkeypatch.setattr(sys, "path", [*installed, *checkout])
+    for _ in range(2):
+        look_in_current_folder()
+        assert sys.path == [*installed, str(project), *checkout]
