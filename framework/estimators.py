@@ -95,7 +95,11 @@ class FeaturePath:
             label = self.feature_names[feature] if feature in strongest else None
             axis.plot(x, values[:, feature], lw=1.4 if label else 0.7, color=None if label else "#8a8f98", label=label)
         axis.axvline(self.lambda_, color="black", ls="--", lw=1, label="the weight of fit")
-        axis.set_xscale("symlog" if x[0] == 0 else "log", **({"linthresh": x[x > 0].min()} if x[0] == 0 else {}))
+        if x[0] == 0:  # of a network
+            axis.set_xscale("symlog", linthresh=x[x > 0].min(), linscale=0.5)
+            axis.set_xlim(left=0)
+        else:
+            axis.set_xscale("log")
         axis.set(xlabel="weight of the penalty", ylabel="importance of the feature", title="Path")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
@@ -219,8 +223,13 @@ class _SparseEstimator(BaseEstimator):
             smallest: The last of them, as a fraction of the weight that `fit` uses.
 
         Raises:
-            ValueError: As for `fit`; or if the penalty selects no features.
+            ValueError: As for `fit`; or if ``num_stages`` or ``smallest`` is out of range, the weight of `fit` is 0, or
+                the penalty selects no features.
         """
+        if num_stages < 1 or not 0 < smallest < math.inf:
+            raise ValueError(f"num_stages={num_stages}, smallest={smallest}; pass one stage or more, a share above 0")
+        if self.happy_lambda == 0:
+            raise ValueError("happy_lambda=0 has no path, which ends at a share of it; pass auto, or a number above 0")
         self = clone(self)
         problem = self._prepare(X, y)
         with _own_random_numbers(self.random_state) as generator:
@@ -302,7 +311,7 @@ class _SparseEstimator(BaseEstimator):
 
     def _check_settings(self) -> None:
         hidden = self.hidden
-        if isinstance(hidden, str) or not all(isinstance(width, int | np.integer) and width > 0 for width in hidden):
+        if not np.iterable(hidden) or not all(isinstance(width, int | np.integer) and width > 0 for width in hidden):
             raise ValueError(
                 f"hidden={hidden!r}; pass the widths of hidden layers, such as (20,), or () for a linear model"
             )
@@ -317,10 +326,10 @@ class _SparseEstimator(BaseEstimator):
             )
         if self.happy_lambda != "auto":
             check_weight(self.happy_lambda, type(self).__name__)
-        for name in ("tol", "max_epochs"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value!r}; it must be positive")
+        if not self.tol > 0:
+            raise ValueError(f"tol={self.tol!r}; it must be positive")
+        if self.max_epochs is not None and self.max_epochs < 1:
+            raise ValueError(f"max_epochs={self.max_epochs!r}; it must be at least 1, or None")
 
     def _inputs(self, X: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy((X - self.mean_) / self.scale_)

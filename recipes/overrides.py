@@ -22,7 +22,7 @@ SHORTHANDS = {
     "mlp.dropout": "model.dropout",
 }
 TRAINING = "framework.recipes.train.train"
-LINEAR_RECOVERY = "framework.data.linear_recovery"
+LINEAR_RECOVERY, NETWORK_RECOVERY = "framework.data.linear_recovery", "framework.data.network_recovery"
 # Of a simulation, and of a table that a user brings instead.
 SIMULATION = ("simulation", "num_samples", "num_features", "num_active", "noise", "num_val")
 TABLE = ("target", "classes", "drop", "impute", "test_share", "val_share")
@@ -98,6 +98,11 @@ def _why_unread(config: DictConfig, key: str, choices: Mapping[str, str]) -> str
             return f"{instead} is {value} whatever {key} is; set {instead}"
         chosen = instead.partition(".")[0]
         return f"{f'{chosen}={choices[chosen]}' if choices.get(chosen) else 'this recipe'} does not read it; drop it"
+    is_network_recovery = config.data.get("_target_") == NETWORK_RECOVERY
+    if part in ("paths", "tolerance") and is_network_recovery:
+        return "networks do not read it; drop it, or choose model=linear"
+    if part == "resume" and is_network_recovery:
+        return None
     if part in ("ckpt_path", "learning_rates", "resume") and config.task != TRAINING:
         return f"the task {config.task} does not read it; drop it"
     if key == "penalty.happy_lambda" and config.penalty.get("function") is None:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from framework import seed_everything
 from framework.callbacks.penalty_path import HARDER_LASSO, Stage
-from framework.data.recovery import LinearRecovery
+from framework.data.recovery import LinearRecovery, NetworkRecovery
 from framework.happy_lambda import HappyLambdaLinear
 from framework.optim import square_root_lasso
 from framework.penalties import L1, Harder, Penalty
+from framework.recipes.network_recovery import trace_network_recovery
 from framework.recipes.recovery_report import Fits, Recovery, count_recovery, keep_lowest, read_published, trace_curve
 
 PENALTIES: dict[str, Penalty] = {"l1": L1(), "harder": Harder()}
@@ -39,6 +40,8 @@ def phase_transition(config: DictConfig, folder: Path) -> dict[str, float]:
     """Draw the curve that a configuration describes, write it to ``folder``, and return its points."""
     seed_everything(config.seed, verbose=False)
     simulation = instantiate(config.data, _convert_="all")
+    if isinstance(simulation, NetworkRecovery):
+        return trace_network_recovery(config, folder, simulation)
     _check(config, simulation)
     happy_lambda = HappyLambdaLinear(simulation.X, config.draws).run()
 
@@ -61,9 +64,11 @@ def phase_transition(config: DictConfig, folder: Path) -> dict[str, float]:
 
 
 def _check(config: DictConfig, simulation: LinearRecovery) -> None:
-    unused = ("trainer", "model", "loss", "penalty", "optimizer", "scheduler", "callbacks")
+    unused = ("trainer", "loss", "penalty", "optimizer", "scheduler", "callbacks")
     if given := [name for name in unused if name in config]:
         raise ValueError(f"this recipe trains no network and has no use for {', '.join(given)}: drop the override")
+    if not config.model.bias:
+        raise ValueError("model.bias=false has no effect: the fits have an intercept; drop it")
     for name, choices in (("penalties", PENALTIES), ("paths", PATHS)):
         if unknown := set(config[name]) - set(choices):
             raise ValueError(f"{name} has {sorted(unknown)}; choose from {sorted(choices)}")

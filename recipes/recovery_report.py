@@ -254,7 +254,7 @@ def draw(curve: Sequence[Recovery]) -> Figure:
         return {
             penalty: [
                 (point.s, getattr(point, name), getattr(point, low), getattr(point, high))
-                for point in known
+                for point in sorted(known, key=lambda point: point.s)
                 if point.penalty == penalty
             ]
             for penalty in dict.fromkeys(point.penalty for point in known)

@@ -210,7 +210,8 @@ def test_a_fit_that_is_cut_short_warns() -> None:
         ({"happy_lambda": -1.0}, "happy_lambda=-1.0 of SparseRegressor is not allowed"),
         ({"happy_lambda": "cv"}, "happy_lambda='cv' of SparseRegressor is not allowed"),
         ({"tol": 0.0}, "tol=0.0; it must be positive"),
-        ({"max_epochs": 0}, "max_epochs=0; it must be positive"),
+        ({"hidden": 20}, "hidden=20; pass the widths"),
+        ({"max_epochs": 0}, "max_epochs=0; it must be at least 1, or None"),
     ],
 )
 def test_settings_that_are_no_good_are_refused(settings: dict, message: str) -> None:
@@ -266,8 +267,13 @@ def test_the_path_of_a_linear_model_starts_at_nothing_and_each_point_is_a_fit() 
     assert path.lambda_ == model.fit(table, y).lambda_
 
 
-def test_a_ridge_penalty_has_no_path() -> None:
+def test_what_has_no_path_is_refused() -> None:
     X, y, _ = regression()
+    with pytest.raises(ValueError, match="happy_lambda=0 has no path"):
+        SparseRegressor(happy_lambda=0).path(X, y)
+    for options in ({"num_stages": 0}, {"smallest": 0.0}):
+        with pytest.raises(ValueError, match="pass one stage or more, a share above 0"):
+            SparseRegressor().path(X, y, **options)
     with pytest.raises(ValueError, match="selects no features at any weight"):
         SparseRegressor(penalty=ElasticNet(0.0), happy_lambda=1.0).path(X, y)
 

@@ -39,7 +39,7 @@ class ProgressBar(Callback):
         total = trainer.estimated_stepping_batches
         is_known = total != math.inf and self._description(trainer) is None
         # When to draw is decided here: asking the bar itself costs three times as much, at every step.
-        self._bar = _make_bar(
+        self._bar = make_bar(
             total=int(total) if is_known else None,
             initial=trainer.global_step,
             unit="step",
@@ -92,7 +92,8 @@ class ProgressBar(Callback):
         }
 
 
-def _make_bar(**options: Any) -> Any:
+def make_bar(**options: Any) -> Any:
+    """Make tqdm's bar on a terminal, a widget in a notebook, and lines in a file."""
     if "ipykernel" in sys.modules:
         from tqdm.autonotebook import tqdm as notebook_tqdm
 

@@ -28,7 +28,7 @@ COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scri
 # A command whose output is not shown runs in a short form: a few steps.
 SHORT = ["logger=none", "trainer.max_steps=2", "trainer.check_val_every_n_epoch=1", "trainer.enable_progress_bar=false"]
 SHORT_OF = {
-    "recipe=phase_transition": ["replicates=1", "draws=100", "data.sparsities=[1]"],
+    "recipe=phase_transition": ["replicates=1", "draws=100", "data.sparsities=[2]", "sparsities=[2]"],
     "optimizer=scipy": ["optimizer.maxiter=2", *SHORT],
     "--help": [],
     "--version": [],

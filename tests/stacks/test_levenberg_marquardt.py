@@ -42,7 +42,7 @@ def test_the_model_has_the_gradient_and_the_gauss_newton_curvature(activation, p
         curvature = (J.T @ J - h[:, None] * h) / r.norm()
         slope = torch.autograd.functional.jacobian(objective, theta)
         free = model.is_free[row]
-        index = torch.cat([model.index[row], torch.arange(size - networks.hidden - 1, size)])[free]
+        index = torch.cat([model.entries[row], torch.arange(size - networks.hidden - 1, size)])[free]
         torch.testing.assert_close(model.gradient[row][free], slope[index], rtol=0, atol=1e-7)
         expected = curvature[index[:, None], index]
         torch.testing.assert_close(model.hessian[row][free][:, free], expected, rtol=1e-7, atol=1e-6)
@@ -53,12 +53,12 @@ def test_the_model_has_the_gradient_and_the_gauss_newton_curvature(activation, p
 
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_where_the_minimum_is_smooth_the_gap_vanishes(penalty):
-    networks, X, _ = make("Sigma")
-    networks = networks[:3]
-    networks.first.mul_(0.1)  # above -0.5, where Sigma is the identity
-    networks.weight[:, 1:] = 0  # one unit with features: several would share one linear function in many ways
-    Y = networks.predict(X) + 0.05 * torch.randn(3, 30, dtype=torch.float64)
-    done = levenberg_marquardt(networks, X, Y, 0.02, penalty, tolerance=1e-15)
+    _, X, Y = make("Sigma")
+    generator = torch.Generator().manual_seed(1)
+    networks = SparseNetworks.random(5, 7, 1, "Sigma", generator=generator, dtype=torch.float64)
+    networks.first.mul_(0.3)  # above -0.5, where Sigma is the identity
+    Y = networks.predict(X) + 0.02 * Y
+    done = levenberg_marquardt(networks, X, Y, 0.02, penalty, tolerance=1e-13)
     assert done.converged.all()
     torch.testing.assert_close(done.objectives, objectives(done.networks, X, Y, 0.02, penalty))
     assert (done.objectives < objectives(networks, X, Y, 0.02, penalty)).all()
