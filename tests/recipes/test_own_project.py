@@ -19,6 +19,7 @@ from framework.penalties import Penalty
 from framework.recipes.data import Data
 from framework.recipes.module import SupervisedModule
 from framework.recipes.own_modules import look_in_current_folder
+from framework.recipes.trained import run_export
 from tests.recipes.conftest import Proxtrain
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example"
@@ -149,7 +150,7 @@ class WithoutForward(Module):
 
 @pytest.mark.parametrize("logger", ["csv", "tensorboard"])  # which has pictures within the run too
 def test_a_module_that_does_not_say_what_it_computes_has_no_pictures_of_that(
-    logger: str, proxtrain: Proxtrain, tmp_path: Path
+    logger: str, proxtrain: Proxtrain, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = ("recipe=sine", "module=custom", f"module._target_={__name__}.WithoutForward", f"logger={logger}")
     with pytest.warns(UserWarning, match="no pictures of what the model computes: .*forward") as warned:
@@ -158,6 +159,9 @@ def test_a_module_that_does_not_say_what_it_computes_has_no_pictures_of_that(
     assert any("WithoutForward" in str(warning.message) for warning in warned)
     assert [path.name for path in (done.folder / "plots").iterdir()] == ["loss.png"]
     assert (done.folder / "summary.json").exists()
+    with pytest.raises(SystemExit):
+        run_export([str(done.folder), "network.pt2"])
+    assert "error: WithoutForward defines no forward, which is what is exported" in capsys.readouterr().err
 
 
 def shapeless() -> Data:
