@@ -91,7 +91,11 @@ def test_parts_are_named_by_their_class(proxtrain: Proxtrain, tmp_path: Path) ->
 
 def test_any_runs_are_compared(proxtrain: Proxtrain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = ("epochs=2", "lr=0.01"), ("epochs=4", "model=linear"), ("recipe=xor", "epochs=2")
-    folders = [proxtrain(*command, *QUIET, "logger=csv").folder for command in commands]
+    # Runs of two recipes that start in one second have folders of one name.
+    folders = [
+        proxtrain(*command, *QUIET, "logger=csv", f"hydra.run.dir={name}").folder
+        for command, name in zip(commands, ("first", "second", "third"), strict=True)
+    ]
     (folders[2] / "summary.json").unlink()
     main([*map(str, folders), "--metric", "train/objective", "-o", str(tmp_path / "compared")])
     rows = {Path(row["run"]).name: row for row in read(tmp_path / "compared" / "comparison.csv")}
