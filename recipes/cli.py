@@ -12,11 +12,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from framework.recipes.compare import AfterSweep
-from framework.recipes.mistakes import explain, innermost
-from framework.recipes.overrides import refuse_without_effect
+from framework.recipes.compare import ERROR, AfterSweep
+from framework.recipes.mistakes import explain, in_words, innermost
+from framework.recipes.overrides import refuse_other_folder, refuse_several_sweeps, refuse_without_effect
 from framework.recipes.own_modules import look_in_current_folder
-from framework.recipes.resume import ONE_RUN, expand
+from framework.recipes.resume import ONE_RUN, expand, record
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 TRACEBACKS = "HYDRA_FULL_ERROR"
@@ -42,6 +42,7 @@ OmegaConf.register_new_resolver("unused", unused, use_cache=True, replace=True)
 def run_job(config: DictConfig) -> float | None:
     """Do the task of one composed configuration; return the metric for a sweeper to optimize."""
     settings = HydraConfig.get()
+    folder = Path(settings.runtime.output_dir)
     # Processes that a trainer starts are to do this job, not a whole sweep.
     arguments, sys.argv = sys.argv, [sys.argv[0], *settings.overrides.task, ONE_RUN]
     with read_write(settings):  # type: ignore[arg-type]
@@ -52,17 +53,21 @@ def run_job(config: DictConfig) -> float | None:
                 f"hydra/sweeper={settings.runtime.choices['hydra/sweeper']} needs a value to optimize; "
                 "name a final metric, such as optimized_metric=val/loss"
             )
+        refuse_other_folder(settings.overrides.hydra, is_sweep=settings.mode == RunMode.MULTIRUN)
         refuse_without_effect(config, settings.overrides.task, settings.runtime.choices)
         # torch takes seconds to import, which help and mistakes on the command line need not wait for.
         from framework.loop.processes import end_processes
         from framework.recipes.train import optimized, run
 
         try:
-            return optimized(run(config, Path(settings.runtime.output_dir)), config.optimized_metric)
+            return optimized(run(config, folder), config.optimized_metric)
         finally:
             end_processes()
     except Exception as error:
         if settings.mode == RunMode.MULTIRUN:
+            if not (folder / "config.yaml").exists():  # refused before it began: the table names it like the others
+                record(config, folder)
+                (folder / ERROR).write_text(f"{in_words(error)}\n")
             raise  # by hydra, after the other jobs of the sweep
         raise SystemExit(1) from error
     finally:
@@ -83,6 +88,7 @@ def main() -> None:
     given = sys.argv
     look_in_current_folder()
     try:
+        refuse_several_sweeps(given[1:])
         sys.argv = [given[0], *expand(given[1:])]
         if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) > 0:
             sys.argv = [argument for argument in sys.argv if not argument.startswith("hydra.run.dir=")]

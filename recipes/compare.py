@@ -7,10 +7,9 @@ import csv
 import itertools
 import json
 import os
-import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,7 +237,7 @@ def over_seeds(runs: Sequence[Run], metric: str, mode: str) -> list[dict[str, An
                 "runs": len(ended),
                 "failed runs": len(group) - len(ended) or None,
                 metric: _mean(ended, metric),
-                "std": _mean(ended, metric, statistics.stdev) if len(ended) > 1 else None,
+                "std": _std(ended, metric),
                 **{name: _mean(ended, name) for name in (*OTHERS, "seconds", "evaluations", "steps") if name != metric},
             }
         )
@@ -254,11 +253,20 @@ def _settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return settings if len(kinds) < len(runs) else differing
 
 
-def _mean(
-    rows: Sequence[Mapping[str, Any]], name: str, of: Callable[[list[float]], float] = statistics.fmean
-) -> float | None:
-    values = [row[name] for row in rows if row.get(name) is not None]
-    return of(values) if values else None
+def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = _values(rows, name)
+    return float(np.mean(values)) if values else None
+
+
+def _std(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = _values(rows, name)
+    with np.errstate(invalid="ignore"):  # of runs that diverged
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _values(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    # Sorted, so that means do not depend on the order of the runs by their rounding.
+    return sorted(row[name] for row in rows if row.get(name) is not None)
 
 
 def _rank(value: float | None, mode: str) -> tuple[bool, float]:
@@ -273,15 +281,19 @@ def _without_empty_columns(rows: list[dict[str, Any]], metric: str) -> list[dict
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table in Markdown, and below it why runs failed."""
+    """Return a table in Markdown."""
     columns = [name for name in rows[0] if name != "failed"]
-    failures = [f"- {row['run']}: {_cell(row['failed'])}" for row in rows if row.get("failed")]
     cells = [columns, *([_cell(row[name]) for name in columns] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(cells[0]))]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-    rule = " | ".join("-" * max(width, 3) for width in widths)
-    text = "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
-    return "\n".join([text, *(["", "Without a result:", "", *failures] if failures else [])])
+    rule = " | ".join("-" * width for width in widths)
+    return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
+
+
+def failures(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a list in Markdown of the runs that failed, and why; nothing if none did."""
+    found = [f"- {row['run']}: {_cell(row['failed'])}" for row in rows if row.get("failed")]
+    return "\n".join(["Without a result:", "", *found]) if found else ""
 
 
 def _cell(value: Any) -> str:
@@ -320,12 +332,13 @@ def figure(runs: Sequence[Run], metric: str) -> Figure | None:
 
 
 def figure_of_a_setting(runs: Sequence[Run], metric: str) -> Figure | None:
-    """Draw the final metric against the setting with the most numbers; None where none has three.
+    """Draw the final metric of runs against their setting with the most numbers; None where none has three.
 
-    Of a validation loss the training loss is drawn too.
+    Runs without the metric are left out. Of a validation loss the training loss is drawn too.
     """
     from framework.recipes.figures import against_setting
 
+    runs = [run for run in runs if metric in run.metrics]
     settings = {key: values for key, values in differences(runs).items() if key not in SEEDS}
     numbers = {key: set(values) for key, values in settings.items() if all(map(_is_number, values))}
     setting = max(numbers, key=lambda key: len(numbers[key]), default=None)
@@ -341,7 +354,7 @@ def figure_of_a_setting(runs: Sequence[Run], metric: str) -> Figure | None:
         ]
         for name in drawn
     }
-    return against_setting(points, setting)
+    return against_setting({name: of_metric for name, of_metric in points.items() if of_metric}, setting)
 
 
 def _is_number(value: Any) -> bool:
@@ -395,8 +408,8 @@ def _seconds(folder: Path) -> tuple[list[float], list[float]] | None:
 def compare(folders: Sequence[Path], output: Path, *, metric: str | None = None, mode: str | None = None) -> str:
     """Write comparison.md, .csv and .png into a folder; return the table.
 
-    Of runs for several seeds it is the table of their means; that of the runs is in comparison.md. Where a setting has
-    three numbers or more, its picture is setting.png.
+    Of runs for several seeds it is the table of their means; that of the runs is in comparison.md. Below it is which
+    runs failed, and why. Where a setting has three numbers or more, its picture is setting.png.
 
     Raises:
         ValueError: If there are no runs, or none has the metric.
@@ -406,7 +419,8 @@ def compare(folders: Sequence[Path], output: Path, *, metric: str | None = None,
     rows, means = table(runs, metric, mode), over_seeds(runs, metric, mode)
     tables = [markdown(some) for some in (means, rows) if some]
     output.mkdir(parents=True, exist_ok=True)
-    (output / "comparison.md").write_text("\n\n".join(tables) + "\n")
+    reasons = [failures(rows)] if failures(rows) else []
+    (output / "comparison.md").write_text("\n\n".join([*tables, *reasons]) + "\n")
     with (output / "comparison.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -417,10 +431,11 @@ def compare(folders: Sequence[Path], output: Path, *, metric: str | None = None,
     for name, picture in drawn.items():
         picture.savefig(output / f"{name}.png")
     failed = sum(run.error is not None for run in runs)
-    failures = f", {failed} without a result" if failed else ""
+    without = f", {failed} without a result" if failed else ""
     best = "highest" if mode == "max" else "lowest"
     files = ", ".join(["comparison.md", "comparison.csv", *(f"{name}.png" for name in drawn)])
-    return f"{tables[0]}\n\n{len(runs)} runs{failures}, {best} {metric} first; in {output}: {files}"
+    counted = f"{len(runs)} runs{without}, {best} {metric} first; in {output}: {files}"
+    return "\n\n".join([tables[0], *reasons, counted])
 
 
 class AfterSweep(Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,18 @@ def _axes(width: float = 6.4, height: float = 4.2, *, rows: int = 1, columns: in
 
 
 def _legend(figure: Figure) -> None:
-    """Say below what the curves are: the place where a legend hides nothing is also the one that takes no search."""
+    """Say below what the curves are: the place where a legend hides nothing is also the one that takes no search.
+
+    The picture grows by the lines of the legend, so that those of many curves leave the curves their room.
+    """
     found = [axis.get_legend_handles_labels() for axis in figure.axes]
     handles = {label: handle for of_axis in found for handle, label in zip(*of_axis, strict=True)}
-    inches = 0.6 + 0.085 * max(map(len, handles), default=0)  # of a line, a label and the space beside them
+    labels = [label if len(label) <= 60 else f"{label[:28]}...{label[-29:]}" for label in handles]
+    inches = 0.6 + 0.085 * max(map(len, labels), default=0)  # of a line, a label and the space beside them
     columns = min(4, max(1, int(figure.get_figwidth() / inches)))
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
+    lines = math.ceil(len(labels) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.21 * max(0, lines - 1))
+    figure.legend(handles.values(), labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def caption(pictures: Iterable[Figure], text: str) -> None:

@@ -45,6 +45,11 @@ def explain(error: BaseException) -> str | None:
     return prefix + _one_paragraph(str(error))
 
 
+def in_words(error: BaseException) -> str:
+    """Return what to write down of an error: what `explain` says, or of a bug what it is."""
+    return explain(error) or f"{type(error).__name__}: {error}"
+
+
 def innermost(error: BaseException) -> tuple[BaseException, str]:
     """Return the error that hydra wrapped while it made an object, and the object's key in the configuration."""
     key = ""

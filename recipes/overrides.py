@@ -10,6 +10,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from framework.recipes.resume import split
+
 # What other parts of the configuration refer to, so that a recipe fits whatever is chosen; and what they set there.
 SHORTHANDS = {
     "lr": "optimizer.lr",
@@ -24,6 +26,33 @@ LINEAR_RECOVERY, NETWORK_RECOVERY = "framework.data.linear_recovery", "framework
 # Of a simulation, and of a table that a user brings instead.
 SIMULATION = ("simulation", "num_samples", "num_features", "num_active", "noise", "num_val")
 TABLE = ("target", "classes", "drop", "impute", "test_share", "val_share")
+
+
+def refuse_several_sweeps(arguments: Sequence[str]) -> None:
+    """Check that at most one ready sweep is asked for: of several, nobody would read the values.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    for key, value in map(split, arguments):
+        if key == "sweep" and ("," in value or "(" in value):
+            raise ValueError(f"sweep={value}: each has values of its own; call proxtrain once for each")
+
+
+def refuse_other_folder(overrides: Sequence[str], *, is_sweep: bool) -> None:
+    """Check that nobody chose the folder of one run for a sweep, or that of a sweep for one run.
+
+    Args:
+        overrides: What the user typed of hydra's settings.
+        is_sweep: Whether the run is a job of a sweep.
+
+    Raises:
+        ValueError: If somebody did; the message says which folder there is.
+    """
+    unread, read = ("hydra.run.dir", "hydra.sweep.dir") if is_sweep else ("hydra.sweep.dir", "hydra.run.dir")
+    if unread in {split(override)[0] for override in overrides}:
+        here = "the jobs of a sweep lie in the folder of the sweep" if is_sweep else "this is one run and no sweep"
+        raise ValueError(f"{unread} has no effect: {here}; choose {read}=...")
 
 
 def refuse_without_effect(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]) -> None:

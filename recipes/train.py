@@ -21,7 +21,7 @@ from framework.loop.checkpoint import newest
 from framework.recipes.build import build
 from framework.recipes.compare import ERROR
 from framework.recipes.dashboard import Dashboard
-from framework.recipes.mistakes import explain
+from framework.recipes.mistakes import in_words
 from framework.recipes.report import read_summary, write_report
 from framework.recipes.resume import record, why_finished
 
@@ -118,7 +118,7 @@ def run(config: DictConfig, folder: Path) -> dict[str, float]:
         return get_method(config.task)(config, folder)
     except Exception as error:
         if not any((folder / name).exists() for name in ENDINGS):  # one that ended and cannot go on stays as it was
-            (folder / ERROR).write_text(f"{explain(error) or f'{type(error).__name__}: {error}'}\n")
+            (folder / ERROR).write_text(f"{in_words(error)}\n")
         raise
     finally:
         print(f"run folder: {folder}", flush=True)

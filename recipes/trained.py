@@ -127,6 +127,11 @@ def _export(options: argparse.Namespace, module: Any, path: Path) -> None:
     if options.output.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"{options.output}: pass a name that ends in .pt2 (torch.export) or .onnx")
     network = getattr(module, "network", module).eval()
+    if type(network).forward is nn.Module.forward:
+        raise ValueError(
+            f"{type(network).__name__} defines no forward, which is what is exported: define it, or call the part that "
+            "is to be exported self.network"
+        )
     data = _data(module)
     batch = next(iter(data.train))
     inputs = as_taken_by(module, batch[0] if isinstance(batch, tuple | list) else batch)

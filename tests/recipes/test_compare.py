@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import os
 from pathlib import Path
 from unittest.mock import ANY
 
@@ -54,6 +55,22 @@ def test_a_sweep_ends_with_a_table_best_first_and_with_what_failed(proxtrain: Pr
     assert (sweep / "comparison.png").stat().st_size > 10_000
 
 
+def test_a_job_that_is_refused_before_it_begins_is_in_the_table_too(proxtrain: Proxtrain, tmp_path: Path) -> None:
+    arguments = ("optimizer=adam,random_search", "lr=0.01", "epochs=1", "logger=csv", *QUIET, "hydra.sweep.dir=sweep")
+    refused = "lr=0.01 has no effect: optimizer=random_search does not read it; drop it"
+    done = proxtrain("-m", *arguments)
+    assert (done.code, done.stderr.splitlines()[-1]) == (1, f"error: {refused}")
+    rows = read(tmp_path / "sweep" / "comparison.csv")
+    assert [(row["run"], row["optimizer"], row["failed"]) for row in rows] == [
+        ("sweep/0", "Adam", ""),
+        ("sweep/1", "RandomSearch", refused),
+    ]
+    # Once it is right, it goes on in its folder.
+    with pytest.warns(UserWarning, match="training starts from the beginning"):
+        assert proxtrain("resume=sweep/1", "~lr").code == 0
+    assert [run.error for run in find_runs([tmp_path / "sweep"])] == [None, None]
+
+
 def test_parts_are_named_by_their_class(proxtrain: Proxtrain, tmp_path: Path) -> None:
     assert proxtrain("-m", "optimizer=adam,lbfgs", "epochs=10", *QUIET).code == 0
     (sweep,) = tmp_path.glob("outputs/toy_regression/*")
@@ -74,7 +91,11 @@ def test_parts_are_named_by_their_class(proxtrain: Proxtrain, tmp_path: Path) ->
 
 def test_any_runs_are_compared(proxtrain: Proxtrain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = ("epochs=2", "lr=0.01"), ("epochs=4", "model=linear"), ("recipe=xor", "epochs=2")
-    folders = [proxtrain(*command, *QUIET, "logger=csv").folder for command in commands]
+    # Runs of two recipes that start in one second have folders of one name.
+    folders = [
+        proxtrain(*command, *QUIET, "logger=csv", f"hydra.run.dir={name}").folder
+        for command, name in zip(commands, ("first", "second", "third"), strict=True)
+    ]
     (folders[2] / "summary.json").unlink()
     main([*map(str, folders), "--metric", "train/objective", "-o", str(tmp_path / "compared")])
     rows = {Path(row["run"]).name: row for row in read(tmp_path / "compared" / "comparison.csv")}
@@ -192,13 +213,28 @@ def test_a_comparison_of_seeds_prints_the_means_and_writes_every_run(
     main([str(tmp_path)])
     printed = capsys.readouterr().out
     written = (tmp_path / "comparison.md").read_text()
-    means, runs, reasons = written.split("\n\n")[0], written.split("\n\n")[1], written.split("\n\n")[-1]
-    assert printed.startswith(means + "\n\n18 runs, 1 without a result, lowest val/loss first")
+    means, runs, *reasons = written.strip().split("\n\n")
+    assert reasons == ["Without a result:", f"- {os.path.relpath(tmp_path)}/13: has diverged"]
+    counted = "18 runs, 1 without a result, lowest val/loss first"
+    assert printed.startswith("\n\n".join([means, *reasons, counted]))
     assert [len(means.splitlines()), len(runs.splitlines())] == [2 + 6, 2 + 18]
-    assert reasons.strip().endswith("13: has diverged")
     assert len(read(tmp_path / "comparison.csv")) == 18
     assert not (tmp_path / "comparison.png").exists()  # no run has logged its way
     assert (tmp_path / "setting.png").exists()
+
+
+@pytest.mark.draws
+@pytest.mark.parametrize("diverged", [np.inf, np.nan])
+def test_runs_that_diverged_have_a_mean_and_come_last(diverged: float, tmp_path: Path) -> None:
+    for job, (lr, seed) in enumerate(itertools.product((0.1, 0.2, 0.3), (0, 1))):
+        loss = float(diverged) if (lr, seed) == (0.1, 1) else lr
+        write_run(tmp_path / str(job), {"val/loss": loss}, lr=lr, seed=seed)
+    main([str(tmp_path)])
+    assert (tmp_path / "setting.png").exists()
+    *rows, last = over_seeds(find_runs([tmp_path]), "val/loss", "min")
+    assert [(row["lr"], row["val/loss"], row["std"]) for row in rows] == [(0.2, 0.2, 0), (0.3, 0.3, 0)]
+    assert last["lr"] == 0.1
+    np.testing.assert_equal([last["val/loss"], last["std"]], [diverged, np.nan])
 
 
 def test_a_setting_of_several_numbers_is_drawn_with_the_means_over_seeds(tmp_path: Path) -> None:
@@ -217,6 +253,10 @@ def test_a_setting_of_several_numbers_is_drawn_with_the_means_over_seeds(tmp_pat
     shown = {text.get_text() for text in picture.legends[0].get_texts()}
     assert shown == {"val/loss", "train/loss_epoch", "width 10", "width 20"}
     assert figure_of_a_setting([run for run in runs if run.settings["lr"] < 0.3], "val/loss") is None
+    for run in runs:
+        if run.settings["lr"] == 0.3:
+            run.summary = {}  # of two numbers and one that has no result
+    assert figure_of_a_setting(runs, "val/loss") is None
 
 
 def test_a_continued_run_that_fails_is_no_longer_finished(proxtrain: Proxtrain) -> None:

@@ -51,12 +51,20 @@ def test_the_ends_of_the_stages_of_a_path_are_marked_and_numbered(draw) -> None:
     assert (len(axis.texts), len(axis.lines)) == (0, 1)
 
 
-@pytest.mark.parametrize("draw", [loss_curves, sparsity_curves])
-def test_a_legend_lies_below_the_axes(draw) -> None:
-    figure = draw(PATH)
+MANY = {f"sparsity/a_layer_with_a_long_name/and_a_block_in_it_with_another/{i}": STEPS for i in range(30)}
+
+
+@pytest.mark.draws
+@pytest.mark.parametrize(("draw", "history"), [(loss_curves, PATH), (sparsity_curves, PATH), (sparsity_curves, MANY)])
+def test_a_legend_lies_below_the_axes_and_leaves_them_their_height(draw, history) -> None:
+    figure = draw(history)
     figure.draw_without_rendering()
     (legend,) = figure.legends
-    assert legend.get_window_extent().y1 <= figure.axes[0].get_window_extent().y0
+    box = legend.get_window_extent()
+    axes = figure.axes[0].get_window_extent()
+    assert 0 <= box.x0 <= box.x1 <= figure.bbox.width
+    assert 0 <= box.y0 <= box.y1 <= axes.y0
+    assert axes.height > 2.2 * figure.dpi
 
 
 @pytest.mark.parametrize(

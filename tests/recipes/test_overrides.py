@@ -1,6 +1,7 @@
 """What a user types either reaches something or is refused by name."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,8 @@ from tests.recipes.conftest import Proxtrain
         ("recipe=sparse_mlp data.csv=a.csv data.noise=2", "data.noise=2 has no effect: data.csv is a table"),
         ("recipe=sparse_mlp data.target=price", "data.target=price has no effect: it belongs to a table"),
         ("trainer.gradient_clip_algorithm=value", "gradient_clip_algorithm=value has no effect: nothing is clipped"),
+        ("hydra.sweep.dir=here", "hydra.sweep.dir has no effect: this is one run and no sweep; choose hydra.run.dir="),
+        ("-m sweep=overfit,sgd_or_adam", "sweep=overfit,sgd_or_adam: each has values of its own; call proxtrain once"),
     ],
 )
 def test_what_nothing_reads_is_refused_by_name(arguments: str, message: str, proxtrain: Proxtrain) -> None:
@@ -37,6 +40,14 @@ def test_what_nothing_reads_is_refused_by_name(arguments: str, message: str, pro
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_the_folder_of_one_run_is_refused_in_a_sweep(proxtrain: Proxtrain, tmp_path: Path) -> None:
+    done = proxtrain("sweep=sgd_or_adam", "optimizer=sgd", "optimizer.lr=0.01", "seed=0", "hydra.run.dir=here")
+    assert done.code == 1
+    message = "hydra.run.dir has no effect: the jobs of a sweep lie in the folder of the sweep; choose hydra.sweep.dir="
+    assert message in done.stderr
+    assert not (tmp_path / "here").exists()
 
 
 def test_a_sweep_is_refused_too_and_says_which_of_its_runs(proxtrain: Proxtrain) -> None:

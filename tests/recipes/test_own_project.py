@@ -18,6 +18,8 @@ from framework import Module
 from framework.penalties import Penalty
 from framework.recipes.data import Data
 from framework.recipes.module import SupervisedModule
+from framework.recipes.own_modules import look_in_current_folder
+from framework.recipes.trained import run_export
 from tests.recipes.conftest import Proxtrain
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example"
@@ -148,7 +150,7 @@ class WithoutForward(Module):
 
 @pytest.mark.parametrize("logger", ["csv", "tensorboard"])  # which has pictures within the run too
 def test_a_module_that_does_not_say_what_it_computes_has_no_pictures_of_that(
-    logger: str, proxtrain: Proxtrain, tmp_path: Path
+    logger: str, proxtrain: Proxtrain, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = ("recipe=sine", "module=custom", f"module._target_={__name__}.WithoutForward", f"logger={logger}")
     with pytest.warns(UserWarning, match="no pictures of what the model computes: .*forward") as warned:
@@ -157,6 +159,9 @@ def test_a_module_that_does_not_say_what_it_computes_has_no_pictures_of_that(
     assert any("WithoutForward" in str(warning.message) for warning in warned)
     assert [path.name for path in (done.folder / "plots").iterdir()] == ["loss.png"]
     assert (done.folder / "summary.json").exists()
+    with pytest.raises(SystemExit):
+        run_export([str(done.folder), "network.pt2"])
+    assert "error: WithoutForward defines no forward, which is what is exported" in capsys.readouterr().err
 
 
 def shapeless() -> Data:
@@ -188,3 +193,14 @@ def test_the_reason_why_a_target_cannot_be_imported_is_shown(proxtrain: Proxtrai
     (project / "broken_project.py").write_text("import nowhere_to_be_found\n")
     with pytest.raises(ImportError, match="No module named 'nowhere_to_be_found'"):
         proxtrain(*SPIKES, "data=custom", "data._target_=broken_project.data")
+
+
+@pytest.mark.parametrize("editable", [True, False])
+def test_the_current_folder_comes_after_all_but_an_editable_checkout(
+    editable: bool, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed, checkout = ["stdlib", "site-packages"], [str(Path(__file__).parents[2])] if editable else []
+    monkeypatch.setattr(sys, "path", [*installed, *checkout])
+    for _ in range(2):
+        look_in_current_folder()
+        assert sys.path == [*installed, str(project), *checkout]
