@@ -140,7 +140,8 @@ class _NarrowLinear:
     def _forward(self, x: Tensor) -> Tensor:
         linear = self.linear
         if self.features is None:
-            self._inputs.append((x, x._version, None))
+            if torch.is_grad_enabled():  # not of a validation, which nothing would read again
+                self._inputs.append((x, x._version, None))
             return type(linear).forward(linear, x)
         weight = linear.weight.index_select(1, self.features)
         if int(weight.count_nonzero()) < int(linear.weight.count_nonzero()):
