@@ -41,7 +41,7 @@ class WorkingSet(Callback):
 
     Raises:
         ValueError: If `min_size` is less than 1; at `fit`, if the module has no penalized first linear layer, the
-            optimizer evaluates once per step, or steps are compiled.
+            optimizer evaluates once per step, steps are compiled, or the layer's input is a sparse tensor.
     """
 
     sizes: list[int]
@@ -143,6 +143,8 @@ class _NarrowLinear:
             if torch.is_grad_enabled():  # not of a validation, which nothing would read again
                 self._inputs.append((x, x._version, None))
             return type(linear).forward(linear, x)
+        if x.layout != torch.strided:
+            raise ValueError(f"WorkingSet selects columns of dense inputs; this one is {x.layout}: drop WorkingSet")
         weight = linear.weight.index_select(1, self.features)
         if int(weight.count_nonzero()) < int(linear.weight.count_nonzero()):
             return type(linear).forward(linear, x)

@@ -228,6 +228,8 @@ def test_where_it_cannot_work_it_says_so():
         fit(Fit(nn.Linear(300, 1, bias=False), lambda groups: SpaRSA(groups, 0.1), 0.1, None), loader, WorkingSet())
     with pytest.raises(ValueError, match=r"needs an nn\.Linear"):
         fit(Fit(nn.Bilinear(3, 3, 1), SpaRSA, 0.1, L1()), loader, WorkingSet())
+    with pytest.raises(ValueError, match=r"dense inputs"):
+        fit(Fit(nn.Linear(300, 1), SpaRSA, 0.1, L1()), [(X.to_sparse_coo(), y)], WorkingSet())
     with pytest.raises(ValueError, match=r"compiled one is fixed"):
         fit(Fit(nn.Linear(300, 1), SpaRSA, 0.1, L1()), loader, WorkingSet(), compile="step")
     with pytest.raises(ValueError, match=r"min_size=0"):
