@@ -72,7 +72,7 @@ class CSRLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute the output, dense, shape (N, out_features), for an input of shape (N, in_features)."""
-        if input.layout != torch.sparse_csr:
+        if input.layout != torch.sparse_csr or not torch.is_grad_enabled():
             return super().forward(input)
         product = _CSRProduct.apply(input, self._transposed(input), self.weight)
         return product if self.bias is None else product + self.bias

@@ -549,6 +549,9 @@ def _group_prox_in_metric(u: Tensor, step: float | Tensor, lam: float | Tensor, 
     w = (step * lam * lam) * torch.ones_like(u)
     w_or_1 = torch.where(w == 0, 1.0, w)
     zero = total((a / w_or_1).square()) <= 1
+    # The factors of u depend on ratios only: in units of the largest entry, no square leaves the range of its type.
+    unit = _nonzero(largest(a))
+    a, w_or_1 = a / unit, w_or_1 / unit
 
     norm = total(a.square()).sqrt()
     low = torch.maximum(largest(a - w_or_1), norm - largest(w_or_1)).clamp_min(0)

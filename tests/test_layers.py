@@ -123,6 +123,8 @@ def test_a_layer_for_compressed_rows_is_a_linear_layer(bias):
     layer(rows).sum().backward()
     torch.testing.assert_close(layer.weight.grad, 3 * dense.sum(0).expand(3, 50))
     assert len(pickle.dumps(layer)) < len(pickle.dumps(linear)) + 500
+    with torch.inference_mode():  # in which batches are made while a trainer predicts
+        torch.testing.assert_close(layer(dense.to_sparse_csr()), linear(dense))
 
 
 def test_a_lasso_on_a_scipy_matrix_is_scikit_learns():

@@ -315,6 +315,14 @@ def test_group_prox_of_very_large_and_very_small_entries(groups) -> None:
     assert ((x > 0) & (x < 1e-30)).all()
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_weighted_group_prox_of_very_large_and_very_small_entries(scale) -> None:
+    W = scale * torch.tensor([[3.0, 1.0, 2.0], [1.0, 0.0, -2.0]])
+    penalty = Weighted(GroupL1(), [1.0, 2.0, 0.0])
+    x = penalty.prox(W, scale, 1.0)
+    torch.testing.assert_close((x / scale).double(), penalty.prox(W.double() / scale, 1.0, 1.0))
+
+
 def test_groups_compare_by_value_however_they_were_given() -> None:
     assert GroupL1([[0, 1], [4]]) == GroupL1(((0, 1), (4,)))
     assert hash(Weighted(GroupL1([[0, 1]]), [1, 2])) == hash(Weighted(GroupL1(((0, 1),)), (1.0, 2.0)))

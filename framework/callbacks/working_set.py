@@ -15,6 +15,7 @@ from framework.module import Module
 from framework.objective.groups import is_penalized, weight
 
 if TYPE_CHECKING:
+    from framework.penalties import Penalty
     from framework.trainer import Trainer
 
 
@@ -40,7 +41,7 @@ class WorkingSet(Callback):
 
     Raises:
         ValueError: If `min_size` is less than 1; at `fit`, if the module has no penalized first linear layer, the
-            optimizer evaluates once per step, or steps are compiled.
+            optimizer evaluates once per step, steps are compiled, or the layer's input is a sparse tensor.
     """
 
     sizes: list[int]
@@ -86,17 +87,25 @@ class WorkingSet(Callback):
             )
         lam = weight(group, parameter, module.happy_lambda)
         with torch.no_grad():
-            is_used = (parameter != 0).any(dim=0)
-            # What a proximal step would make of a zero: for a norm, the distance of -grad from the subdifferential.
-            pull = objective.penalty.prox(-parameter.grad, 1.0, lam).norm(dim=0).masked_fill_(is_used, torch.inf)
-            num_used = int(is_used.sum())
-            count = min(num_used + max(num_used, self.min_size), int(pull.count_nonzero()))
-            features = pull.topk(count).indices.sort().values
-            parameter.grad = torch.zeros_like(parameter.grad).index_copy_(
-                1, features, parameter.grad.index_select(1, features)
-            )
+            features, parameter.grad = self._choose(objective.penalty, parameter, parameter.grad, lam)
         layer.narrow(features)
         self.sizes.append(len(features))
+
+    def _choose(self, penalty: Penalty, parameter: Tensor, grad: Tensor, lam: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of the working set, in increasing order, and the gradient with zeros for the others."""
+        is_used = (parameter != 0).any(dim=0)
+        # A proximal step moves what the penalty does not hold at zero, of a group in part at zero, too.
+        pull = penalty.prox(parameter - grad, 1.0, lam).norm(dim=0).masked_fill_(is_used, torch.inf)
+        num_used, num_pulled = int(is_used.sum()), int(pull.count_nonzero())
+        count = min(num_used + max(num_used, self.min_size), num_pulled)
+        while True:
+            features = pull.topk(count).indices.sort().values
+            narrow = torch.zeros_like(grad).index_copy_(1, features, grad.index_select(1, features))
+            # A part of a group may be too weak to leave zero without the rest.
+            moves = count == num_pulled or bool((penalty.prox(parameter - narrow, 1.0, lam) != 0)[:, ~is_used].any())
+            if moves:
+                return features, narrow
+            count = min(2 * count, num_pulled)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: Module, outputs: object, batch: object, batch_idx: int
@@ -131,8 +140,11 @@ class _NarrowLinear:
     def _forward(self, x: Tensor) -> Tensor:
         linear = self.linear
         if self.features is None:
-            self._inputs.append((x, x._version, None))
+            if torch.is_grad_enabled():  # not of a validation, which nothing would read again
+                self._inputs.append((x, x._version, None))
             return type(linear).forward(linear, x)
+        if x.layout != torch.strided:
+            raise ValueError(f"WorkingSet selects columns of dense inputs; this one is {x.layout}: drop WorkingSet")
         weight = linear.weight.index_select(1, self.features)
         if int(weight.count_nonzero()) < int(linear.weight.count_nonzero()):
             return type(linear).forward(linear, x)

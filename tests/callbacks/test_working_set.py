@@ -115,6 +115,23 @@ def test_a_network_ends_at_the_same_minimum_as_without_it(penalty):
     assert working_set.sizes[-1] < 30
 
 
+@pytest.mark.parametrize("groups", [[range(20), range(20, 60)], "rows"])
+def test_groups_of_features_leave_zero_though_their_parts_could_not(groups):
+    X, y = draw(80)
+    Y = torch.cat([y, 0.3 * y.roll(7, 0), X[:, 3:4]], dim=1)
+    weight = 0.3 * float((X.T @ Y).abs().max()) / len(X)
+    minima = []
+    for callbacks in ([WorkingSet(1)], []):
+        network = nn.Linear(80, 3, bias=False)
+        nn.init.zeros_(network.weight)
+        module = Fit(network, SpaRSA, weight, GroupL1(groups))
+        trainer = fit(module, TensorLoader(X, Y, batch_size=60), *callbacks, epochs=100)
+        assert trainer.stationarity_gap() <= 1e-9
+        minima.append(network.weight.detach())
+    assert minima[1].any()
+    assert minima[0] == pytest.approx(minima[1], abs=1e-7)
+
+
 def test_a_layer_that_normalizes_its_rows_computes_the_same():
     X, y = draw()
     torch.manual_seed(0)
@@ -211,6 +228,8 @@ def test_where_it_cannot_work_it_says_so():
         fit(Fit(nn.Linear(300, 1, bias=False), lambda groups: SpaRSA(groups, 0.1), 0.1, None), loader, WorkingSet())
     with pytest.raises(ValueError, match=r"needs an nn\.Linear"):
         fit(Fit(nn.Bilinear(3, 3, 1), SpaRSA, 0.1, L1()), loader, WorkingSet())
+    with pytest.raises(ValueError, match=r"dense inputs"):
+        fit(Fit(nn.Linear(300, 1), SpaRSA, 0.1, L1()), [(X.to_sparse_coo(), y)], WorkingSet())
     with pytest.raises(ValueError, match=r"compiled one is fixed"):
         fit(Fit(nn.Linear(300, 1), SpaRSA, 0.1, L1()), loader, WorkingSet(), compile="step")
     with pytest.raises(ValueError, match=r"min_size=0"):
