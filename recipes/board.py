@@ -39,8 +39,8 @@ def main() -> None:
         link(folders, Path(shelf))
         board = TensorBoard()
         board.configure(argv=["tensorboard", f"--logdir={shelf}", *options])
-        print(f"{board.launch()}?pinnedCards={urllib.parse.quote(pinned_cards())}", flush=True)
         try:
+            print(f"{board.launch()}?pinnedCards={urllib.parse.quote(pinned_cards())}", flush=True)
             while True:
                 time.sleep(5)
                 link(folders, Path(shelf))
