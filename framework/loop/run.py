@@ -362,7 +362,8 @@ class FitRun(Run):
             from framework.loop.compiled import compiled
 
             between = [self.train_batches.loader, *(config.scheduler for config in schedulers)]
-            step, graphs = compiled(step, closure, clip, engine, self.hooks, self.metrics, settings, between)
+            in_force = dataclasses.replace(settings, accumulate_grad_batches=accumulate_grad_batches)
+            step, graphs = compiled(step, closure, clip, engine, self.hooks, self.metrics, in_force, between)
         if isinstance(step, GivenClosure) and accumulate_grad_batches == "epoch":
             check_replay(optimizer, self.train_batches.loader)
         return Phase(optimizer, schedulers, schedulers, closure, step, iterations, accumulate_grad_batches, graphs)

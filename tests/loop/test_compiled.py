@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from framework import Callback, Module, Trainer, seed_everything
+from framework.callbacks import PenaltyPath
 from framework.data import TensorLoader
-from framework.optim import ProxAdam
+from framework.optim import ProxAdam, SpaRSA
 from framework.penalties import L1, GroupL1, Penalty
 from tests.modules import make_trainer, needs_compiler, regression_data
 
@@ -537,6 +539,25 @@ def test_what_a_scheduler_and_a_loader_change(tmp_path: Path) -> None:
 
     assert_equal(tmp_path, build, loader=data(400), max_steps=15)
     assert_equal(tmp_path, build, loader=Curriculum(*data(400).tensors, batch_size=20), max_steps=15)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(("of_trainer", "of_stages", "what"), [("epoch", 1, "step"), (1, "epoch", "evaluation")])
+def test_the_stages_of_a_path_become_graphs_by_their_own_accumulation(
+    tmp_path: Path, of_trainer: Any, of_stages: Any, what: str
+) -> None:
+    def path() -> PenaltyPath:
+        return PenaltyPath(partial(ProxAdam, lr=0.01), accumulate_grad_batches=of_stages, window=9)
+
+    def build() -> Module:
+        return Network(lambda groups: SpaRSA(groups), penalty=L1())
+
+    options: dict[str, Any] = {"max_steps": 8, "accumulate_grad_batches": of_trainer}
+    _, expected = train(tmp_path, None, build, callbacks=[path()], **options)
+    with nullcontext() if what == "step" else pytest.warns(UserWarning, match="ProxAdam runs eagerly: accumulate"):
+        trainer, found = train(tmp_path, "step", build, callbacks=[path()], **options)
+    assert [graphs._what for graphs in trainer._fit.phase.graphs if graphs._recorded] == [what]
+    assert largest_difference(expected, found) <= 1e-12
 
 
 @pytest.mark.usefixtures("uncompiled")
