@@ -18,7 +18,7 @@ from framework.happy_lambda import (
 )
 from framework.layers import NormalizedLinear
 from framework.losses import L2Loss
-from framework.penalties import L1, MCP, SCAD, ElasticNet, GroupL1, Harder, Penalty
+from framework.penalties import L1, MCP, SCAD, ElasticNet, GroupL1, Harder, Penalty, Weighted
 from framework.pruning import split_layers
 
 REMEDY = "give happy_lambda as a number instead"
@@ -47,7 +47,8 @@ def auto_happy_lambda(
         groups: Its parameter groups; the weight of the first layer must be penalized, and nothing else. The bias of the
             last layer, the intercept, must be trained, or no layer may have a bias: then the null model is 0.
         loss: `L2Loss` or (linear) `CoxLoss`, on all the data at once, `nn.CrossEntropyLoss` or `nn.BCEWithLogitsLoss`.
-        penalty: `L1`, `Harder`, `SCAD`, `MCP`, `ElasticNet`, or `GroupL1` by columns.
+        penalty: `L1`, `Harder`, `SCAD`, `MCP`, `ElasticNet`, `GroupL1` by columns or with listed groups (in a network
+            of one output), or one of these `Weighted`.
         inputs: X, shape (N, ...), flattened to (N, P).
         targets: y: shape (N, K), labels 0 and 1 for logistic outputs, times and events for Cox; or class indices, shape
             (N,).
@@ -67,28 +68,30 @@ def auto_happy_lambda(
     groups = [{**group, "params": _listed(group["params"])} for group in groups]
     _check_penalized(linears, groups)
     intercept = _has_intercept(linears, groups)
-    slope, by_feature = _slope_at_zero(penalty), isinstance(penalty, GroupL1)
     X, draws, num_outputs = inputs.flatten(1), distribution_count, linears[-1].out_features
+    if isinstance(penalty, Weighted):
+        X, penalty = _weighed(X, penalty), penalty.penalty
+    slope, grouped = _slope_at_zero(penalty), penalty if isinstance(penalty, GroupL1) else None
     network_options: dict[str, Any] = {}
     if len(linears) > 1:
         widths = [linear.out_features for linear in linears]
         network_options = {"neuron_count": widths, "activation_fn": _activation(between)}
-    options: dict[str, Any] = {"generator": generator, "intercept": intercept}
+    options: dict[str, Any] = {"generator": generator, "intercept": intercept, "groups": grouped}
     threshold: HappyLambda
     if isinstance(loss, L2Loss):
         options["num_responses"] = num_outputs
         if network_options:
             threshold = HappyLambdaMLP(X, draws, **network_options, **options)
         else:
-            threshold = HappyLambdaLinear(X, draws, by_feature=by_feature, **options)
+            threshold = HappyLambdaLinear(X, draws, **options)
     elif isinstance(loss, nn.CrossEntropyLoss | nn.BCEWithLogitsLoss):
-        options |= {"reduction": _reduction(loss), "by_feature": by_feature, **network_options}
+        options |= {"reduction": _reduction(loss), **network_options}
         if isinstance(loss, nn.BCEWithLogitsLoss):
             threshold = HappyLambdaBinary(X, targets, draws, **options)
         else:
             threshold = HappyLambdaClassifier(X, targets, draws, num_classes=num_outputs, **options)
     elif isinstance(loss, CoxLoss) and not network_options:
-        threshold = HappyLambdaCox(X, targets, draws, generator)
+        threshold = HappyLambdaCox(X, targets, draws, generator, groups=grouped)
     else:
         raise ValueError(
             f"happy_lambda=auto: no threshold is known for {_why_unknown(loss)}. Use loss=l2 (the unsquared norm) for "
@@ -141,7 +144,7 @@ def _slope_at_zero(penalty: Penalty) -> float:
     Raises:
         ValueError: If no threshold is known for the penalty.
     """
-    if isinstance(penalty, L1) or (isinstance(penalty, GroupL1) and penalty.groups == "columns"):
+    if isinstance(penalty, L1) or (isinstance(penalty, GroupL1) and penalty.groups != "rows"):
         return 1.0
     if isinstance(penalty, Harder):
         return 1.0 if penalty.nu < 1 else 0.5
@@ -151,8 +154,23 @@ def _slope_at_zero(penalty: Penalty) -> float:
         return penalty.l1_ratio
     raise ValueError(
         f"happy_lambda=auto: no threshold is known for {penalty}. Use L1, Harder, SCAD, MCP, ElasticNet with l1_ratio "
-        f"> 0, or GroupL1 by columns, or {REMEDY}"
+        f"> 0, GroupL1 by columns or with listed groups, or one of these Weighted, or {REMEDY}"
     )
+
+
+def _weighed(X: Tensor, penalty: Weighted) -> Tensor:
+    """Divide each feature by its weight: gradients at zero are to the weight of the penalty as those are to 1.
+
+    Raises:
+        ValueError: If there is not one weight for each feature, or one is 0.
+    """
+    if len(penalty.weights) != X.shape[1] or not all(penalty.weights):
+        raise ValueError(
+            f"happy_lambda=auto: Weighted has {len(penalty.weights)} weights for {X.shape[1]} features, "
+            f"{penalty.weights.count(0.0)} of them 0; the threshold needs one for each, and none of a feature that is "
+            f"always used, which would belong to the null model. Change them, or {REMEDY}"
+        )
+    return X / torch.tensor(penalty.weights, dtype=X.dtype, device=X.device)
 
 
 def _activation(between: list[list[nn.Module]]) -> nn.Module:

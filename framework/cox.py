@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.happy_lambda import HappyLambda
+from framework.penalties import GroupL1
 
 
 class CoxLoss(nn.Module):
@@ -55,6 +56,7 @@ class HappyLambdaCox(HappyLambda):
         distribution_count: The number of draws.
         generator: As in `HappyLambdaLinear`.
         quantile: The probability of finding nothing when there is nothing to find.
+        groups: As in `HappyLambdaLinear`.
 
     Raises:
         ValueError: As for `HappyLambdaLinear`; or if the targets are no such times and events, or there is no event.
@@ -68,9 +70,16 @@ class HappyLambdaCox(HappyLambda):
         generator: torch.Generator | None = None,
         *,
         quantile: float = 0.95,
+        groups: GroupL1 | None = None,
     ) -> None:
         super().__init__(
-            dataset, distribution_count, device=None, generator=generator, quantile=quantile, intercept=True
+            dataset,
+            distribution_count,
+            device=None,
+            generator=generator,
+            quantile=quantile,
+            intercept=True,
+            groups=groups,
         )
         events = targets[:, 1] if targets.shape == (len(dataset), 2) else targets.new_full((1,), math.nan)
         if not (targets.isfinite().all() and ((events == 0) | (events == 1)).all() and events.any()):

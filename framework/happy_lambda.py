@@ -12,8 +12,10 @@ logistic outputs. A threshold is a factor times the 0.95 quantile of
 
 with R the negative derivative of the loss in the outputs of the null model, shape (N, K). The norm over the K outputs
 is dual to what may be penalized: the largest entry for `L1` on a linear model, the 2-norm for `GroupL1` by columns on
-one, and for networks, under either, the sum of absolute values: their last layer is free to align its K rows. The
-factor is that of the network's depth and widths (see `HappyLambdaMLP`), and 1 / N for a loss that is a mean.
+one, and for networks, under either, the sum of absolute values: their last layer is free to align its K rows. Listed
+groups of `GroupL1` take the 2-norm over their features as well, divided by what the group counts; for networks K must
+then be 1. The factor is that of the network's depth and widths (see `HappyLambdaMLP`), and 1 / N for a loss that is a
+mean.
 
 Shape legend: N samples, P features, K responses or classes, D draws in one chunk.
 """
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor
 
 from framework.layers import sigma
+from framework.penalties import GroupL1
 
 # Draws and their products with the data are made in chunks of this size: the data may leave little room on a device.
 CHUNK_BYTES = 64 * 2**20
@@ -43,12 +46,11 @@ class HappyLambda(ABC):
     each call takes another integer.
 
     Attributes:
-        by_feature: Whether the penalty takes all the weights of a feature together.
+        groups: The penalty, if it takes weights together.
         neuron_count: The widths of the network's layers; of a linear model none or one.
         activation_fn: The activation between them.
     """
 
-    by_feature = False
     neuron_count: Sequence[int] = ()
     activation_fn: Callable[[Tensor], Tensor] = staticmethod(sigma)
 
@@ -61,6 +63,7 @@ class HappyLambda(ABC):
         generator: torch.Generator | None,
         quantile: float,
         intercept: bool,
+        groups: GroupL1 | None = None,
     ) -> None:
         name = type(self).__name__
         if dataset.ndim != 2 or dataset.numel() == 0:
@@ -87,6 +90,11 @@ class HappyLambda(ABC):
         self.generator = generator
         self.quantile = quantile
         self.intercept = intercept
+        if groups is not None and groups.groups == "rows":
+            raise ValueError(
+                f"{name}: no threshold is known for {groups}; pass GroupL1 by columns, or with listed groups"
+            )
+        self.groups = groups
 
     def _set_network(self, neuron_count: Sequence[int], activation_fn: Callable[[Tensor], Tensor]) -> None:
         if min(neuron_count, default=0) < 1:
@@ -98,7 +106,17 @@ class HappyLambda(ABC):
         self.activation_fn = activation_fn
 
     def run(self) -> float:
-        """Compute happy_lambda; waits for the device."""
+        """Compute happy_lambda; waits for the device.
+
+        Raises:
+            ValueError: If no threshold is known for listed groups in a network of several outputs, or they name
+                features that are not there.
+        """
+        if self._has_listed_groups() and len(self.neuron_count) > 1 and self._num_responses() > 1:
+            raise ValueError(
+                f"{type(self).__name__}: no threshold is known for {self.groups} in a network of "
+                f"{self._num_responses()} outputs; use GroupL1 by columns"
+            )
         generator = self._private_generator()
         chunk = self._chunk_size()
         counts = [min(chunk, self.distribution_count - start) for start in range(0, self.distribution_count, chunk)]
@@ -115,8 +133,13 @@ class HappyLambda(ABC):
 
     def _dual_norm(self, C_DKP: Tensor) -> Tensor:
         """Compute the largest gradient at the null model, in the norm dual to the penalty, shape (D,), from X^T R."""
-        order = 1 if len(self.neuron_count) > 1 else 2 if self.by_feature else math.inf
-        return torch.linalg.vector_norm(C_DKP, ord=order, dim=1).amax(dim=1)
+        is_network = len(self.neuron_count) > 1
+        if self.groups is not None and (not is_network or self._has_listed_groups()):
+            return self.groups.largest_gradient(C_DKP)
+        return torch.linalg.vector_norm(C_DKP, ord=1 if is_network else math.inf, dim=1).amax(dim=1)
+
+    def _has_listed_groups(self) -> bool:
+        return self.groups is not None and self.groups.groups != "columns"
 
     def _factor(self) -> float:
         """Return by how much the layers after the first can enlarge a gradient."""
@@ -159,8 +182,8 @@ class HappyLambdaLinear(HappyLambda):
         quantile: The probability of finding nothing when there is nothing to find.
         num_responses: Number of columns of the target. With several, the loss is the norm over all of them (Frobenius).
         intercept: Whether the model has an intercept, trained and not penalized.
-        by_feature: Whether the penalty is `GroupL1` by columns, which takes the weights of a feature for all responses
-            together.
+        groups: The penalty, if it is `GroupL1` by columns, which takes the weights of a feature for all responses
+            together, or with listed groups.
 
     Raises:
         ValueError: If the dataset is empty, not a matrix, constant or not finite, or an argument is out of range.
@@ -178,12 +201,17 @@ class HappyLambdaLinear(HappyLambda):
         quantile: float = 0.95,
         num_responses: int = 1,
         intercept: bool = True,
-        by_feature: bool = False,
+        groups: GroupL1 | None = None,
     ) -> None:
         super().__init__(
-            dataset, distribution_count, device=device, generator=generator, quantile=quantile, intercept=intercept
+            dataset,
+            distribution_count,
+            device=device,
+            generator=generator,
+            quantile=quantile,
+            intercept=intercept,
+            groups=groups,
         )
-        self.by_feature = by_feature
         name = type(self).__name__
         if not (math.isfinite(std) and std > 0):
             raise ValueError(
@@ -240,6 +268,7 @@ class HappyLambdaMLP(HappyLambdaLinear):
         num_responses: The number of outputs fitted to Gaussian responses. The published formula is for 1, which is the
             default whatever the last width; for several responses pass their number, and the threshold grows.
         intercept: True if the last layer has a bias, False if no layer has one.
+        groups: As in `HappyLambdaLinear`; listed ones only for one response.
 
     Raises:
         ValueError: As for `HappyLambdaLinear`; or if a width is below 1, the activation's derivative is not bounded,
@@ -260,6 +289,7 @@ class HappyLambdaMLP(HappyLambdaLinear):
         quantile: float = 0.95,
         num_responses: int = 1,
         intercept: bool = True,
+        groups: GroupL1 | None = None,
     ) -> None:
         super().__init__(
             dataset,
@@ -271,6 +301,7 @@ class HappyLambdaMLP(HappyLambdaLinear):
             quantile=quantile,
             num_responses=num_responses,
             intercept=intercept,
+            groups=groups,
         )
         self._set_network(neuron_count, activation_fn)
 
@@ -293,17 +324,22 @@ class _HappyLambdaLabels(HappyLambda):
         reduction: Literal["sum", "mean"] = "mean",
         quantile: float = 0.95,
         intercept: bool = True,
-        by_feature: bool = False,
+        groups: GroupL1 | None = None,
         neuron_count: Sequence[int] = (),
         activation_fn: Callable[[Tensor], Tensor] = sigma,
     ) -> None:
         super().__init__(
-            dataset, distribution_count, device=device, generator=generator, quantile=quantile, intercept=intercept
+            dataset,
+            distribution_count,
+            device=device,
+            generator=generator,
+            quantile=quantile,
+            intercept=intercept,
+            groups=groups,
         )
         if reduction not in ("sum", "mean"):
             raise ValueError(f'{type(self).__name__}: reduction={reduction!r} is unknown; pass "sum" or "mean"')
         self.reduction = reduction
-        self.by_feature = by_feature
         if len(neuron_count):
             self._set_network(neuron_count, activation_fn)
         self.frequencies = self._frequencies(targets).to(self.dataset)
@@ -349,7 +385,7 @@ class HappyLambdaClassifier(_HappyLambdaLabels):
         reduction: "mean" if the loss averages over samples (torch's default), "sum" if it adds them: N times larger.
         quantile: The probability of finding nothing when there is nothing to find.
         intercept: Whether the model has an intercept, trained and not penalized.
-        by_feature: As in `HappyLambdaLinear`.
+        groups: As in `HappyLambdaLinear`.
         neuron_count: The widths of a network's layers, as in `HappyLambdaMLP`, the last of them K; none for a linear
             model.
         activation_fn: As in `HappyLambdaMLP`.
@@ -371,7 +407,7 @@ class HappyLambdaClassifier(_HappyLambdaLabels):
         reduction: Literal["sum", "mean"] = "mean",
         quantile: float = 0.95,
         intercept: bool = True,
-        by_feature: bool = False,
+        groups: GroupL1 | None = None,
         neuron_count: Sequence[int] = (),
         activation_fn: Callable[[Tensor], Tensor] = sigma,
     ) -> None:
@@ -385,7 +421,7 @@ class HappyLambdaClassifier(_HappyLambdaLabels):
             reduction=reduction,
             quantile=quantile,
             intercept=intercept,
-            by_feature=by_feature,
+            groups=groups,
             neuron_count=neuron_count,
             activation_fn=activation_fn,
         )

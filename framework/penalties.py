@@ -170,6 +170,31 @@ class GroupL1(Penalty):
         gap = torch.where(norm == 0, self.prox(-grad, 1.0, lam), grad + slope)
         return _largest(groups.norm(gap))
 
+    def largest_gradient(self, gradient: Tensor) -> Tensor:
+        """Compute the least `lam` at which zero is stationary: the largest norm of a group over what the group counts.
+
+        Args:
+            gradient: Of the smooth part at zero, shape (..., outputs, inputs), for columns or listed groups.
+
+        Returns:
+            One number for each of the leading dimensions.
+
+        Raises:
+            ValueError: If the groups name inputs that do not exist.
+        """
+        if isinstance(self.groups, str):
+            return torch.linalg.vector_norm(gradient, dim=-2).amax(-1)
+        num_inputs = gradient.shape[-1]
+        _labels(self.groups, num_inputs)  # refuses inputs that do not exist
+        alone = sorted(set(range(num_inputs)).difference(*self.groups))
+        norms = [
+            torch.linalg.vector_norm(gradient[..., group], dim=(-2, -1)) / (len(group) ** 0.5 if self.sqrt_size else 1)
+            for group in map(list, self.groups)
+        ]
+        if alone:
+            norms.append(torch.linalg.vector_norm(gradient[..., alone], dim=-2).amax(-1))
+        return torch.stack(norms).amax(0)
+
     def _is_entrywise(self, param: Tensor) -> bool:
         return param.ndim < 2 and self.groups in ("columns", "rows")
 

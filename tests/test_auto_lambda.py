@@ -9,7 +9,8 @@ from framework.happy_lambda import HappyLambdaBinary, HappyLambdaClassifier, Hap
 from framework.layers import NormalizedLinear, Sigma, sigma
 from framework.losses import L2Loss
 from framework.optim import square_root_lasso
-from framework.penalties import L1, ElasticNet, GroupL1, Harder
+from framework.penalties import L1, ElasticNet, GroupL1, Harder, Penalty, Weighted
+from framework.pruning import split_layers
 from framework.recipes.networks import CNN, MLP, Linear, SparseMLP
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -33,11 +34,9 @@ def groups(network):
 
 
 def auto(network, loss, penalty=None, targets=Y, **options):
-    options = {"groups": groups(network), **options}
+    options = {"groups": groups(network), "distribution_count": DRAWS, **options}
     given = options.pop("groups")
-    return auto_happy_lambda(
-        network, given, loss, penalty or L1(), X, targets, distribution_count=DRAWS, generator=generator()
-    )
+    return auto_happy_lambda(network, given, loss, penalty or L1(), X, targets, generator=generator(), **options)
 
 
 def test_each_model_and_loss_gets_its_threshold():
@@ -101,7 +100,7 @@ def test_networks_have_a_threshold_for_classes_and_for_binary_labels(bias: bool)
 
 
 def test_groups_over_several_outputs_have_a_threshold_of_their_own_in_a_linear_model_only() -> None:
-    options = {"generator": generator(), "num_responses": 2, "by_feature": True}
+    options = {"generator": generator(), "num_responses": 2, "groups": GroupL1()}
     linear = Linear((6,), 2)
     assert auto(linear, L2Loss(), GroupL1("columns")) == HappyLambdaLinear(X, DRAWS, **options).run()
     assert auto(linear, L2Loss(), GroupL1("columns")) > auto(linear, L2Loss())
@@ -111,6 +110,69 @@ def test_groups_over_several_outputs_have_a_threshold_of_their_own_in_a_linear_m
         assert groups_of_three > auto(Linear((6,), 3), loss, targets=targets)
         deep = SparseMLP((6,), 3, hidden=(5, 4))
         assert auto(deep, loss, GroupL1("columns"), targets=targets) == auto(deep, loss, targets=targets)
+
+
+WEIGHTS = (0.2, 1.0, 3.0, 0.5, 1.0, 2.0)
+LISTED = [
+    GroupL1([[0, 1, 2], [3, 5]]),
+    GroupL1([[0, 1, 2], [3, 5]], sqrt_size=True),
+    Weighted(L1(), WEIGHTS),
+    Weighted(GroupL1(), WEIGHTS),
+    Weighted(GroupL1([[0, 1, 2], [3, 5]], sqrt_size=True), WEIGHTS),
+]
+
+
+@pytest.mark.parametrize("penalty", LISTED, ids=str)
+def test_with_no_signal_95_fits_in_100_select_no_listed_group_and_no_weighted_feature(penalty: Penalty) -> None:
+    """The objective is convex: a fit selects nothing if and only if zero is stationary."""
+    linear = Linear((6,), 3)
+    targets = torch.zeros(len(X), 3)
+    weight = auto(linear, L2Loss(), penalty, targets=targets, distribution_count=4000)
+    Y = torch.randn(2000, len(X), 3, generator=generator())
+    Y = Y - Y.mean(1, keepdim=True)
+    gradients = -(Y.mT @ X) / Y.flatten(1).norm(dim=1)[:, None, None]
+    gaps = [penalty.subgradient_gap(torch.zeros(3, 6), gradient, weight) for gradient in gradients]
+    assert 0.93 < (torch.stack(gaps) == 0).double().mean() < 0.97
+
+
+@pytest.mark.parametrize("penalty", LISTED, ids=str)
+@pytest.mark.parametrize("hidden", [(), (5,), (5, 4)], ids=str)
+def test_listed_groups_and_weights_under_logistic_outputs(penalty: Penalty, hidden: tuple[int, ...]) -> None:
+    """Of one draw of labels, with the gradient of a network that makes it as large as any can."""
+    network = SparseMLP((6,), 1, hidden=hidden) if hidden else Linear((6,), 1)
+    labels = (LABELS > 0).float()[:, None]
+    weight = auto(network, nn.BCEWithLogitsLoss(), penalty, targets=labels, distribution_count=1)
+    drawn = HappyLambdaBinary(X, labels, 1, generator=generator())
+    drawn_labels = drawn._labels(1, drawn._private_generator())[0].mT
+    linears, _, _ = split_layers(network)
+    with torch.no_grad():
+        for linear in linears[1:]:  # all paths through the network add up
+            linear.weight.fill_(1.0)
+        if hidden:
+            linears[1].weight[:, 1:] = 0.0
+        for linear in linears:
+            linear.bias.fill_(0.3)
+        linears[0].weight.zero_()
+        linears[-1].bias += drawn_labels.mean().logit() - network(X)[0]
+    loss = nn.functional.binary_cross_entropy_with_logits(network(X), drawn_labels)
+    (gradient,) = torch.autograd.grad(loss, linears[0].weight)
+    zero = torch.zeros_like(gradient)
+    assert penalty.subgradient_gap(zero, gradient, 1.0001 * weight) == 0
+    assert penalty.subgradient_gap(zero, gradient, 0.9999 * weight) > 0
+
+
+def test_listed_groups_in_a_network_of_several_outputs_and_weights_of_zero_are_refused() -> None:
+    network = SparseMLP((6,), 3)
+    with pytest.raises(ValueError, match=r"no threshold is known for GroupL1.* in a network of 3 outputs"):
+        auto(network, nn.CrossEntropyLoss(), LISTED[0], targets=LABELS)
+    with pytest.raises(ValueError, match="Weighted has 6 weights for 6 features, 1 of them 0"):
+        auto(Linear((6,), 1), L2Loss(), Weighted(L1(), (0.0, *WEIGHTS[1:])))
+    with pytest.raises(ValueError, match="Weighted has 2 weights for 6 features"):
+        auto(Linear((6,), 1), L2Loss(), Weighted(L1(), (1.0, 1.0)))
+    with pytest.raises(ValueError, match="names inputs beyond the 6"):
+        auto(Linear((6,), 1), L2Loss(), GroupL1([[0, 6]]))
+    with pytest.raises(ValueError, match="no threshold is known for GroupL1"):
+        HappyLambdaLinear(X, 1, groups=GroupL1("rows"))
 
 
 def test_an_intercept_that_is_frozen_or_penalized_is_refused():

@@ -142,8 +142,9 @@ def test_weights_per_feature_and_groups_are_penalties() -> None:
     table = pd.DataFrame({"kind": category, "noise": np.random.default_rng(0).normal(size=100)})
     encoded = make_column_transformer((OneHotEncoder(), ["kind"]), remainder="passthrough", sparse_threshold=0)
     groups = GroupL1([[0, 1, 2, 3]], sqrt_size=True)
-    model = make_pipeline(encoded, SparseRegressor(penalty=groups, happy_lambda=2.0)).fit(table, category**2.0)
-    assert model[-1].selected_features_.tolist() == [0, 1, 2, 3]
+    for weight in (2.0, "auto"):
+        model = make_pipeline(encoded, SparseRegressor(penalty=groups, happy_lambda=weight)).fit(table, category**2.0)
+        assert model[-1].selected_features_.tolist() == [0, 1, 2, 3]
 
 
 def test_a_penalty_without_a_known_threshold_needs_a_number() -> None:

@@ -274,7 +274,7 @@ def test_for_classes_it_is_the_largest_gradient_over_networks_with_unit_rows(
         W = torch.zeros(K, 12, dtype=torch.float64, requires_grad=True)
         (gradient,) = torch.autograd.grad(loss(X @ W.T + null * intercept, y), W)
         torch.testing.assert_close(gradient.abs().max(), bound[0], rtol=1e-12, atol=0)
-        threshold.by_feature = True
+        threshold.groups = GroupL1()
         bound = threshold._factor() * threshold._dual_norm(C.T[None])
         torch.testing.assert_close(gradient.norm(dim=0).max(), bound[0], rtol=1e-12, atol=0)
         return
@@ -348,7 +348,7 @@ def test_with_no_signal_95_classifiers_in_100_select_nothing(softmax: bool, inte
     X = shifted_design(50, 20)
     targets, Y_RNK = null_labels(softmax, intercept, (1000, 50))
     threshold = (HappyLambdaClassifier if softmax else HappyLambdaBinary)(
-        X, targets, 4000, intercept=intercept, by_feature=by_feature
+        X, targets, 4000, intercept=intercept, groups=GroupL1() if by_feature else None
     ).run()
     W = fit_labels(X, Y_RNK, threshold, softmax=softmax, intercept=intercept, by_feature=by_feature)
     assert 0.93 < (W == 0).flatten(1).all(1).double().mean() < 0.97
@@ -358,7 +358,7 @@ def test_with_no_signal_95_classifiers_in_100_select_nothing(softmax: bool, inte
 def test_with_no_signal_95_fits_of_several_responses_in_100_select_no_group(intercept: bool) -> None:
     """The objective is convex: a fit selects nothing if and only if zero is stationary."""
     X, Y = shifted_design(40, 30), torch.randn(1000, 40, 3, dtype=torch.float64)
-    threshold = HappyLambdaLinear(X, 4000, num_responses=3, intercept=intercept, by_feature=True).run()
+    threshold = HappyLambdaLinear(X, 4000, num_responses=3, intercept=intercept, groups=GroupL1()).run()
     if intercept:
         Y = Y + 5
         Y = Y - Y.mean(1, keepdim=True)
