@@ -182,6 +182,7 @@ def kill(*_: Any) -> None:
     raise KilledError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["older", "newest", "stopped"])
 @pytest.mark.parametrize("step", [2, 5, 6, 8, 10, 13])
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_groups_of_features_leave_zero_though_their_parts_could_not(groups):
         nn.init.zeros_(network.weight)
         module = Fit(network, SpaRSA, weight, GroupL1(groups))
         trainer = fit(module, TensorLoader(X, Y, batch_size=60), *callbacks, epochs=100)
-        assert trainer.stationarity_gap() <= 1e-9
+        assert trainer.stationarity_gap() <= 1e-8  # about the root of float64's precision: F cannot tell more
         minima.append(network.weight.detach())
     assert minima[1].any()
     assert minima[0] == pytest.approx(minima[1], abs=1e-7)

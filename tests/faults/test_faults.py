@@ -24,6 +24,7 @@ def attempt(laboratory: Laboratory, name: str, training: str) -> list[str]:
     return case(laboratory, training, random.Random(f"{name} {training}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", TRAININGS)
 def test_a_run_that_was_killed_continues_to_the_same_end(laboratory, training):
     for name in ("SIGKILL at random lines", "SIGKILL inside the write"):

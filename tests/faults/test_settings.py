@@ -264,6 +264,7 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
+@pytest.mark.slow
 @settings(
     max_examples=400,
     derandomize=True,

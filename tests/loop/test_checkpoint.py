@@ -456,6 +456,7 @@ def train_until_the_disk_is_full(folder):
     make_trainer(folder, callbacks=ModelCheckpoint(folder, every_n_train_steps=1)).fit(Growing(), make_loader())
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(tmp_path):
     process = Forked(train_until_the_disk_is_full, tmp_path, cwd=tmp_path)
     assert process.end() == 1

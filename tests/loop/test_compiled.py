@@ -124,6 +124,7 @@ PROXIMAL = ("ista", "fista", "sparsa", "prox_adam")
 STEPS = {"fista": 30, "lbfgs": 30, "sparsa": 30, "scipy": 2, "exhaustive_search": 2}
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("[!c]*.yaml")))
 def test_every_optimizer_of_the_command_line_takes_the_steps_it_takes_eagerly(tmp_path: Path, name: str) -> None:
@@ -140,7 +141,8 @@ def test_every_optimizer_of_the_command_line_takes_the_steps_it_takes_eagerly(tm
         )
 
     steps = STEPS.get(name, 200)
-    assert_equal(tmp_path, module, max_steps=steps, accumulate_grad_batches=size)
+    within = 1e-11 if name == "ista" else 1e-12  # rounding grows by its backtracking
+    assert_equal(tmp_path, module, within=within, max_steps=steps, accumulate_grad_batches=size)
 
 
 class Tiny(Network):
@@ -155,6 +157,7 @@ class Tiny(Network):
         return [{"params": [self.layers.bias], "penalized": False}]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("optimizer", ["RAdam", "Adamax", "Rprop"])
 def test_other_optimizers_of_torch(tmp_path: Path, optimizer: str) -> None:
@@ -194,11 +197,13 @@ def test_settings(tmp_path: Path, build: Callable[[], Module], options: dict[str
     assert_equal(tmp_path, build, **options)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_batch_norm_and_dropout(tmp_path: Path) -> None:
     assert_equal(tmp_path, with_batch_norm)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_mixed_precision(tmp_path: Path) -> None:
     loader, model = data(dtype=torch.float32), lambda: Network(adam, dtype=torch.float32)
@@ -236,6 +241,7 @@ class TwoBiases(Network):
         return (self.layers(features) + self.other - targets).square().mean()
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("compile", ["step", "model"])
 def test_parameters_with_the_same_gradient(tmp_path: Path, compile: str) -> None:
@@ -264,11 +270,13 @@ def test_numbers_in_batches_are_no_constants(tmp_path: Path) -> None:
     assert largest_difference(expected, found) == 0
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_continued_run_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> None:
     assert_continues_bitwise(tmp_path, lambda: Network(adam), (1,))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("changes_options", [False, True], ids=["graph", "given up"])
 def test_a_continued_run_makes_a_graph_where_the_uninterrupted_did(tmp_path: Path, changes_options: bool) -> None:
@@ -292,6 +300,7 @@ def one_cycle(make: Callable[..., torch.optim.Optimizer]) -> Callable[[list[dict
     return configure
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("make", [torch.optim.AdamW, ProxAdam])
 def test_betas_that_a_schedule_cycles_are_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Any) -> None:
@@ -311,6 +320,7 @@ def change_second_beta(trainer: Trainer, module: Module) -> None:
             group["betas"] = (group["betas"][0], 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(
     ("build", "change", "num_graphs"),
@@ -395,6 +405,7 @@ def replace_layer(module: Any) -> None:
     module.layers[1] = nn.Sigmoid()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(
     ("kind", "change"),
@@ -461,6 +472,7 @@ def test_what_a_callback_changes_takes_effect_in_the_next_step(
     assert_equal(tmp_path, build, callbacks=[Change()], max_steps=12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 def test_what_changes_at_every_step_is_given_up_by_name(tmp_path: Path) -> None:
     class Change(Callback):
@@ -499,6 +511,7 @@ def test_a_hook_of_the_optimizer_that_a_callback_adds_is_called(tmp_path: Path) 
     assert largest_difference(expected, found) <= 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("gone", [lambda module: setattr(module, "kept", None), lambda module: delattr(module, "kept")])
 def test_a_tensor_that_is_gone(tmp_path: Path, gone: Callable[[Any], None]) -> None:
@@ -513,6 +526,7 @@ def test_a_tensor_that_is_gone(tmp_path: Path, gone: Callable[[Any], None]) -> N
     assert_equal(tmp_path, lambda: Network(adam), callbacks=[Change()], max_steps=12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 def test_what_a_scheduler_and_a_loader_change(tmp_path: Path) -> None:
     def decaying(groups: list[dict[str, Any]]) -> Any:
@@ -773,6 +787,7 @@ class Hooked(Network):
         self.layers[0].register_forward_hook(lambda *_: None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(
     ("kind", "reason"),

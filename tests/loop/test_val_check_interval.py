@@ -72,6 +72,7 @@ def train_both(root, batch_size=2, val=None, optimize=None, **options):
     return ours, theirs, trainer, other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 2, None])
 @pytest.mark.parametrize("interval", [1, 3, 4, 10, 0.1, 0.25, 0.3, 0.5, 0.99, 1.0])
 def test_validation_happens_when_it_does_under_lightning(tmp_path, interval, every):

@@ -137,6 +137,7 @@ def test_when_one_fails_all_end_with_its_error(tmp_path):
     assert not list(tmp_path.glob("answer-*.json"))
 
 
+@pytest.mark.slow
 def test_when_one_fails_torchrun_ends_with_its_error(tmp_path):
     ended = launch("tests.processes.special", "raise in rank 0", str(tmp_path), torchrun=True)
     assert ended.returncode != 0
@@ -144,6 +145,7 @@ def test_when_one_fails_torchrun_ends_with_its_error(tmp_path):
     assert not list(tmp_path.glob("answer-*.json"))
 
 
+@pytest.mark.slow
 def test_when_one_is_killed_the_other_ends_and_says_so(tmp_path):
     ended = launch("tests.processes.special", "kill", str(tmp_path), torchrun=False)
     assert ended.returncode != 0

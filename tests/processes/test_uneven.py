@@ -44,6 +44,7 @@ def found(tmp_path_factory):
     return [json.loads((folder / f"uneven-{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOTH)
 def test_both_processes_find_what_one_would(found, name):
     assert [one[name] for one in found] == [BOTH[name]] * 2

@@ -66,6 +66,7 @@ def test_a_run_leaves_its_fits_a_table_and_a_picture(tmp_path, capsys):
     assert "s=2: harder" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_where_it_was_and_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(small(whole, "logger=csv"), whole)

@@ -31,6 +31,7 @@ def test_each_sweep_has_a_tiny_form() -> None:
     assert sorted(TINY) == SWEEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=needs_images) if n in ("mlp_or_cnn", "overfit", "augmentation") else n for n in SWEEPS],

@@ -19,6 +19,7 @@ needs_data = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_every_contender_is_timed_in_every_round(tmp_path: Path) -> None:
     with quiet_lightning():
@@ -52,6 +53,7 @@ def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
     assert table.splitlines()[-1] == "| other | 3.0 | 2.0 | 1.000 | <= 1.10 |"
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_tables_and_figures_come_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -63,6 +65,7 @@ def test_tables_and_figures_come_from_the_command_line(
     assert all(len(values) == 1 for values in figures.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "problem", [lbfgs(steps=1), sparsa(steps=1), scipy_method("L-BFGS-B", 5), scipy_method("trust-ncg", 5)]
 )
