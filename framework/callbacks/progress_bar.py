@@ -94,7 +94,8 @@ class ProgressBar(Callback):
 
 def make_bar(**options: Any) -> Any:
     """Make tqdm's bar on a terminal, a widget in a notebook, and lines in a file."""
-    if "ipykernel" in sys.modules:
+    kernel = sys.modules.get("ipykernel.kernelapp")
+    if kernel is not None and kernel.IPKernelApp.initialized():
         from tqdm.autonotebook import tqdm as notebook_tqdm
 
         return notebook_tqdm(**options)

@@ -1,5 +1,6 @@
 """The progress bar, read from what it prints."""
 
+import importlib
 import re
 import sys
 from datetime import timedelta
@@ -29,6 +30,14 @@ def test_a_file_gets_lines_that_count_the_steps_and_show_the_loss(
     assert last.startswith("epoch 2/2: 100% 6/6 [")
     loss = re.search(r"train/loss=([\d.]+)", last)
     assert float(loss[1]) == pytest.approx(trainer.callback_metrics["train/loss"], rel=0.01)
+
+
+def test_a_process_that_has_imported_a_kernel_and_is_none_gets_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    importlib.import_module("ipykernel.kernelapp")
+    make_trainer(tmp_path, callbacks=ProgressBar(), max_epochs=1).fit(Regressor(), make_loader())
+    assert "\r" not in capsys.readouterr().err
 
 
 def test_a_terminal_gets_a_bar(
