@@ -715,7 +715,8 @@ def _snapshot_holds(snapshot: _Snapshot, optimizer: Optimizer) -> bool:
 
 def gradient_norm(optimizer: Optimizer) -> Tensor:
     """Compute the 2-norm of all gradients together."""
-    return get_total_norm([p.grad for p in all_parameters(optimizer) if p.grad is not None])
+    gradients = [param.grad for param in all_parameters(optimizer) if param.grad is not None]
+    return get_total_norm([grad.coalesce().values() if grad.is_sparse else grad for grad in gradients])
 
 
 @torch.no_grad()

@@ -61,26 +61,24 @@ class ProxAdam(ProximalOptimizer):
             with torch.enable_grad():
                 loss = closure()
         updated = [
-            (p, group, self.weight(group, p))
+            (p, p.grad.to_dense() if p.grad.is_sparse else p.grad, group, self.weight(group, p))
             for group in self.param_groups
             for p in group["params"]
             if p.grad is not None
         ]
         if not updated:
             return loss
-        norms = torch._foreach_norm([p.grad for p, _, _ in updated])
+        norms = torch._foreach_norm([grad for _, grad, _, _ in updated])
         finite = torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all()
-        for p, group, lam in updated:
-            self._update(p, group, lam, finite.to(p.device))
+        for p, grad, group, lam in updated:
+            self._update(p, grad, group, lam, finite.to(p.device))
         return loss
 
-    def _update(self, p: Tensor, group: dict[str, Any], lam: float | Tensor, finite: Tensor) -> None:
+    def _update(self, p: Tensor, grad: Tensor, group: dict[str, Any], lam: float | Tensor, finite: Tensor) -> None:
         state, (beta1, beta2) = self.state[p], group["betas"]
         if not state:
             state["step"], state["skipped"] = torch.zeros((), device=p.device), torch.zeros((), device=p.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-        assert p.grad is not None
-        grad = p.grad.to_dense() if p.grad.is_sparse else p.grad
         step, m, v = state["step"], state["exp_avg"], state["exp_avg_sq"]
         step.add_(finite)
         state["skipped"].add_(~finite)

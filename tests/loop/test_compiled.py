@@ -802,7 +802,7 @@ class Hooked(Network):
         (DrawsNumpy, "random numbers of Python or NumPy"),
         (Indexes, "it uses batch_idx"),
         (Anneals, "asks the trainer for global_step"),
-        (HasGenerator, "it calls Generator"),
+        (HasGenerator, "it calls Generator|argument of type: <class 'torch._C.Generator'>"),
         (HoldsGenerator, r"it draws random numbers from drawn\[0\]"),
         (Iterates, "it has numbers, an iterator"),
         (Checkpoints, "sets the state of a random generator"),
@@ -911,6 +911,20 @@ def test_what_is_sparse_runs_eagerly(tmp_path: Path, kind: Any, is_sparse: bool,
         _, found = train(tmp_path, "model", lambda: kind(torch.optim.SGD), loader, max_steps=12)
     _, expected = train(tmp_path, None, lambda: kind(torch.optim.SGD), loader, max_steps=12)
     assert largest_difference(expected, found) == 0
+
+
+def test_sparse_gradients_take_proximal_steps_as_dense_ones(tmp_path: Path) -> None:
+    class Dense(Sparse):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.layers[0].sparse = False
+
+    loader = list(data())
+    (_, found), (_, expected) = (
+        train(tmp_path, None, lambda kind=kind: kind(ProxAdam, penalty=L1()), loader, max_steps=20)  # type: ignore[misc]
+        for kind in (Sparse, Dense)
+    )
+    assert largest_difference(found, expected) <= 1e-12
 
 
 class LeavesOutDraws(Network):
